@@ -1,0 +1,18 @@
+//! The words and the pure decisions of dumont.
+//!
+//! Nothing here does I/O, reads a clock or knows a runtime: every decision takes what it
+//! needs, `now` included, and returns a value. That is what lets the race, the ranking and
+//! the detection be property-tested and simulated in virtual time with the very code that
+//! runs in production.
+
+pub mod blacklist;
+pub mod detect;
+pub mod history;
+pub mod id;
+pub mod offer;
+pub mod plan;
+pub mod rank;
+pub mod snapshot;
+pub mod spec;
+pub mod time;
+pub mod workflow;

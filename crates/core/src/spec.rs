@@ -1,0 +1,157 @@
+//! A workspace's specification: what the user asked for. Unknown fields are refused.
+
+use crate::id::WorkspaceName;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What a user wants to keep running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkspaceSpec {
+    pub name: WorkspaceName,
+    #[serde(default)]
+    pub gpu: GpuWanted,
+    /// Container image.
+    #[serde(default = "default_image")]
+    pub image: String,
+    /// Disk to rent, GB.
+    #[serde(default = "default_disk")]
+    pub disk_gb: u32,
+    /// The most to pay, dollars per hour, storage included.
+    #[serde(default)]
+    pub max_price: Option<f64>,
+    /// The directory that is snapshotted and restored.
+    #[serde(default = "default_path")]
+    pub path: String,
+    /// Shell command of the workload; none means only the files are kept.
+    #[serde(default)]
+    pub start: Option<String>,
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// TCP ports the workload listens on.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    #[serde(default)]
+    pub probe: Option<Probe>,
+    #[serde(default)]
+    pub failover: FailoverPolicy,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GpuWanted {
+    /// Exact marketplace name, e.g. "RTX 4090"; none means any.
+    #[serde(default)]
+    pub name: Option<String>,
+    #[serde(default = "one")]
+    pub count: u32,
+    /// Least memory per GPU, GB.
+    #[serde(default)]
+    pub min_ram_gb: Option<f64>,
+}
+
+impl Default for GpuWanted {
+    fn default() -> Self {
+        Self { name: None, count: 1, min_ram_gb: None }
+    }
+}
+
+/// How to tell that the workload serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Probe {
+    /// Healthy when the shell command exits 0.
+    Command {
+        command: String,
+        /// How long to keep trying, seconds.
+        #[serde(default = "default_probe_timeout")]
+        timeout_s: u32,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverPolicy {
+    /// Fail over by itself when the machine is lost.
+    #[serde(default = "yes")]
+    pub automatic: bool,
+    /// Offers to race.
+    #[serde(default = "three")]
+    pub racers: u32,
+}
+
+impl Default for FailoverPolicy {
+    fn default() -> Self {
+        Self { automatic: true, racers: 3 }
+    }
+}
+
+fn default_image() -> String {
+    "pytorch/pytorch:latest".into()
+}
+fn default_disk() -> u32 {
+    20
+}
+fn default_path() -> String {
+    "/workspace".into()
+}
+fn default_probe_timeout() -> u32 {
+    60
+}
+fn one() -> u32 {
+    1
+}
+fn three() -> u32 {
+    3
+}
+fn yes() -> bool {
+    true
+}
+
+/// A field that cannot be accepted, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct InvalidSpec {
+    pub field: &'static str,
+    pub problem: String,
+}
+
+impl WorkspaceSpec {
+    /// Checks what types cannot. Called at the edge, before anything is stored or rented.
+    pub fn check(&self) -> Result<(), InvalidSpec> {
+        let bad = |field, problem: String| Err(InvalidSpec { field, problem });
+        if !self.path.starts_with('/') || self.path == "/" || self.path.split('/').any(|p| p == ".." || p == ".") {
+            return bad("path", format!("{:?} must be an absolute directory below /, without '.' or '..'", self.path));
+        }
+        if self.path.len() > 1024 || self.path.contains('\0') {
+            return bad("path", "must be at most 1024 bytes without NUL".into());
+        }
+        if !(1..=16).contains(&self.gpu.count) {
+            return bad("gpu.count", format!("{} is not between 1 and 16", self.gpu.count));
+        }
+        if !(8..=16_384).contains(&self.disk_gb) {
+            return bad("disk_gb", format!("{} is not between 8 and 16384", self.disk_gb));
+        }
+        if self.max_price.is_some_and(|p| !p.is_finite() || p <= 0.0) {
+            return bad("max_price", "must be a positive number of dollars per hour".into());
+        }
+        if self.gpu.min_ram_gb.is_some_and(|p| !p.is_finite() || p < 0.0) {
+            return bad("gpu.min_ram_gb", "must be a number of GB, 0 or more".into());
+        }
+        if !(1..=8).contains(&self.failover.racers) {
+            return bad("failover.racers", format!("{} is not between 1 and 8", self.failover.racers));
+        }
+        if self.image.is_empty() || self.image.len() > 1024 || self.image.chars().any(char::is_whitespace) {
+            return bad("image", "must be 1 to 1024 characters without spaces".into());
+        }
+        for (key, value) in &self.env {
+            let name_ok = !key.is_empty()
+                && !key.starts_with(|c: char| c.is_ascii_digit())
+                && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            if !name_ok || value.contains('\0') || key.len() + value.len() > 32_768 {
+                return bad("env", format!("{key:?} is not a variable name, or its value holds NUL or is over 32 KB"));
+            }
+        }
+        Ok(())
+    }
+}

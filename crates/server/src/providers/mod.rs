@@ -1,0 +1,128 @@
+//! The marketplaces, behind one trait.
+//!
+//! The hard part of renting is what a failed call means. Every error carries a class, so that
+//! callers decide without reading messages, and `rent` answers an uncertain create (a lost
+//! reply, a 5xx) by looking for the label before it lets anyone repeat it.
+
+pub mod vast;
+
+use async_trait::async_trait;
+use dumont_core::offer::Offer;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What to search for. Everything is checked again on the answer: providers do not always
+/// apply their own filters.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct OfferQuery {
+    pub gpu_name: Option<String>,
+    pub gpu_count: u32,
+    pub min_gpu_ram_mb: Option<u64>,
+    /// Dollars per hour, disk included.
+    pub max_price: Option<f64>,
+    pub disk_gb: u32,
+}
+
+/// One rent: what to put where. `label` is unique to this rent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RentRequest {
+    pub offer: Offer,
+    pub label: String,
+    pub image: String,
+    pub disk_gb: u32,
+    pub env: BTreeMap<String, String>,
+    pub ports: Vec<u16>,
+    /// Shell text run at each start of the container.
+    pub onstart: String,
+}
+
+/// What an instance is doing, folded from the provider's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InstanceStatus {
+    /// Being provisioned, created or pulling its image.
+    Starting,
+    /// The container is up; its sshd may still take a while.
+    Running,
+    /// Stopped, exited, frozen or outbid.
+    Stopped,
+    /// The provider lost contact with the host.
+    Offline,
+    /// A word we do not know.
+    Unknown,
+}
+
+/// One rented instance as the provider shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProviderInstance {
+    pub instance_id: String,
+    pub machine_id: String,
+    pub label: Option<String>,
+    pub status: InstanceStatus,
+    /// The provider's own words, bounded, for error messages.
+    pub status_message: Option<String>,
+    /// Endpoints to try in this order (direct first, then proxy).
+    pub ssh: Vec<SshEndpoint>,
+    pub price: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SshEndpoint {
+    pub host: String,
+    pub port: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// The key is wrong or expired.
+    Auth,
+    /// The offer is no longer there: try another, not the machine's fault.
+    OfferGone,
+    /// The account has no money: stop renting and tell the user.
+    Credit,
+    /// Asked too often.
+    RateLimited { retry_after: Option<Duration> },
+    /// The act may or may not have happened, and looking for it did not tell.
+    Uncertain,
+    /// The network or the provider failed; nothing was done.
+    Transient,
+    /// The request itself is refused.
+    Invalid,
+    /// The provider answered something we cannot read.
+    Protocol,
+}
+
+/// A provider call that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ProviderError {
+    pub class: ErrorClass,
+    /// Bounded and free of control characters, safe to show.
+    pub message: String,
+}
+
+/// What dumont needs of a marketplace.
+#[async_trait]
+pub trait Provider: Send + Sync + 'static {
+    /// The word before the colon of a machine, e.g. `vast`.
+    fn name(&self) -> &'static str;
+
+    async fn search(&self, query: &OfferQuery) -> Result<Vec<Offer>, ProviderError>;
+
+    /// Rents, at most once per label. Gives the instance's id.
+    async fn rent(&self, request: &RentRequest) -> Result<String, ProviderError>;
+
+    /// Every instance of the account, to the last page, or an error: never a part.
+    async fn list(&self) -> Result<Vec<ProviderInstance>, ProviderError>;
+
+    /// `None` only when the provider itself says that the instance does not exist.
+    async fn get(&self, instance_id: &str) -> Result<Option<ProviderInstance>, ProviderError>;
+
+    /// Destroys; an instance that is already gone is a success.
+    async fn destroy(&self, instance_id: &str) -> Result<(), ProviderError>;
+
+    /// Makes sure the account has this public key (OpenSSH line). Safe to repeat.
+    async fn register_key(&self, public_key: &str) -> Result<(), ProviderError>;
+
+    /// Lets this public key into a running instance. Safe to repeat.
+    async fn attach_key(&self, instance_id: &str, public_key: &str) -> Result<(), ProviderError>;
+}

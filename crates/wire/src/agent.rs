@@ -1,0 +1,232 @@
+//! Messages between the controller and the agent, over stdin and stdout of an SSH session.
+//!
+//! The controller opens with [`ToAgent`] `Hello`; every request carries an `id`, and the
+//! agent answers it with any number of `Progress` and `UploadsWanted`/`DownloadsWanted`, and
+//! at last exactly one `Done` or `Failed`. The agent asks for URLs when it needs them, so that
+//! they live briefly and name single objects; it never sees a key of the store.
+//! End of input ends the session: the agent stops its transfers and exits. Only the workload's
+//! supervisor, a process of its own, lives on.
+
+use dumont_core::id::Digest;
+use dumont_core::snapshot::{ObjectKind, ObjectRef, Progress, RestoreReport, SnapshotHead, SnapshotReport};
+use dumont_core::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Version of this protocol. A peer that is newer is refused, one older is still served.
+pub const PROTOCOL: u32 = 1;
+
+/// Controller to agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ToAgent {
+    /// Chosen by the controller, never 0; replies repeat it.
+    pub id: u64,
+    pub body: Request,
+}
+
+/// Agent to controller. `id` 0 is for what nobody asked for (heartbeats).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FromAgent {
+    pub id: u64,
+    pub body: Event,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Request {
+    /// Must be first.
+    Hello {
+        protocol: u32,
+        /// The controller's clock; the agent measures its skew against it.
+        now: Timestamp,
+        /// The workspace directory, for the disk facts.
+        path: String,
+        /// Milliseconds between heartbeats; 0 for none.
+        heartbeat_ms: u64,
+    },
+    Snapshot(SnapshotRequest),
+    Restore(RestoreRequest),
+    /// URLs for uploads asked for by `UploadsWanted`, in the same order. `id` is the snapshot's.
+    Uploads { grants: Vec<UploadGrant> },
+    /// URLs for downloads asked for by `DownloadsWanted`, in the same order.
+    Downloads { grants: Vec<DownloadGrant> },
+    /// Writes the workload's definition and (re)starts its supervisor.
+    StartWorkload(Workload),
+    /// Stops the workload and its supervisor, and waits until they are gone.
+    StopWorkload,
+    WorkloadStatus,
+    /// Runs the shell command with the workload's environment and directory.
+    Probe { command: String, timeout_ms: u64 },
+    /// Gives up the request with this message's `id`; it then ends in `Failed`.
+    Cancel,
+    Ping,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event {
+    Heartbeat { now: Timestamp, workload: Option<WorkloadStatus> },
+    Progress(Progress),
+    UploadsWanted { objects: Vec<UploadWanted> },
+    DownloadsWanted { keys: Vec<String> },
+    /// A line for the log, e.g. `Incremental: 3 files changed out of 120 total`.
+    Log { line: String },
+    Done(Outcome),
+    Failed(Failure),
+}
+
+/// How a request ended well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "of", rename_all = "snake_case")]
+pub enum Outcome {
+    Hello(Box<Facts>),
+    Snapshot(Box<SnapshotReport>),
+    Restore(Box<RestoreReport>),
+    WorkloadStarted { supervisor_pid: u32 },
+    WorkloadStopped,
+    WorkloadStatus { status: Option<WorkloadStatus> },
+    /// `output` is the tail of stdout and stderr, at most 4 KB.
+    Probe { exit_code: Option<i32>, output: String, elapsed_ms: u64 },
+    Pong,
+}
+
+/// How a request ended badly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message} ({hint})")]
+pub struct Failure {
+    pub code: FailureCode,
+    /// What happened, with the path, key or number that it concerns.
+    pub message: String,
+    /// What to do next.
+    pub hint: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The peer speaks a newer protocol or format.
+    Version,
+    /// The request itself is wrong.
+    Invalid,
+    /// The workspace path does not exist or is not a directory.
+    NoSuchPath,
+    /// No space left on the machine.
+    DiskFull,
+    /// A file could not be read or written.
+    Io,
+    /// An object is missing in the store.
+    ObjectMissing,
+    /// An object or chunk is not what its digest says.
+    Corrupt,
+    /// A transfer failed after its retries.
+    Transfer,
+    /// Another session still works on this directory.
+    Busy,
+    Cancelled,
+    /// Anything else; a bug worth reporting.
+    Internal,
+}
+
+/// Facts about the machine, as the agent sees them. Untrusted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Facts {
+    pub protocol: u32,
+    /// The agent's package version.
+    pub agent_version: String,
+    /// The machine's clock when it read our `Hello`.
+    pub now: Timestamp,
+    /// Its clock minus ours, milliseconds (network delay included).
+    pub clock_skew_ms: i64,
+    pub hostname: String,
+    pub kernel: String,
+    pub cpus: u32,
+    pub memory_total_bytes: u64,
+    pub memory_available_bytes: u64,
+    /// Of the file system that holds the workspace path (or its nearest existing parent).
+    pub disk_total_bytes: u64,
+    pub disk_free_bytes: u64,
+    pub gpus: Vec<GpuFact>,
+    /// Why `gpus` is empty, e.g. `nvidia-smi: not found`.
+    pub gpu_error: Option<String>,
+    pub workload: Option<WorkloadStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GpuFact {
+    pub name: String,
+    pub memory_mb: u64,
+    pub driver_version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotRequest {
+    /// Absolute path of the directory.
+    pub path: String,
+    /// `{instance}-{unix}`; the agent puts `base-` or `incr-` before it.
+    pub stamp: String,
+    /// The last snapshot that this very instance took or restored; none means full.
+    pub parent: Option<String>,
+    /// Read every file even if its times say it did not change.
+    pub full: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// Absolute path; created if it does not exist.
+    pub path: String,
+    pub head: SnapshotHead,
+    /// Remove what the snapshot does not have.
+    pub delete: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UploadWanted {
+    pub kind: ObjectKind,
+    /// Exact bytes that will be sent.
+    pub size: u64,
+    pub digest: Digest,
+}
+
+/// Permission to create one object, once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UploadGrant {
+    pub key: String,
+    pub url: String,
+    /// Headers that the signature covers.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+}
+
+/// Permission to read one object.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DownloadGrant {
+    pub key: String,
+    /// None if the store does not have it.
+    pub url: Option<String>,
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+}
+
+/// What the supervisor keeps running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// Shell command, run by `sh -c` in `path`.
+    pub start: String,
+    pub path: String,
+    pub env: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadStatus {
+    pub running: bool,
+    pub pid: Option<u32>,
+    pub restarts: u64,
+    /// Exit code of the last run that ended; negative for a signal.
+    pub last_exit: Option<i32>,
+    pub started_at: Option<Timestamp>,
+}
+
+/// The objects a report names, in upload order.
+pub fn objects_of(report: &SnapshotReport) -> impl Iterator<Item = &ObjectRef> {
+    report.packs.iter().chain(report.index.iter()).chain(report.metadata.iter())
+}

@@ -1,0 +1,320 @@
+//! Bodies of the REST API under `/api/v1`. Times are integers, microseconds since the epoch,
+//! unless the name says otherwise.
+
+use dumont_core::id::{MachineRef, WorkspaceName};
+use dumont_core::snapshot::{ObjectKind, Progress, SnapshotReport, SnapshotType, Validation};
+use dumont_core::spec::WorkspaceSpec;
+use dumont_core::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Every error has this body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ErrorBody {
+    /// Stable word for scripts, e.g. `workspace_not_found`.
+    pub code: String,
+    pub message: String,
+    /// What to try next.
+    pub hint: String,
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Pass as `?after=` for the next page; absent on the last.
+    pub next: Option<String>,
+}
+
+/// `?limit=&after=` of every list.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageQuery {
+    /// 1 to 500, default 100.
+    pub limit: Option<u32>,
+    pub after: Option<String>,
+}
+
+/// `POST /workspaces`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateWorkspace {
+    pub spec: WorkspaceSpec,
+    /// Rent a machine at once. False leaves it `draft`, e.g. to import files first.
+    #[serde(default = "yes")]
+    pub deploy: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Where a workspace is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkspaceState {
+    /// Known, nothing rented.
+    Draft,
+    Deploying,
+    Running,
+    /// Its machine is lost and a failover works on it.
+    FailingOver,
+    /// A deploy or failover gave up; files are safe in the last snapshot.
+    Failed,
+    Deleting,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Workspace {
+    pub id: String,
+    pub name: WorkspaceName,
+    pub spec: WorkspaceSpec,
+    pub state: WorkspaceState,
+    /// Why it is `failed`, with what to do next.
+    pub message: Option<String>,
+    pub instance: Option<Instance>,
+    pub last_snapshot: Option<Snapshot>,
+    /// The workflow that works on it now.
+    pub workflow_id: Option<String>,
+    pub created_at: Timestamp,
+}
+
+/// Answer of everything that starts long work: poll `GET /workflows/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    pub workflow_id: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Instance {
+    pub provider: String,
+    /// The provider's id of the contract.
+    pub instance_id: String,
+    pub machine: MachineRef,
+    pub label: String,
+    pub gpu_name: String,
+    pub gpu_count: u32,
+    /// Dollars per hour.
+    pub price: f64,
+    pub region: Option<String>,
+    pub ssh_host: Option<String>,
+    pub ssh_port: Option<u16>,
+    pub created_at: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub snapshot_id: String,
+    pub snapshot_type: SnapshotType,
+    pub base_snapshot_id: Option<String>,
+    pub files_total: u64,
+    pub files_changed: u64,
+    pub total_bytes: u64,
+    pub uploaded_bytes: u64,
+    /// Why a full one was taken though an incremental was asked for.
+    pub full_because: Option<String>,
+    pub torn: Vec<String>,
+    pub created_at: Timestamp,
+    /// Milliseconds from the request to its visibility.
+    pub elapsed_ms: u64,
+}
+
+/// `POST /workspaces/{name}/snapshots`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// Read every file again and start a new base.
+    #[serde(default)]
+    pub full: bool,
+}
+
+/// `POST /workspaces/{name}/restore`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreSnapshot {
+    /// Default: the newest.
+    #[serde(default)]
+    pub snapshot_id: Option<String>,
+    /// Remove files the snapshot does not have.
+    #[serde(default)]
+    pub delete: bool,
+}
+
+/// `POST /workspaces/{name}/failover`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFailover {
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkflowKind {
+    Deploy,
+    Failover,
+    Snapshot,
+    Restore,
+    Teardown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkflowStatus {
+    Running,
+    Done,
+    Failed,
+}
+
+/// `GET /workflows/{id}`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Workflow {
+    pub id: String,
+    pub kind: WorkflowKind,
+    pub workspace: WorkspaceName,
+    pub status: WorkflowStatus,
+    /// The step it is in, e.g. `race`.
+    pub step: String,
+    pub steps: Vec<StepTime>,
+    pub progress: Option<Progress>,
+    /// Lines worth showing, oldest first, at most 100.
+    pub log: Vec<String>,
+    pub error: Option<ErrorBody>,
+    /// What it made: the snapshot id of a snapshot, the event id of a failover.
+    pub result: Option<serde_json::Value>,
+    pub created_at: Timestamp,
+    pub finished_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTime {
+    pub step: String,
+    pub started_at: Timestamp,
+    pub elapsed_ms: u64,
+}
+
+/// One finished failover: a row of `failover_test_events`, `GET /failovers/{id}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FailoverEvent {
+    pub id: String,
+    pub workspace: WorkspaceName,
+    pub success: bool,
+    pub failure_reason: Option<String>,
+    pub trigger: String,
+    /// When the machine stopped serving, as well as we know.
+    pub lost_at: Timestamp,
+    pub detected_at: Timestamp,
+    pub finished_at: Timestamp,
+    pub detection_ms: i64,
+    pub search_ms: i64,
+    pub gpu_provisioning_time_ms: i64,
+    pub restore_ms: i64,
+    pub validation_ms: i64,
+    pub start_ms: i64,
+    pub probe_ms: i64,
+    pub switch_ms: i64,
+    /// From loss to a validated workload.
+    pub total_ms: i64,
+    pub original_instance_id: Option<String>,
+    pub original_ssh_host: Option<String>,
+    pub original_ssh_port: Option<u16>,
+    pub new_instance_id: Option<String>,
+    pub new_ssh_host: Option<String>,
+    pub new_ssh_port: Option<u16>,
+    pub snapshot_id: Option<String>,
+    pub snapshot_type: Option<SnapshotType>,
+    pub base_snapshot_id: Option<String>,
+    pub files_changed: Option<u64>,
+    pub validation: Option<Validation>,
+    pub bytes_restored: u64,
+    pub bytes_downloaded: u64,
+    /// Age of the restored snapshot when the machine was lost: the work that is gone, ms.
+    pub data_loss_ms: Option<i64>,
+    pub attempts: Vec<Attempt>,
+}
+
+/// One try on one machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub machine: MachineRef,
+    pub attempt_type: String,
+    /// How far it came: rent, boot, ssh, hello, gpu, ready.
+    pub stage: String,
+    /// won, lost_race, failed, gave_up, not_host.
+    pub outcome: String,
+    /// Null when it does not count for or against the machine.
+    pub success: Option<bool>,
+    pub reason: Option<String>,
+    pub error_message: Option<String>,
+    pub gpu_name: String,
+    /// Dollars per hour.
+    pub price: f64,
+    pub duration_seconds: f64,
+    pub created_at: Timestamp,
+}
+
+/// A machine we have met: `GET /machines`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    pub machine: MachineRef,
+    pub total_attempts: i64,
+    pub successful_attempts: i64,
+    pub failed_attempts: i64,
+    pub uncounted_attempts: i64,
+    /// Null before the first counted attempt.
+    pub success_rate: Option<f64>,
+    pub reliability_status: String,
+    pub avg_boot_time: Option<f64>,
+    pub is_blacklisted: bool,
+    pub blacklist_reason: Option<String>,
+    pub last_attempt_at: Option<Timestamp>,
+}
+
+/// `POST /workspaces/{name}/ssh`: lets this key in and says where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SshAccess {
+    /// One line of OpenSSH public key.
+    pub public_key: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshTarget {
+    pub host: String,
+    pub port: u16,
+    pub user: String,
+    /// `ssh-ed25519 AAAA…`, pinned by the controller on first contact.
+    pub host_key: String,
+    pub path: String,
+}
+
+/// `POST /workspaces/{name}/imports`: put local files into a draft workspace's first snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    pub import_id: String,
+    /// `{instance}-{unix}` for the snapshot's id.
+    pub stamp: String,
+}
+
+/// `POST /imports/{id}/uploads`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportUpload {
+    pub kind: ObjectKind,
+    pub size: u64,
+    pub digest: dumont_core::id::Digest,
+}
+
+/// `POST /imports/{id}/commit`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommitImport {
+    pub report: SnapshotReport,
+}
+
+/// `GET /healthz`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    pub status: String,
+    pub version: String,
+}
