@@ -1,1 +1,185 @@
-//! detect
+//! When is a machine lost? Pure judgement over what was observed.
+//!
+//! One source is a blip: our own network drops sessions too. A reset session *and* a refused
+//! redial are two acts of the same host's kernel, so together they decide at once. Silence
+//! proves nothing by itself and needs [`SILENCE`] plus a second source: the provider's word,
+//! or a fresh connection that cannot be made either. The provider's word alone never decides
+//! while the session still talks.
+
+use crate::time::Timestamp;
+use std::time::Duration;
+
+/// How long a session may say nothing before silence counts as a hint.
+pub const SILENCE: Duration = Duration::from_secs(6);
+
+/// How a fresh connection attempt to the machine ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Redial {
+    /// The host's kernel said no: nothing listens there any more.
+    Refused,
+    /// No answer in time, or no route.
+    Unreachable,
+    /// SSH answered and let us in.
+    Connected,
+}
+
+/// What the provider says of the instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProviderWord {
+    Running,
+    /// Stopped, outbid, exited.
+    Stopped,
+    Offline,
+    /// The provider itself says that there is no such instance.
+    Gone,
+    /// The call failed or said something unknown: no evidence either way.
+    NoWord,
+}
+
+/// Everything observed of one machine since it was last heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Evidence {
+    /// Last frame from the agent.
+    pub last_heard: Timestamp,
+    /// When the session's connection ended, if it did.
+    pub session_reset: Option<Timestamp>,
+    /// The newest fresh connection made after `last_heard`.
+    pub redial: Option<Redial>,
+    /// The newest word of the provider after `last_heard`.
+    pub provider: Option<ProviderWord>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judgement {
+    /// It serves.
+    Alive,
+    /// Look again: ask the sources that are still open.
+    Suspect,
+    /// Two sources agree.
+    Lost(Cause),
+}
+
+/// What decided, as it is written into the event row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    SessionResetAndRefused,
+    SilentAndUnreachable,
+    ProviderSaysStopped,
+    ProviderSaysOffline,
+    ProviderSaysGone,
+}
+
+impl Cause {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SessionResetAndRefused => "session_reset_and_redial_refused",
+            Self::SilentAndUnreachable => "silent_and_unreachable",
+            Self::ProviderSaysStopped => "provider_says_stopped",
+            Self::ProviderSaysOffline => "provider_says_offline",
+            Self::ProviderSaysGone => "provider_says_gone",
+        }
+    }
+}
+
+/// Judges the evidence at `now`.
+pub fn judge(evidence: &Evidence, now: Timestamp) -> Judgement {
+    let silent = now >= evidence.last_heard.plus(SILENCE);
+    let reset = evidence.session_reset.is_some();
+    if !silent && !reset {
+        return Judgement::Alive;
+    }
+    if evidence.redial == Some(Redial::Connected) {
+        // The host is there; the session alone failed and is made anew.
+        return Judgement::Suspect;
+    }
+    if reset && evidence.redial == Some(Redial::Refused) {
+        return Judgement::Lost(Cause::SessionResetAndRefused);
+    }
+    if !silent {
+        return Judgement::Suspect;
+    }
+    match (evidence.provider, evidence.redial) {
+        (Some(ProviderWord::Gone), _) => Judgement::Lost(Cause::ProviderSaysGone),
+        (Some(ProviderWord::Stopped), _) => Judgement::Lost(Cause::ProviderSaysStopped),
+        (Some(ProviderWord::Offline), _) => Judgement::Lost(Cause::ProviderSaysOffline),
+        (_, Some(_)) => Judgement::Lost(Cause::SilentAndUnreachable),
+        _ => Judgement::Suspect,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const T0: Timestamp = Timestamp(1_000_000_000);
+
+    fn heard() -> Evidence {
+        Evidence { last_heard: T0, session_reset: None, redial: None, provider: None }
+    }
+
+    #[test]
+    fn a_reset_and_a_refused_redial_decide_at_once() {
+        let e = Evidence { session_reset: Some(T0), redial: Some(Redial::Refused), ..heard() };
+        assert_eq!(judge(&e, T0), Judgement::Lost(Cause::SessionResetAndRefused));
+    }
+
+    #[test]
+    fn a_reset_alone_is_only_a_suspicion() {
+        let e = Evidence { session_reset: Some(T0), ..heard() };
+        assert_eq!(judge(&e, T0), Judgement::Suspect);
+        let later = T0.plus(Duration::from_secs(60));
+        assert_eq!(judge(&e, later), Judgement::Suspect, "no second source was asked");
+    }
+
+    #[test]
+    fn silence_needs_six_seconds_and_a_second_source() {
+        let e = Evidence { provider: Some(ProviderWord::Offline), ..heard() };
+        assert_eq!(judge(&e, T0.plus(Duration::from_millis(5_999))), Judgement::Alive);
+        assert_eq!(judge(&e, T0.plus(SILENCE)), Judgement::Lost(Cause::ProviderSaysOffline));
+        let no_word = Evidence { provider: Some(ProviderWord::NoWord), ..heard() };
+        assert_eq!(judge(&no_word, T0.plus(SILENCE)), Judgement::Suspect);
+    }
+
+    fn redial() -> impl Strategy<Value = Option<Redial>> {
+        prop_oneof![
+            Just(None),
+            Just(Some(Redial::Refused)),
+            Just(Some(Redial::Unreachable)),
+            Just(Some(Redial::Connected))
+        ]
+    }
+
+    fn word() -> impl Strategy<Value = Option<ProviderWord>> {
+        use ProviderWord::*;
+        prop_oneof![
+            Just(None),
+            Just(Some(Running)),
+            Just(Some(Stopped)),
+            Just(Some(Offline)),
+            Just(Some(Gone)),
+            Just(Some(NoWord))
+        ]
+    }
+
+    proptest! {
+        /// Never lost on one source, never while a fresh connection works.
+        #[test]
+        fn one_source_never_decides(reset in any::<bool>(), redial in redial(), word in word(), ms in 0i64..60_000) {
+            let e = Evidence {
+                last_heard: T0,
+                session_reset: reset.then_some(T0),
+                redial,
+                provider: word,
+            };
+            let verdict = judge(&e, Timestamp(T0.0 + ms * 1000));
+            if let Judgement::Lost(_) = verdict {
+                let provider_bad = matches!(word, Some(ProviderWord::Stopped | ProviderWord::Offline | ProviderWord::Gone));
+                let redial_bad = matches!(redial, Some(Redial::Refused | Redial::Unreachable));
+                prop_assert!(redial != Some(Redial::Connected));
+                prop_assert!(provider_bad || redial_bad);
+                prop_assert!(ms >= 6_000 || (reset && redial == Some(Redial::Refused)));
+            }
+        }
+    }
+}
