@@ -1,0 +1,337 @@
+//! A live session with the agent on one machine.
+//!
+//! The controller drives: it starts the agent over SSH and the agent answers on stdio. What is
+//! hard here is telling the ways of silence apart. A link therefore keeps three facts for the
+//! detector: when it last heard a frame, whether and when the connection ended, and why. All
+//! bulk goes through a second SSH connection, by URLs that a [`Granter`] hands out one object
+//! at a time.
+
+mod grant;
+mod install;
+mod pump;
+
+pub use grant::{Fence, Granter, prefix};
+pub use install::AgentBinary;
+
+use crate::providers::SshEndpoint;
+use crate::ssh::{self, Connection, SshError};
+use axum::Router;
+use dumont_core::snapshot::{Progress, RestoreReport, SnapshotReport};
+use dumont_core::time::Timestamp;
+use dumont_wire::agent::{
+    Event, Facts, Failure, Outcome, PROTOCOL, Request, RestoreRequest, SnapshotRequest, ToAgent, Workload,
+    WorkloadStatus,
+};
+use pump::{Pending, Shared};
+use russh::keys::PrivateKey;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+/// How long the agent may take to come up and say hello, its upload included.
+const HELLO: Duration = Duration::from_secs(60);
+/// For requests that only look at something.
+const SHORT: Duration = Duration::from_secs(15);
+/// For stopping a workload that has to be killed.
+const STOP: Duration = Duration::from_secs(30);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// What it takes to reach a machine.
+#[derive(Clone)]
+pub struct Target {
+    /// Tried in this order.
+    pub endpoints: Vec<SshEndpoint>,
+    pub key: Arc<PrivateKey>,
+    /// The host key seen on first contact.
+    pub pinned: Option<String>,
+    /// The workspace directory.
+    pub path: String,
+    pub agent: AgentBinary,
+    /// Answers the agent's transfers when the store is the embedded one.
+    pub objects: Router,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+    /// The agent did not come up; what the machine printed instead.
+    #[error("the agent did not start: {0}")]
+    NoAgent(String),
+    /// The session ended while we waited.
+    #[error("the session with the machine ended: {0}")]
+    Closed(String),
+    #[error("the agent did not answer within {0:?}")]
+    Timeout(Duration),
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// An answer of the wrong kind, or to nothing.
+    #[error("the agent broke the protocol: {0}")]
+    Protocol(String),
+}
+
+/// What a running request tells on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    Progress(Progress),
+    Line(String),
+}
+
+/// An open session. Dropping it ends the session; the workload lives on.
+pub struct Link {
+    shared: Arc<Shared>,
+    control: Connection,
+    _bulk: Connection,
+    endpoint: SshEndpoint,
+    facts: Facts,
+    base_url: String,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Link({})", self.endpoint)
+    }
+}
+
+impl Link {
+    /// Connects, installs the agent if it is not there, and exchanges hello.
+    pub async fn open(target: &Target) -> Result<Self, LinkError> {
+        let (endpoint, control) = reach(target).await?;
+        // The second connection uses the key that the first one saw: both are the same machine.
+        let pinned = control.host_key().to_owned();
+        let bulk = ssh::connect(&endpoint, &target.key, Some(&pinned), Some(target.objects.clone()));
+        let agent = timeout(HELLO, install::start(&control, &target.agent));
+        let (bulk, channel) = tokio::join!(bulk, agent);
+        let (bulk, started) = (bulk?, channel.map_err(|_| LinkError::Timeout(HELLO))??);
+        let port = bulk.forward().await?;
+
+        let shared = pump::run(started);
+        let hello = Request::Hello {
+            protocol: PROTOCOL,
+            now: Timestamp::from_system(SystemTime::now()),
+            path: target.path.clone(),
+            heartbeat_ms: HEARTBEAT.as_millis() as u64,
+        };
+        let facts = match shared.call(hello, SHORT).await? {
+            Outcome::Hello(facts) if facts.protocol <= PROTOCOL => *facts,
+            Outcome::Hello(facts) => {
+                return Err(LinkError::Protocol(format!("it speaks version {}, newer than ours", facts.protocol)));
+            }
+            other => return Err(LinkError::Protocol(format!("hello was answered with {other:?}"))),
+        };
+        Ok(Self { shared, control, _bulk: bulk, endpoint, facts, base_url: format!("http://127.0.0.1:{port}") })
+    }
+
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    pub fn host_key(&self) -> &str {
+        self.control.host_key()
+    }
+
+    /// The endpoint that worked.
+    pub fn endpoint(&self) -> &SshEndpoint {
+        &self.endpoint
+    }
+
+    /// How the agent reaches the embedded store.
+    pub fn base_url(&self) -> &str {
+        &self.base_url
+    }
+
+    /// When the last frame came.
+    pub fn last_heard(&self) -> Timestamp {
+        self.shared.last_heard()
+    }
+
+    /// When and why the session ended, if it did.
+    pub fn ended(&self) -> Option<(Timestamp, String)> {
+        self.shared.ended()
+    }
+
+    /// Resolves when the session has ended.
+    pub async fn closed(&self) {
+        self.shared.closed().await;
+    }
+
+    /// The workload as the last heartbeat showed it.
+    pub fn workload(&self) -> Option<WorkloadStatus> {
+        self.shared.workload()
+    }
+
+    pub async fn snapshot(
+        &self,
+        request: SnapshotRequest,
+        granter: &Granter,
+        notes: &(dyn Fn(Note) + Send + Sync),
+    ) -> Result<SnapshotReport, LinkError> {
+        match self.transfer(Request::Snapshot(request), granter, notes).await? {
+            Outcome::Snapshot(report) => Ok(*report),
+            other => Err(LinkError::Protocol(format!("snapshot was answered with {other:?}"))),
+        }
+    }
+
+    pub async fn restore(
+        &self,
+        request: RestoreRequest,
+        granter: &Granter,
+        notes: &(dyn Fn(Note) + Send + Sync),
+    ) -> Result<RestoreReport, LinkError> {
+        match self.transfer(Request::Restore(request), granter, notes).await? {
+            Outcome::Restore(report) => Ok(*report),
+            other => Err(LinkError::Protocol(format!("restore was answered with {other:?}"))),
+        }
+    }
+
+    pub async fn start_workload(&self, workload: Workload) -> Result<(), LinkError> {
+        match self.shared.call(Request::StartWorkload(workload), STOP).await? {
+            Outcome::WorkloadStarted { .. } => Ok(()),
+            other => Err(LinkError::Protocol(format!("start was answered with {other:?}"))),
+        }
+    }
+
+    pub async fn stop_workload(&self) -> Result<(), LinkError> {
+        match self.shared.call(Request::StopWorkload, STOP).await? {
+            Outcome::WorkloadStopped => Ok(()),
+            other => Err(LinkError::Protocol(format!("stop was answered with {other:?}"))),
+        }
+    }
+
+    /// Runs a probe command; `Ok(exit code and output)`, `None` when it was killed on time-out.
+    pub async fn probe(&self, command: &str, limit: Duration) -> Result<(Option<i32>, String), LinkError> {
+        let request =
+            Request::Probe { command: command.to_owned(), timeout_ms: limit.as_millis() as u64 };
+        match self.shared.call(request, limit + SHORT).await? {
+            Outcome::Probe { exit_code, output, .. } => Ok((exit_code, output)),
+            other => Err(LinkError::Protocol(format!("probe was answered with {other:?}"))),
+        }
+    }
+
+    /// A round trip through the agent.
+    pub async fn ping(&self, limit: Duration) -> Result<(), LinkError> {
+        self.shared.call(Request::Ping, limit).await.map(|_| ())
+    }
+
+    /// Ends the session on purpose.
+    pub async fn close(&self) {
+        self.control.close().await;
+        self._bulk.close().await;
+    }
+
+    /// A request that asks for URLs on its way. It has no time limit of its own: as long as the
+    /// agent's heartbeats come, it works.
+    async fn transfer(
+        &self,
+        request: Request,
+        granter: &Granter,
+        notes: &(dyn Fn(Note) + Send + Sync),
+    ) -> Result<Outcome, LinkError> {
+        let mut call = self.shared.start(request).await?;
+        loop {
+            match call.next(SILENT_TRANSFER).await? {
+                Event::Done(outcome) => {
+                    call.finished();
+                    return Ok(outcome);
+                }
+                Event::Failed(failure) => {
+                    call.finished();
+                    return Err(failure.into());
+                }
+                Event::Progress(progress) => notes(Note::Progress(progress)),
+                Event::Log { line } => notes(Note::Line(printable(&line))),
+                Event::UploadsWanted { objects } => {
+                    let grants = granter.uploads(&objects).await?;
+                    call.send(Request::Uploads { grants }).await?;
+                }
+                Event::DownloadsWanted { keys } => {
+                    let grants = granter.downloads(&keys).await?;
+                    call.send(Request::Downloads { grants }).await?;
+                }
+                Event::Heartbeat { .. } => {}
+            }
+        }
+    }
+}
+
+/// Silence within a transfer that counts as a hang; progress comes ten times a second.
+const SILENT_TRANSFER: Duration = Duration::from_secs(120);
+
+async fn reach(target: &Target) -> Result<(SshEndpoint, Connection), LinkError> {
+    let mut last = SshError::Unreachable { endpoint: "-".into(), reason: "no SSH address is known".into() };
+    for endpoint in &target.endpoints {
+        match ssh::connect(endpoint, &target.key, target.pinned.as_deref(), None).await {
+            Ok(connection) => return Ok((endpoint.clone(), connection)),
+            Err(error) => last = error,
+        }
+    }
+    Err(last.into())
+}
+
+/// A line from an untrusted host, safe to print.
+fn printable(line: &str) -> String {
+    line.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+/// One running request.
+struct Call {
+    shared: Arc<Shared>,
+    id: u64,
+    events: mpsc::Receiver<Event>,
+    done: bool,
+}
+
+impl Call {
+    async fn next(&mut self, limit: Duration) -> Result<Event, LinkError> {
+        match timeout(limit, self.events.recv()).await {
+            Err(_) => Err(LinkError::Timeout(limit)),
+            Ok(Some(event)) => Ok(event),
+            Ok(None) => Err(LinkError::Closed(self.shared.why_closed())),
+        }
+    }
+
+    async fn send(&self, body: Request) -> Result<(), LinkError> {
+        self.shared.send(&ToAgent { id: self.id, body }).await
+    }
+
+    fn finished(&mut self) {
+        self.done = true;
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.shared.forget(self.id);
+        if !self.done {
+            self.shared.send_soon(&ToAgent { id: self.id, body: Request::Cancel });
+        }
+    }
+}
+
+impl Shared {
+    async fn start(self: &Arc<Self>, body: Request) -> Result<Call, LinkError> {
+        let (id, events): (u64, mpsc::Receiver<Event>) = self.register(Pending::CAPACITY);
+        let call = Call { shared: self.clone(), id, events, done: false };
+        call.send(body).await?;
+        Ok(call)
+    }
+
+    /// A request with one answer and nothing between.
+    async fn call(self: &Arc<Self>, body: Request, limit: Duration) -> Result<Outcome, LinkError> {
+        let mut call = self.start(body).await?;
+        loop {
+            match call.next(limit).await? {
+                Event::Done(outcome) => {
+                    call.finished();
+                    return Ok(outcome);
+                }
+                Event::Failed(failure) => {
+                    call.finished();
+                    return Err(failure.into());
+                }
+                _ => {}
+            }
+        }
+    }
+}
