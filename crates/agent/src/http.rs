@@ -1,0 +1,308 @@
+//! PUT and GET on URLs that the controller signed; nothing here knows what is behind them.
+//!
+//! No name is ever resolved: a URL's host must be an address. Glibc's resolver, linked
+//! statically, loads the host's modules and may crash; and a host's resolver is not ours to
+//! trust. Proxies from the environment are ignored for the same reason.
+//!
+//! What is tried again: a broken or silent connection and the four statuses by which a store
+//! says "later". Everything else is an answer. A store's "not implemented" (501) stays 501.
+
+use crate::job::Job;
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+use ureq::config::Config;
+use ureq::http::{Response, Uri};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::{Agent, Body, Error};
+
+/// Tries of one request, the first included: some 8 s of waiting when all fail at once.
+const ATTEMPTS: u32 = 5;
+/// An object is tens of MB; a host that streams more is not answering our question.
+const MAX_BODY: u64 = 1 << 30;
+/// Bytes of an error's body that are worth repeating.
+const DETAIL: u64 = 400;
+
+/// Why a transfer did not happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HttpError {
+    Cancelled,
+    /// The store has no such object.
+    Missing,
+    /// The signature does not hold, mostly because its time is over.
+    Refused(String),
+    /// The store has no room left.
+    Full(String),
+    /// Any other status, and what the store said with it.
+    Status(u16, String),
+    /// It is not a URL that the agent can use.
+    BadUrl(String),
+    /// Tried often enough; the last error.
+    Exhausted(String),
+}
+
+/// One try that failed.
+enum Failed {
+    Final(HttpError),
+    /// `unclear`: the request may have had its effect.
+    Again {
+        why: String,
+        unclear: bool,
+    },
+}
+
+/// The connections of one job: kept alive between its requests, cut when it is cancelled.
+#[derive(Debug)]
+pub struct Http {
+    agent: Agent,
+}
+
+impl Http {
+    pub fn new() -> Self {
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::WebPki)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .build();
+        let config = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .proxy(None)
+            .user_agent(concat!("dumont-agent/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .timeout_connect(Some(Duration::from_secs(10)))
+            .timeout_per_read(Some(Duration::from_secs(30)))
+            .timeout_per_write(Some(Duration::from_secs(30)))
+            .timeout_recv_response(Some(Duration::from_secs(90)))
+            .max_idle_connections(32)
+            .max_idle_connections_per_host(32)
+            .build();
+        Self {
+            agent: Agent::with_parts(config, DefaultConnector::default(), Literal),
+        }
+    }
+
+    /// Ends every request in flight, and makes later ones fail.
+    pub fn cut(&self) {
+        self.agent.clone().shutdown();
+    }
+
+    /// Creates an object; the store's version id if it names one.
+    pub fn put(
+        &self,
+        job: &Job,
+        url: &str,
+        headers: &BTreeMap<String, String>,
+        body: &[u8],
+    ) -> Result<Option<String>, HttpError> {
+        with_retries(job, |unclear_before| {
+            let mut request = self.agent.put(url);
+            for (name, value) in granted(headers) {
+                request = request.header(name, value);
+            }
+            let response = request.send(body).map_err(|e| classify(&e))?;
+            let version = response
+                .headers()
+                .get("x-amz-version-id")
+                .and_then(|v| v.to_str().ok())
+                .map(Into::into);
+            match check(response) {
+                Ok(mut response) => {
+                    // An unread answer costs the connection.
+                    let _ = io::copy(&mut response.body_mut().as_reader().take(DETAIL), &mut io::sink());
+                    Ok(version)
+                }
+                // Create-only, and our own earlier try had got through after all.
+                Err(Failed::Final(HttpError::Status(412, _))) if unclear_before => Ok(None),
+                Err(e) => Err(e),
+            }
+        })
+    }
+
+    /// Reads an object or a part of it.
+    pub fn get(
+        &self,
+        job: &Job,
+        url: &str,
+        headers: &BTreeMap<String, String>,
+        range: Option<&Range<u64>>,
+    ) -> Result<Vec<u8>, HttpError> {
+        if range.is_some_and(Range::is_empty) {
+            return Ok(Vec::new());
+        }
+        with_retries(job, |_| {
+            let mut request = self.agent.get(url);
+            for (name, value) in granted(headers) {
+                request = request.header(name, value);
+            }
+            if let Some(r) = range {
+                request = request.header("range", format!("bytes={}-{}", r.start, r.end.saturating_sub(1)));
+            }
+            let response = request.call().map_err(|e| classify(&e))?;
+            if range.is_some() && response.status().as_u16() == 416 {
+                return Ok(Vec::new());
+            }
+            read(check(response)?, range)
+        })
+    }
+}
+
+/// What the signature covers, less what the client sets from the body itself.
+fn granted(headers: &BTreeMap<String, String>) -> impl Iterator<Item = (&String, &String)> {
+    headers
+        .iter()
+        .filter(|(name, _)| !name.eq_ignore_ascii_case("content-length"))
+}
+
+fn with_retries<T>(job: &Job, mut once: impl FnMut(bool) -> Result<T, Failed>) -> Result<T, HttpError> {
+    let (mut last, mut maybe_done) = (String::new(), false);
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 && !job.sleep(pause(attempt)) || job.is_cancelled() {
+            return Err(HttpError::Cancelled);
+        }
+        match once(maybe_done) {
+            Ok(done) => return Ok(done),
+            Err(Failed::Final(e)) => return Err(e),
+            Err(Failed::Again { why, unclear }) => (last, maybe_done) = (why, maybe_done || unclear),
+        }
+    }
+    Err(if job.is_cancelled() {
+        HttpError::Cancelled
+    } else {
+        HttpError::Exhausted(last)
+    })
+}
+
+/// 0.5 s, 1 s, 2 s, 4 s, each shortened by up to half: machines that lost the same store
+/// must not come back in step.
+fn pause(attempt: u32) -> Duration {
+    let full = 250u64 << attempt.min(4);
+    // Hash keys are seeded by the kernel: randomness enough, and no dependency.
+    let jitter = RandomState::new().hash_one(attempt) % (full / 2);
+    Duration::from_millis(full - jitter)
+}
+
+/// The body of a good answer is still to be read.
+fn check(mut response: Response<Body>) -> Result<Response<Body>, Failed> {
+    let status = response.status().as_u16();
+    if (200..300).contains(&status) {
+        return Ok(response);
+    }
+    let mut text = Vec::new();
+    let _ = response
+        .body_mut()
+        .as_reader()
+        .take(DETAIL)
+        .read_to_end(&mut text);
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
+    Err(match status {
+        500 | 502 | 503 | 504 => Failed::Again {
+            why: format!("status {status} {text}"),
+            unclear: status != 503,
+        },
+        401 | 403 => Failed::Final(HttpError::Refused(text)),
+        404 | 410 => Failed::Final(HttpError::Missing),
+        507 => Failed::Final(HttpError::Full(text)),
+        _ => Failed::Final(HttpError::Status(status, text)),
+    })
+}
+
+fn classify(e: &Error) -> Failed {
+    match e {
+        Error::Io(_) | Error::Timeout(_) | Error::Protocol(_) | Error::ConnectionFailed => Failed::Again {
+            why: e.to_string(),
+            unclear: true,
+        },
+        Error::Http(_) | Error::BadUri(_) | Error::HostNotFound => {
+            Failed::Final(HttpError::BadUrl(e.to_string()))
+        }
+        // TLS: a wrong certificate does not get better, and says what is wrong.
+        other => Failed::Final(HttpError::Status(0, other.to_string())),
+    }
+}
+
+/// The bytes asked for, fewer if the object ends earlier: what that means is the engine's to
+/// say. A server that ignores ranges is understood.
+fn read(mut response: Response<Body>, range: Option<&Range<u64>>) -> Result<Vec<u8>, Failed> {
+    let partial = response.status().as_u16() == 206;
+    let mut body = response.body_mut().as_reader();
+    let broken = |e: io::Error| Failed::Again {
+        why: format!("body: {e}"),
+        unclear: false,
+    };
+    let Some(range) = range else {
+        let mut out = Vec::new();
+        body.take(MAX_BODY).read_to_end(&mut out).map_err(broken)?;
+        return Ok(out);
+    };
+    let wanted = range.end.saturating_sub(range.start).min(MAX_BODY);
+    if !partial {
+        io::copy(&mut (&mut body).take(range.start), &mut io::sink()).map_err(broken)?;
+    }
+    let mut out = Vec::with_capacity(wanted as usize);
+    (&mut body).take(wanted).read_to_end(&mut out).map_err(broken)?;
+    if partial {
+        // Reads to the end, so that the connection can be used again; there should be nothing.
+        let _ = io::copy(&mut body.take(DETAIL), &mut io::sink());
+    }
+    Ok(out)
+}
+
+/// Takes the address out of the URL; whatever needs a lookup is refused.
+#[derive(Debug)]
+struct Literal;
+
+impl Resolver for Literal {
+    fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let address = address_of(uri).ok_or_else(|| {
+            let host = uri.host().unwrap_or("");
+            Error::BadUri(format!(
+                "host {host:?} is not an IP address, and the agent resolves no names"
+            ))
+        })?;
+        let mut out = self.empty();
+        out.push(address);
+        Ok(out)
+    }
+}
+
+fn address_of(uri: &Uri) -> Option<SocketAddr> {
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
+    let ip: IpAddr = host.parse().ok()?;
+    let default = if uri.scheme_str() == Some("https") {
+        443
+    } else {
+        80
+    };
+    Some(SocketAddr::new(ip, uri.port_u16().unwrap_or(default)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_are_hosts() {
+        let at = |u: &str| address_of(&u.parse().unwrap()).map(|a| a.to_string());
+        assert_eq!(at("http://127.0.0.1:8080/x?y"), Some("127.0.0.1:8080".into()));
+        assert_eq!(at("https://[::1]/x"), Some("[::1]:443".into()));
+        assert_eq!(at("http://localhost/x"), None);
+        assert_eq!(at("https://s3.example.com/x"), None);
+    }
+
+    #[test]
+    fn pauses_grow_and_differ() {
+        assert!(
+            (1..20).all(|i| pause(i) <= Duration::from_secs(4) && pause(i) >= Duration::from_millis(250))
+        );
+        let some: std::collections::BTreeSet<_> = (0..20).map(|_| pause(4)).collect();
+        assert!(some.len() > 1);
+    }
+}
