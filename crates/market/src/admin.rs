@@ -1,0 +1,143 @@
+//! The operator's side: the ledger, the killing, the faults.
+//!
+//! No authentication, so it is only ever served on loopback.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+use crate::faults::Fault;
+use crate::machine;
+use crate::market::{Inner, now_ms};
+use crate::state::{Instance, State as MarketState};
+
+type Shared = State<Arc<Inner>>;
+
+pub fn router(inner: Arc<Inner>) -> Router {
+    Router::new()
+        .route("/admin/market", get(market))
+        .route("/admin/ledger", get(ledger))
+        .route("/admin/requests", get(requests))
+        .route("/admin/faults", get(armed).post(arm).delete(clear))
+        .route("/admin/instances/{id}", get(instance))
+        .route("/admin/instances/{id}/kill", post(kill))
+        .fallback(|| async { not_found("no such endpoint") })
+        .with_state(inner)
+}
+
+fn not_found(why: &str) -> Response {
+    (
+        StatusCode::NOT_FOUND,
+        Json(json!({"error": "not_found", "msg": why})),
+    )
+        .into_response()
+}
+
+async fn market(State(inner): Shared) -> Json<Value> {
+    Json(json!({
+        "seed": inner.config.seed, "machines": inner.config.machines, "isolation": inner.kind.as_str(),
+        "time_scale": inner.config.time_scale, "data_dir": inner.config.data_dir,
+    }))
+}
+
+async fn ledger(State(inner): Shared) -> Json<Value> {
+    let (state, now) = (inner.state(), now_ms());
+    let all = || state.instances.values();
+    let sum = |what: fn(&Instance, i64) -> f64| -> f64 { all().map(|i| what(i, now)).sum() };
+    let alive = all().filter(|i| i.alive()).count();
+    let (gpu, storage) = (sum(gpu_cost), sum(storage_cost));
+    Json(json!({
+        "instances": all().map(|i| entry(&state, i, now)).collect::<Vec<_>>(),
+        "alive": alive,
+        "totals": {
+            "created": state.instances.len(), "destroyed": state.instances.len() - alive, "alive": alive,
+            "killed": all().filter(|i| i.killed_ms.is_some()).count(),
+            "gpu_seconds_billed": sum(gpu_seconds), "gpu_cost": gpu, "storage_cost": storage, "cost": gpu + storage,
+        },
+    }))
+}
+
+fn gpu_cost(i: &Instance, now: i64) -> f64 {
+    i.meter.gpu_cost(i.price, now)
+}
+
+fn storage_cost(i: &Instance, now: i64) -> f64 {
+    i.meter.storage_cost(i.price, now)
+}
+
+fn gpu_seconds(i: &Instance, now: i64) -> f64 {
+    i.meter.running_seconds(now) * i.gpus.len() as f64
+}
+
+fn entry(state: &MarketState, i: &Instance, now: i64) -> Value {
+    let machine = state.universe.machines.get(i.machine);
+    json!({
+        "id": i.id, "offer_id": i.offer_id, "machine_id": machine.map(|m| m.machine_id),
+        "host_id": machine.map(|m| m.host_id), "label": i.order.label, "num_gpus": i.gpus.len(),
+        "state": if i.alive() { i.status.as_str() } else { "destroyed" },
+        "created_ms": i.created_ms, "started_ms": i.started_ms, "destroyed_ms": i.destroyed_ms,
+        "killed_ms": i.killed_ms, "running_seconds": i.meter.running_seconds(now),
+        "gpu_seconds_billed": gpu_seconds(i, now), "dph_base": i.price.dph_base,
+        "gpu_cost": gpu_cost(i, now), "storage_cost": storage_cost(i, now),
+        "cost": gpu_cost(i, now) + storage_cost(i, now),
+    })
+}
+
+async fn instance(State(inner): Shared, Path(id): Path<u64>) -> Response {
+    let (state, now) = (inner.state(), now_ms());
+    let Some(i) = state.instances.get(&id) else {
+        return not_found("no such instance");
+    };
+    let mut entry = entry(&state, i, now);
+    let dir = inner.instance_dir(id);
+    if let Value::Object(map) = &mut entry {
+        map.insert("dir".to_owned(), json!(dir));
+        map.insert("workspace_dir".to_owned(), json!(machine::workspace(&dir)));
+        map.insert("ssh_port".to_owned(), json!(i.ssh_port()));
+        map.insert(
+            "init_pid".to_owned(),
+            json!(i.live.as_ref().map(|m| m.init_pid())),
+        );
+        map.insert("isolation".to_owned(), json!(inner.kind.as_str()));
+        map.insert("fault".to_owned(), json!(i.fault));
+    }
+    Json(entry).into_response()
+}
+
+async fn kill(
+    State(inner): Shared,
+    Path(id): Path<u64>,
+    Query(query): Query<HashMap<String, u64>>,
+) -> Response {
+    let after = Duration::from_millis(query.get("status_after_ms").copied().unwrap_or(0));
+    match inner.kill(id, after).await {
+        Some(died) => Json(json!({"id": id, "killed_ms": died, "gone_ms": now_ms()})).into_response(),
+        None => not_found("no such instance, or destroyed already"),
+    }
+}
+
+async fn armed(State(inner): Shared) -> Json<Value> {
+    Json(json!({"faults": inner.state().faults.armed()}))
+}
+
+async fn arm(State(inner): Shared, Json(fault): Json<Fault>) -> Json<Value> {
+    inner.state().faults.arm(fault);
+    Json(json!({"faults": inner.state().faults.armed()}))
+}
+
+async fn clear(State(inner): Shared) -> Json<Value> {
+    inner.state().faults.clear();
+    Json(json!({"faults": []}))
+}
+
+async fn requests(State(inner): Shared) -> Json<Value> {
+    let counts = inner.state().requests.clone();
+    Json(json!({"total": counts.values().sum::<u64>(), "counts": counts}))
+}

@@ -1,0 +1,176 @@
+//! The Vast protocol over HTTP: routes, keys, the shape of errors.
+
+mod create;
+mod instances;
+mod listing;
+mod offers;
+mod ssh_keys;
+mod users;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{MatchedPath, Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::{Json, Router};
+use serde_json::{Map, Value, json};
+
+use crate::market::Inner;
+
+type Shared = State<Arc<Inner>>;
+
+pub fn router(inner: Arc<Inner>) -> Router {
+    let mut router = Router::new();
+    for (path, methods) in routes() {
+        // Clients differ in the trailing slash; each counts as the same route.
+        router = router
+            .route(path, methods.clone())
+            .route(&format!("{path}/"), methods);
+    }
+    router
+        .fallback(|| async { fail(StatusCode::NOT_FOUND, "not_found", "No such endpoint.") })
+        .method_not_allowed_fallback(|| async {
+            fail(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "Method not allowed.",
+            )
+        })
+        .layer(middleware::from_fn_with_state(Arc::clone(&inner), authorize))
+        .layer(middleware::from_fn_with_state(Arc::clone(&inner), count))
+        .with_state(inner)
+}
+
+fn routes() -> Vec<(&'static str, MethodRouter<Arc<Inner>>)> {
+    vec![
+        ("/api/v0/bundles", post(offers::search)),
+        ("/api/v0/search/asks", put(offers::search_asks)),
+        ("/api/v0/asks/{id}", put(create::create)),
+        ("/api/v1/instances", get(listing::list)),
+        (
+            "/api/v0/instances",
+            get(listing::deprecated)
+                .put(instances::change_many)
+                .delete(instances::destroy_many),
+        ),
+        ("/api/v0/instances/filters", get(listing::filters)),
+        (
+            "/api/v0/instances/{id}",
+            get(instances::show)
+                .put(instances::change)
+                .delete(instances::destroy),
+        ),
+        (
+            "/api/v0/instances/{id}/ssh",
+            get(ssh_keys::list_attached).post(ssh_keys::attach),
+        ),
+        ("/api/v0/instances/{id}/ssh/{key}", delete(ssh_keys::detach)),
+        ("/api/v0/ssh", get(ssh_keys::list).post(ssh_keys::add)),
+        ("/api/v0/ssh/{id}", delete(ssh_keys::remove)),
+        ("/api/v0/users/current", get(users::current)),
+        ("/api/v0/gpu_names/unique", get(users::gpu_names)),
+    ]
+}
+
+/// An error as Vast sends it.
+fn fail(status: StatusCode, error: &str, msg: &str) -> Response {
+    (
+        status,
+        Json(json!({"success": false, "error": error, "msg": msg})),
+    )
+        .into_response()
+}
+
+fn ok(value: Value) -> Response {
+    Json(value).into_response()
+}
+
+fn no_such_instance(id: impl std::fmt::Display) -> Response {
+    fail(
+        StatusCode::NOT_FOUND,
+        "no_such_instance",
+        &format!("Instance {id} not found."),
+    )
+}
+
+/// A JSON object in a body, whatever its content type; empty counts as `{}`.
+fn object(body: &Bytes) -> Result<Map<String, Value>, Box<Response>> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Map::new());
+    }
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(map)) => Ok(map),
+        _ => Err(Box::new(fail(
+            StatusCode::BAD_REQUEST,
+            "invalid_args",
+            "The body must be a JSON object.",
+        ))),
+    }
+}
+
+/// Instances and keys have numeric ids; anything else names nothing.
+fn number(Path(text): &Path<String>) -> u64 {
+    text.parse().unwrap_or(0)
+}
+
+/// Counts requests per method and route.
+async fn count(State(inner): Shared, path: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let route = path
+        .as_ref()
+        .map_or("unknown", |p| p.as_str())
+        .trim_end_matches('/')
+        .to_owned();
+    let key = format!("{} {route}/", request.method());
+    *inner.state().requests.entry(key).or_insert(0) += 1;
+    next.run(request).await
+}
+
+/// Lets in who has a key. Searching and naming GPUs needs none.
+async fn authorize(
+    State(inner): Shared,
+    Query(query): Query<HashMap<String, String>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path().trim_end_matches('/');
+    let bearer = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok());
+    let bearer = bearer.and_then(|v| v.strip_prefix("Bearer ")).map(str::trim);
+    let key = bearer
+        .filter(|k| !k.is_empty())
+        .or_else(|| query.get("api_key").map(String::as_str));
+    let public = matches!(
+        path,
+        "/api/v0/gpu_names/unique" | "/api/v0/bundles" | "/api/v0/search/asks"
+    );
+    let allowed = match key {
+        None | Some("") => public,
+        Some(key) => may(&inner, key, path),
+    };
+    if allowed {
+        next.run(request).await
+    } else {
+        bad_key()
+    }
+}
+
+fn bad_key() -> Response {
+    let body = json!({"success": false, "error": "auth_error", "msg": "Invalid user key"});
+    (StatusCode::UNAUTHORIZED, Json(body)).into_response()
+}
+
+/// An account's key may all, the key inside an instance only that instance.
+fn may(inner: &Inner, key: &str, path: &str) -> bool {
+    let owner = inner.state().all_alive().find(|i| i.api_key == key).map(|i| i.id);
+    if let Some(id) = owner {
+        let own = format!("/api/v0/instances/{id}");
+        return path == own || path.starts_with(&format!("{own}/"));
+    }
+    inner.config.api_keys.is_empty() || inner.config.api_keys.iter().any(|k| k == key)
+}

@@ -1,0 +1,51 @@
+//! Searching offers.
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+use super::{Shared, fail, object, ok};
+use crate::market::{Inner, now_ms, seconds};
+use crate::offers::offer_row;
+use crate::query::OfferQuery;
+
+pub async fn search(State(inner): Shared, body: Bytes) -> Response {
+    match object(&body) {
+        Ok(body) => answer(&inner, &body),
+        Err(refused) => *refused,
+    }
+}
+
+/// The newer form: `{"select_cols": [..], "q": {..}}`.
+pub async fn search_asks(State(inner): Shared, body: Bytes) -> Response {
+    match object(&body) {
+        Ok(mut body) => match body.remove("q") {
+            Some(Value::Object(query)) => answer(&inner, &query),
+            _ => fail(StatusCode::BAD_REQUEST, "invalid_args", "q is missing."),
+        },
+        Err(refused) => *refused,
+    }
+}
+
+fn answer(inner: &Inner, body: &Map<String, Value>) -> Response {
+    let query = match OfferQuery::parse(body) {
+        Ok(query) => query,
+        Err(bad) => return fail(StatusCode::BAD_REQUEST, "invalid_args", &bad.to_string()),
+    };
+    let now = seconds(now_ms());
+    let rows: Vec<Value> = {
+        let state = inner.state();
+        let universe = &state.universe;
+        let listed = universe.listed(|machine, gpu| state.is_free(machine, gpu));
+        listed
+            .into_iter()
+            .filter_map(|offer| {
+                let machine = universe.machines.get(offer.machine)?;
+                Some(offer_row(machine, offer, query.storage_gb, query.bid, now))
+            })
+            .collect()
+    };
+    ok(json!({"offers": query.select(rows)}))
+}

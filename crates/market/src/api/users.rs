@@ -1,0 +1,38 @@
+//! The account, and the names of the GPUs on offer.
+
+use std::collections::BTreeSet;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde_json::json;
+
+use super::{Shared, ok};
+use crate::market::now_ms;
+
+/// What an account starts with, in dollars.
+const CREDIT: f64 = 1000.0;
+
+pub async fn current(State(inner): Shared) -> Response {
+    let (state, now) = (inner.state(), now_ms());
+    let spent: f64 = state
+        .instances
+        .values()
+        .map(|i| i.meter.gpu_cost(i.price, now) + i.meter.storage_cost(i.price, now))
+        .sum();
+    let key = state.account_keys.first().map(|k| k.text.clone());
+    ok(json!({
+        "id": 1, "email": "renter@example.com", "username": "renter", "credit": CREDIT - spent, "balance": 0.0,
+        "can_pay": true, "ssh_key": key,
+    }))
+}
+
+pub async fn gpu_names(State(inner): Shared) -> Response {
+    let names: BTreeSet<&str> = inner
+        .state()
+        .universe
+        .machines
+        .iter()
+        .map(|m| m.gpu_name)
+        .collect();
+    ok(json!({"gpu_names": names}))
+}

@@ -1,0 +1,83 @@
+//! What the one who starts a market decides.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::error::MarketError;
+
+/// How far the processes of a rented machine are kept from the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Isolation {
+    /// Namespaces where the host lets us make them, else a directory.
+    #[default]
+    Auto,
+    /// Mount, PID, IPC and host-name namespaces with a root of their own.
+    Namespace,
+    /// Plain processes with their home in a directory of the instance.
+    Directory,
+}
+
+impl FromStr for Isolation {
+    type Err = MarketError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "namespace" => Ok(Self::Namespace),
+            "directory" => Ok(Self::Directory),
+            other => Err(MarketError::Invalid(format!(
+                "isolation is auto, namespace or directory, not {other:?}"
+            ))),
+        }
+    }
+}
+
+/// Everything a market needs to start.
+#[derive(Debug, Clone)]
+pub struct MarketConfig {
+    /// Where the Vast protocol is served.
+    pub listen: SocketAddr,
+    /// Where the operator's side is served; refused unless it is loopback.
+    pub admin_listen: SocketAddr,
+    /// The same seed gives the same machines, prices and boot times.
+    pub seed: u64,
+    /// How many physical machines there are; each lists up to three offers.
+    pub machines: usize,
+    /// Multiplies the market's own waits only; 0 boots at once.
+    pub time_scale: f64,
+    /// Where the disks of the rented machines lie.
+    pub data_dir: PathBuf,
+    /// Keys that are let in; empty lets in any non-empty key.
+    pub api_keys: Vec<String>,
+    pub isolation: Isolation,
+}
+
+impl MarketConfig {
+    /// A market on two free loopback ports with its disks below `data_dir`.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            seed: 1,
+            machines: 100,
+            time_scale: 1.0,
+            data_dir: data_dir.into(),
+            api_keys: Vec::new(),
+            isolation: Isolation::Auto,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), MarketError> {
+        if !self.admin_listen.ip().is_loopback() {
+            return Err(MarketError::AdminNotLoopback(self.admin_listen));
+        }
+        if !self.time_scale.is_finite() || self.time_scale < 0.0 {
+            return Err(MarketError::Invalid(format!(
+                "time_scale is a number of at least 0, not {}",
+                self.time_scale
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! How an instance reads in the Vast protocol: pure.
+
+use serde_json::{Value, json};
+
+use crate::market::seconds;
+use crate::offers::{Universe, hardware_fields};
+use crate::state::{Instance, Status};
+
+/// The row of one instance.
+pub fn instance_row(universe: &Universe, instance: &Instance, now_ms: i64) -> Value {
+    let Some(machine) = universe.machines.get(instance.machine) else {
+        return Value::Null;
+    };
+    let order = &instance.order;
+    let running = instance.status == Status::Running;
+    let wanted = if instance.intended_running {
+        "running"
+    } else {
+        "stopped"
+    };
+    let state = match instance.status {
+        Status::Running => "running",
+        Status::Exited => "stopped",
+        _ => "unloaded",
+    };
+    let ssh_port = instance.ssh_port().filter(|_| running);
+    let runtype = image_runtype(&order.runtype);
+    // Clients add one to the proxy port of a Jupyter instance.
+    let proxy_port = ssh_port.map(|port| port - u16::from(runtype.contains("jupyter")));
+    let price = instance.price;
+    let end = seconds(instance.created_ms) + machine.max_duration_s;
+    let rest = json!({
+        "id": instance.id, "label": order.label, "bundle_id": 900_000_000 + instance.offer_id,
+        "actual_status": instance.status.as_str(), "intended_status": wanted, "cur_state": state,
+        "next_state": wanted, "status_msg": instance.status_msg,
+        "is_bid": order.bid.is_some(), "min_bid": machine.min_bid_per_gpu * instance.gpus.len() as f64,
+        "image_uuid": order.image, "image_args": [], "image_runtype": runtype,
+        "extra_env": order.env.iter().map(|(k, v)| json!([k, v])).collect::<Vec<_>>(), "onstart": order.onstart,
+        "template_id": null, "template_hash_id": null, "template_name": null,
+        "jupyter_token": format!("{:016x}", instance.id),
+        "ssh_host": ssh_port.map(|_| "127.0.0.1"), "ssh_idx": "1", "ssh_port": proxy_port,
+        "machine_dir_ssh_port": ssh_port, "public_ipaddr": "127.0.0.1", "local_ipaddrs": "127.0.0.1",
+        "direct_port_start": -1, "direct_port_end": -1,
+        "start_date": seconds(instance.created_ms), "end_date": end,
+        "duration": (end - seconds(now_ms)).max(0.0),
+        "uptime_mins": running.then(|| instance.meter.running_seconds(now_ms) / 60.0),
+        "client_run_time": 1.1, "host_run_time": 2_592_000.0,
+        "gpu_util": running.then_some(0.0), "gpu_temp": running.then_some(33.0),
+        "cpu_util": 0.0, "mem_usage": running.then_some(0.5), "mem_limit": machine.cpu_ram_mb as f64 / 1000.0,
+        "vmem_usage": running.then_some(0.0), "disk_space": order.disk_gb,
+        "disk_usage": if running { 0.1 } else { -1.0 }, "disk_util": if running { 0.01 } else { -1.0 },
+        "dph_base": price.dph_base, "dph_total": price.dph_total(), "search": price.as_search_value(),
+        "instance": price.as_search_value(), "storage_cost": machine.storage_cost,
+        "storage_total_cost": price.storage_total_cost,
+        "country_code": machine.geolocation.rsplit(", ").next(), "credit_balance": null, "volume_info": [],
+    });
+    let mut row = hardware_fields(machine, &instance.gpus);
+    if let Value::Object(rest) = rest {
+        row.extend(rest);
+    }
+    if let Some(port) = ssh_port {
+        row.insert(
+            "ports".to_owned(),
+            ports(order.env.iter().map(|(k, _)| k.as_str()), port),
+        );
+    }
+    Value::Object(row)
+}
+
+/// What rows report for a requested run type.
+fn image_runtype(asked: &str) -> String {
+    match asked {
+        "" => "ssh ssh_proxy".to_owned(),
+        other if other.starts_with("ssh ") || other == "ssh" || other.contains("jupyter") => other.to_owned(),
+        other => format!("ssh {other}"),
+    }
+}
+
+/// Docker's port map. A machine shares the host's loopback, so what it opens is
+/// reached under the same number; only SSH has a port of its own.
+fn ports<'a>(env_keys: impl Iterator<Item = &'a str>, ssh: u16) -> Value {
+    let binding =
+        |port: &str| json!([{"HostIp": "0.0.0.0", "HostPort": port}, {"HostIp": "::", "HostPort": port}]);
+    let mut map = serde_json::Map::new();
+    map.insert("22/tcp".to_owned(), binding(&ssh.to_string()));
+    for option in env_keys.filter_map(|k| k.strip_prefix("-p ")) {
+        let inside = option.trim().rsplit(':').next().unwrap_or_default();
+        let (port, protocol) = inside.split_once('/').unwrap_or((inside, "tcp"));
+        if port != "22" && port.parse::<u16>().is_ok() {
+            map.insert(format!("{port}/{protocol}"), binding(port));
+        }
+    }
+    Value::Object(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_and_run_types() {
+        let map = ports(
+            ["-p 8000:8000", "-p 9000:9000/udp", "A", "-p x:y", "-p 70:22"].into_iter(),
+            41022,
+        );
+        assert_eq!(
+            map["22/tcp"][0],
+            json!({"HostIp": "0.0.0.0", "HostPort": "41022"})
+        );
+        assert_eq!(map["8000/tcp"][0]["HostPort"], "8000");
+        assert_eq!(map["9000/udp"][1]["HostPort"], "9000");
+        assert_eq!(map.as_object().map(|m| m.len()), Some(3));
+        assert_eq!(image_runtype("ssh_direc ssh_proxy"), "ssh ssh_direc ssh_proxy");
+        assert_eq!(image_runtype("ssh"), "ssh");
+    }
+}

@@ -1,0 +1,138 @@
+//! TCP through the connection, both ways.
+//!
+//! A machine shares the host's network, so its loopback is ours: a remote
+//! forward is a listener on 127.0.0.1 whatever address was asked for, as an
+//! sshd with `GatewayPorts no` does it. Every copy ends with the machine.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use russh::server::{ChannelOpenHandle, Handle, Msg};
+use russh::{Channel, ChannelMsg, ChannelOpenFailure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::exec::CHUNK;
+use crate::machine::Machine;
+
+/// The forwards of one connection; dropping it closes their listeners.
+pub struct Forwards {
+    machine: Arc<Machine>,
+    listeners: HashMap<(String, u32), DropGuard>,
+}
+
+impl Forwards {
+    pub fn new(machine: Arc<Machine>) -> Self {
+        Self {
+            machine,
+            listeners: HashMap::new(),
+        }
+    }
+
+    /// Listens inside the machine; port 0 picks one. The bound port is returned.
+    pub async fn listen(&mut self, address: &str, port: u32, handle: Handle) -> io::Result<u16> {
+        let wanted = u16::try_from(port).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let listener = TcpListener::bind(("127.0.0.1", wanted)).await?;
+        let bound = listener.local_addr()?.port();
+        let stop = self.machine.dead.child_token();
+        self.listeners
+            .insert((address.to_owned(), u32::from(bound)), stop.clone().drop_guard());
+        let (machine, address) = (Arc::clone(&self.machine), address.to_owned());
+        self.machine.tasks.spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    () = stop.cancelled() => return,
+                    accepted = listener.accept() => accepted,
+                };
+                let Ok((stream, from)) = accepted else { continue };
+                let _ = stream.set_nodelay(true);
+                let (handle, address, dead) = (handle.clone(), address.clone(), machine.dead.clone());
+                machine.tasks.spawn(async move {
+                    let opened = handle.channel_open_forwarded_tcpip(
+                        address,
+                        u32::from(bound),
+                        from.ip().to_string(),
+                        from.port().into(),
+                    );
+                    let opened =
+                        tokio::select! { () = dead.cancelled() => return, opened = opened => opened };
+                    if let Ok(channel) = opened {
+                        join(stream, channel, dead).await;
+                    }
+                });
+            }
+        });
+        Ok(bound)
+    }
+
+    pub fn cancel(&mut self, address: &str, port: u32) -> bool {
+        self.listeners.remove(&(address.to_owned(), port)).is_some()
+    }
+
+    /// Connects from inside the machine.
+    pub fn direct(&self, channel: Channel<Msg>, host: String, port: u16, reply: ChannelOpenHandle) {
+        let dead = self.machine.dead.clone();
+        self.machine.tasks.spawn(async move {
+            match TcpStream::connect((host.as_str(), port)).await {
+                Ok(stream) => {
+                    let _ = stream.set_nodelay(true);
+                    reply.accept().await;
+                    join(stream, channel, dead).await;
+                }
+                Err(_) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
+            }
+        });
+    }
+}
+
+/// Copies both ways, each half closing on its own, until both ends or the machine are done.
+async fn join(stream: TcpStream, channel: Channel<Msg>, dead: CancellationToken) {
+    let (mut from_socket, mut to_socket) = stream.into_split();
+    let (mut from_channel, to_channel) = channel.split();
+    let closed = CancellationToken::new();
+    let inwards = async {
+        let mut writable = true;
+        while let Some(message) = from_channel.wait().await {
+            match message {
+                // After a failed write we keep draining: a full queue stalls the connection.
+                ChannelMsg::Data { data } if writable => writable = to_socket.write_all(&data).await.is_ok(),
+                ChannelMsg::Eof => {
+                    let _ = to_socket.shutdown().await;
+                }
+                ChannelMsg::Close => break,
+                _ => {}
+            }
+        }
+        closed.cancel();
+    };
+    let outwards = async {
+        let copy = async {
+            loop {
+                let mut chunk = bytes::BytesMut::with_capacity(CHUNK);
+                match from_socket.read_buf(&mut chunk).await {
+                    Ok(n) if n > 0 => {
+                        if to_channel.data_bytes(chunk.freeze()).await.is_err() {
+                            return;
+                        }
+                    }
+                    _ => break,
+                }
+            }
+            let _ = to_channel.eof().await;
+        };
+        tokio::select! { () = closed.cancelled() => {}, () = copy => {} }
+    };
+    tokio::select! {
+        () = dead.cancelled() => {}
+        // The client closes its side when it has seen our end; close ours when both are through.
+        () = async {
+            tokio::pin!(inwards, outwards);
+            tokio::select! {
+                () = &mut inwards => {}
+                () = &mut outwards => inwards.await,
+            }
+        } => { let _ = to_channel.close().await; }
+    }
+}
