@@ -4,6 +4,7 @@
 //! callers decide without reading messages, and `rent` answers an uncertain create (a lost
 //! reply, a 5xx) by looking for the label before it lets anyone repeat it.
 
+pub mod listing;
 pub mod vast;
 
 use async_trait::async_trait;
@@ -109,10 +110,21 @@ pub trait Provider: Send + Sync + 'static {
     async fn search(&self, query: &OfferQuery) -> Result<Vec<Offer>, ProviderError>;
 
     /// Rents, at most once per label. Gives the instance's id.
+    ///
+    /// Nothing is looked up before the first create: a caller that cannot know whether it
+    /// has asked already (it resumes, or dropped an earlier call) asks `find_by_label` first.
     async fn rent(&self, request: &RentRequest) -> Result<String, ProviderError>;
 
     /// Every instance of the account, to the last page, or an error: never a part.
+    ///
+    /// An empty list is what the provider said and no more: providers have answered so in
+    /// outages, so nothing may be declared gone on the word of an empty list alone.
     async fn list(&self) -> Result<Vec<ProviderInstance>, ProviderError>;
+
+    /// The instance that carries this label; `None` is as weak as an empty `list`.
+    async fn find_by_label(&self, label: &str) -> Result<Option<ProviderInstance>, ProviderError> {
+        Ok(self.list().await?.into_iter().find(|i| i.label.as_deref() == Some(label)))
+    }
 
     /// `None` only when the provider itself says that the instance does not exist.
     async fn get(&self, instance_id: &str) -> Result<Option<ProviderInstance>, ProviderError>;

@@ -1,1 +1,93 @@
-//! vast
+//! Vast.ai behind the [`Provider`] trait.
+//!
+//! The hard decision is what an answer of Vast.ai proves. Its service answers auth failures
+//! with 404, refusals with 200, redirects with JSON and outages with HTML, so nothing here
+//! looks at a status alone, and only a few answers count as proof:
+//!
+//! * an instance exists when a reply or a listing names it;
+//! * it does not exist when a single read says `null` or `no_such_instance`;
+//! * a create did nothing when the request never left, when the server refused it in words,
+//!   or when complete, non-empty listings go on not showing its label.
+//!
+//! Everything else is an error with a class. `search` turns a server's rows into offers that
+//! are checked again here, `rent` holds the way of an uncertain create, `http` bounds what a
+//! server may cost in time and memory.
+//!
+//! Later: one budget per endpoint shared by all replicas takes the place of [`pace::Pacer`],
+//! which only spaces the creates of this process.
+
+mod config;
+mod error;
+mod http;
+mod instances;
+mod keys;
+mod pace;
+mod rent;
+mod search;
+mod wire;
+
+pub use config::{ApiKey, ConfigError, VastConfig};
+pub use error::classify;
+
+use super::{OfferQuery, Provider, ProviderError, ProviderInstance, RentRequest};
+use async_trait::async_trait;
+use dumont_core::offer::Offer;
+
+/// The word before the colon of a machine.
+const NAME: &str = "vast";
+
+/// A client of one Vast.ai account. Cheap to share, holds its connections open.
+#[derive(Debug)]
+pub struct Vast {
+    config: VastConfig,
+    http: http::Http,
+    creates: pace::Pacer,
+}
+
+impl Vast {
+    /// Checks the configuration; talks to nobody yet.
+    pub fn new(config: VastConfig) -> Result<Self, ConfigError> {
+        let http = http::Http::new(&config)?;
+        let creates = pace::Pacer::new(config.stagger);
+        Ok(Self {
+            config,
+            http,
+            creates,
+        })
+    }
+}
+
+#[async_trait]
+impl Provider for Vast {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn search(&self, query: &OfferQuery) -> Result<Vec<Offer>, ProviderError> {
+        self.search_offers(query).await
+    }
+
+    async fn rent(&self, request: &RentRequest) -> Result<String, ProviderError> {
+        self.rent_offer(request).await
+    }
+
+    async fn list(&self) -> Result<Vec<ProviderInstance>, ProviderError> {
+        self.list_instances().await
+    }
+
+    async fn get(&self, instance_id: &str) -> Result<Option<ProviderInstance>, ProviderError> {
+        self.get_instance(instance_id).await
+    }
+
+    async fn destroy(&self, instance_id: &str) -> Result<(), ProviderError> {
+        self.destroy_instance(instance_id).await
+    }
+
+    async fn register_key(&self, public_key: &str) -> Result<(), ProviderError> {
+        self.register_account_key(public_key).await
+    }
+
+    async fn attach_key(&self, instance_id: &str, public_key: &str) -> Result<(), ProviderError> {
+        self.attach_instance_key(instance_id, public_key).await
+    }
+}

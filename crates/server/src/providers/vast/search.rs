@@ -1,0 +1,254 @@
+//! From a query to checked offers.
+//!
+//! Vast.ai does not always apply its own filters and shows at most 64 offers, so the answer
+//! comes cheapest first and every filter is applied again here. A row that lacks what an
+//! offer must have is left out; when no row can be read at all, that is an error and not
+//! "no offers".
+
+use super::super::{ErrorClass, OfferQuery, ProviderError};
+use super::error::{during, error};
+use super::http::Call;
+use super::{NAME, Vast, wire};
+use dumont_core::id::MachineRef;
+use dumont_core::offer::Offer;
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+
+/// The service never shows more, whatever the limit.
+const LIMIT: usize = 64;
+
+impl Vast {
+    pub(super) async fn search_offers(&self, query: &OfferQuery) -> Result<Vec<Offer>, ProviderError> {
+        let call = Call::new(Method::POST, "/api/v0/bundles/")
+            .json(search_body(query, self.config.only_verified))
+            .listing()
+            .harmless();
+        let answer = self
+            .http
+            .success(call)
+            .await
+            .map_err(during("searching offers"))?;
+        let offers = read_offers(&answer).map_err(during("searching offers"))?;
+        Ok(offers
+            .into_iter()
+            .filter(|row| fits(row, query, self.config.only_verified))
+            .map(|r| r.offer)
+            .collect())
+    }
+}
+
+fn search_body(query: &OfferQuery, only_verified: bool) -> Value {
+    let mut body = json!({
+        "external": {"eq": false},
+        "rentable": {"eq": true},
+        "num_gpus": {"eq": query.gpu_count},
+        "disk_space": {"gte": query.disk_gb},
+        "order": [["dph_total", "asc"]],
+        "type": "on-demand",
+        "limit": LIMIT,
+        // What makes dph_total the price of this disk and not of a default one.
+        "allocated_storage": query.disk_gb,
+    });
+    if only_verified {
+        body["verified"] = json!({"eq": true});
+    }
+    if let Some(name) = &query.gpu_name {
+        body["gpu_name"] = json!({"eq": spoken(name)});
+    }
+    if let Some(ram) = query.min_gpu_ram_mb {
+        body["gpu_ram"] = json!({"gte": ram});
+    }
+    body
+}
+
+/// `RTX_4090` as users type it is `RTX 4090` to the service.
+fn spoken(gpu_name: &str) -> String {
+    gpu_name.trim().replace('_', " ")
+}
+
+/// An offer with what only filters need.
+struct Row {
+    offer: Offer,
+    rentable: bool,
+    /// `None` when the row does not say.
+    verified: Option<bool>,
+}
+
+fn read_offers(answer: &Value) -> Result<Vec<Row>, ProviderError> {
+    let rows = match answer.get("offers") {
+        Some(Value::Array(rows)) => rows.as_slice(),
+        // As one example of the documentation shows it.
+        Some(row @ Value::Object(_)) => std::slice::from_ref(row),
+        _ => {
+            return Err(error(
+                ErrorClass::Protocol,
+                "Vast.ai answered without a list of offers",
+            ));
+        }
+    };
+    let mut seen = HashSet::new();
+    let offers: Vec<Row> = rows
+        .iter()
+        .filter_map(read_offer)
+        .filter(|r| seen.insert(r.offer.offer_id.clone()))
+        .collect();
+    if offers.is_empty() && !rows.is_empty() {
+        let message = format!("Vast.ai answered {} offers and none can be read", rows.len());
+        return Err(error(ErrorClass::Protocol, message));
+    }
+    Ok(offers)
+}
+
+fn read_offer(row: &Value) -> Option<Row> {
+    let verified = wire::text(row, "verification").map(|word| word == "verified");
+    let share = |field| wire::number(row, field).filter(|n| (0.0..=1.0).contains(n));
+    let rate = |field| wire::number(row, field).filter(|n| *n >= 0.0);
+    let offer = Offer {
+        offer_id: wire::id(row, "id").or_else(|| wire::id(row, "ask_contract_id"))?,
+        machine: MachineRef::new(NAME, &wire::id(row, "machine_id")?).ok()?,
+        host_id: wire::id(row, "host_id"),
+        gpu_name: wire::text(row, "gpu_name")?,
+        gpu_count: u32::try_from(wire::count(row, "num_gpus")?)
+            .ok()
+            .filter(|n| *n > 0)?,
+        gpu_ram_mb: wire::count(row, "gpu_ram")?,
+        // Nothing is free: such a price is a mistake, and would win every ranking.
+        price: wire::number(row, "dph_total").filter(|p| *p > 0.0)?,
+        region: wire::text(row, "geolocation"),
+        provider_reliability: share("reliability2")
+            .or_else(|| share("reliability"))
+            .unwrap_or(0.0),
+        inet_down_mbps: rate("inet_down").unwrap_or(0.0),
+        inet_up_mbps: rate("inet_up").unwrap_or(0.0),
+        cuda_max: rate("cuda_max_good"),
+        driver_version: wire::text(row, "driver_version"),
+        disk_gb: rate("disk_space")?,
+        verified: verified.unwrap_or(false),
+    };
+    let rentable = wire::truth(row, "rentable") != Some(false)
+        && wire::truth(row, "rented") != Some(true)
+        && wire::truth(row, "external") != Some(true)
+        // An interruptible's price is a bid, not what an on-demand rent costs.
+        && wire::truth(row, "is_bid") != Some(true);
+    Some(Row {
+        offer,
+        rentable,
+        verified,
+    })
+}
+
+fn fits(row: &Row, query: &OfferQuery, only_verified: bool) -> bool {
+    let offer = &row.offer;
+    row.rentable
+        // Where the row is silent, the service's own filter has to do.
+        && (!only_verified || row.verified != Some(false))
+        && offer.gpu_count == query.gpu_count
+        && query.gpu_name.as_ref().is_none_or(|n| spoken(&offer.gpu_name).eq_ignore_ascii_case(&spoken(n)))
+        && query.min_gpu_ram_mb.is_none_or(|mb| offer.gpu_ram_mb >= mb)
+        && query.max_price.is_none_or(|max| offer.price <= max)
+        && offer.disk_gb >= f64::from(query.disk_gb)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn row() -> Value {
+        json!({"id": 5, "machine_id": 88888, "host_id": 9, "num_gpus": "1", "gpu_name": "RTX 4090", "gpu_ram": "24564",
+            "dph_total": 0.5, "disk_space": 512.0, "verification": "verified", "reliability2": 0.99})
+    }
+
+    fn found(rows: Value, query: &OfferQuery) -> usize {
+        read_offers(&json!({ "offers": rows }))
+            .unwrap()
+            .iter()
+            .filter(|r| fits(r, query, true))
+            .count()
+    }
+
+    #[test]
+    fn every_filter_is_applied_again() {
+        let query = OfferQuery {
+            gpu_name: Some("rtx_4090".into()),
+            gpu_count: 1,
+            min_gpu_ram_mb: Some(24_000),
+            max_price: Some(0.5),
+            disk_gb: 40,
+        };
+        assert_eq!(found(json!([row()]), &query), 1);
+        let spoiled = [
+            ("num_gpus", json!(2)),
+            ("gpu_name", json!("RTX 3090")),
+            ("gpu_ram", json!(12_000)),
+            ("dph_total", json!(0.51)),
+            ("disk_space", json!(39.9)),
+            ("verification", json!("deverified")),
+            ("rentable", json!(false)),
+            ("rented", json!(true)),
+            ("external", json!(true)),
+            ("is_bid", json!(true)),
+        ];
+        for (field, value) in spoiled {
+            let mut bad = row();
+            bad[field] = value;
+            assert_eq!(found(json!([bad]), &query), 0, "{field}");
+        }
+    }
+
+    #[test]
+    fn rows_without_what_an_offer_needs_are_left_out() {
+        let query = OfferQuery {
+            gpu_count: 1,
+            ..Default::default()
+        };
+        for field in [
+            "id",
+            "machine_id",
+            "num_gpus",
+            "gpu_name",
+            "gpu_ram",
+            "dph_total",
+            "disk_space",
+        ] {
+            for bad in [Value::Null, json!("NaN"), json!({}), json!(-1)] {
+                let mut spoiled = row();
+                spoiled["id"] = json!(6);
+                spoiled[field] = bad.clone();
+                let expected = if field == "gpu_name" && (bad == json!("NaN") || bad == json!(-1)) {
+                    2
+                } else {
+                    1
+                };
+                assert_eq!(found(json!([row(), spoiled]), &query), expected, "{field} {bad}");
+            }
+        }
+        assert_eq!(
+            found(json!([row(), row()]), &query),
+            1,
+            "an offer shown twice is one offer"
+        );
+        assert!(
+            read_offers(&json!({"offers": [{"id": 1}, 7]})).is_err(),
+            "unreadable is not the same as none"
+        );
+        assert!(read_offers(&json!({"offers": null})).is_err());
+        assert!(read_offers(&json!([])).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn odd_values_never_panic(field in "[a-z_]{1,12}", text in ".{0,40}", n in any::<f64>(), i in any::<i64>()) {
+            for value in [json!(text), json!(n), json!(i), json!([n]), json!({"x": i})] {
+                for known in ["id", "machine_id", "num_gpus", "gpu_ram", "dph_total", "geolocation", field.as_str()] {
+                    let mut odd = row();
+                    odd[known] = value.clone();
+                    if let Some(read) = read_offer(&odd) {
+                        prop_assert!(read.offer.price.is_finite() && read.offer.price > 0.0);
+                    }
+                }
+            }
+        }
+    }
+}
