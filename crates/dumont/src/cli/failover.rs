@@ -1,0 +1,261 @@
+//! `dumont failover`: run, show, list.
+
+use super::workspace::path_of;
+use crate::client::{Client, encode};
+use crate::config::Globals;
+use crate::fail::fail;
+use crate::{output, progress};
+use anyhow::Result;
+use clap::Subcommand;
+use dumont_core::id::WorkspaceName;
+use dumont_wire::rest::{Attempt, ErrorBody, FailoverEvent, RunFailover, Started};
+
+/// What a failover took before: the total in the failover plan, milliseconds.
+pub const PLAN_MTTR_MS: i64 = 107_900;
+
+#[derive(Debug, Subcommand)]
+pub enum FailoverCommand {
+    /// Move a workspace to another machine now
+    Run {
+        name: WorkspaceName,
+        /// Why, for the record
+        #[arg(long)]
+        reason: Option<String>,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// One failover: every phase, every machine tried, what was lost
+    Show {
+        /// Its id, or a workspace's name for its newest one
+        #[arg(value_name = "ID|NAME")]
+        id: String,
+    },
+    /// All failovers, newest first
+    List {
+        /// Of one workspace only
+        #[arg(long, value_name = "NAME")]
+        workspace: Option<WorkspaceName>,
+    },
+}
+
+pub async fn run(globals: &Globals, command: FailoverCommand) -> Result<()> {
+    let client = globals.client()?;
+    match command {
+        FailoverCommand::Run { name, reason, no_wait } => run_verb(globals, &client, &name, reason, no_wait).await,
+        FailoverCommand::Show { id } => show(globals, &find(&client, &id).await?),
+        FailoverCommand::List { workspace } => list(globals, &client, workspace.as_ref()).await,
+    }
+}
+
+async fn run_verb(
+    globals: &Globals,
+    client: &Client,
+    name: &WorkspaceName,
+    reason: Option<String>,
+    no_wait: bool,
+) -> Result<()> {
+    let began: Started = client.post(&format!("{}/failover", path_of(name)), &RunFailover { reason }).await?;
+    if no_wait {
+        return if globals.json {
+            output::json(&began)
+        } else {
+            output::line(&began.workflow_id);
+            Ok(())
+        };
+    }
+    progress::follow(client, &began.workflow_id, globals.quiet).await?;
+    let event: FailoverEvent = client.get(&format!("/failovers/{}", encode(&began.workflow_id))).await?;
+    show(globals, &event)
+}
+
+/// By event id, workflow id, or workspace name (its newest).
+async fn find(client: &Client, id: &str) -> Result<FailoverEvent> {
+    match client.get(&format!("/failovers/{}", encode(id))).await {
+        Ok(event) => Ok(event),
+        Err(e) if e.downcast_ref::<ErrorBody>().is_some_and(|b| b.code.ends_with("not_found")) => {
+            let Ok(name) = id.parse::<WorkspaceName>() else { return Err(e) };
+            newest(client, &name).await?.ok_or_else(|| {
+                fail(
+                    "failover_not_found",
+                    format!("{id:?} is no failover, and no workspace that had one"),
+                    "see `dumont failover list`",
+                )
+            })
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The newest failover of a workspace.
+pub async fn newest(client: &Client, name: &WorkspaceName) -> Result<Option<FailoverEvent>> {
+    Ok(of_workspace(client, Some(name)).await?.into_iter().next())
+}
+
+/// Newest first.
+pub async fn of_workspace(client: &Client, name: Option<&WorkspaceName>) -> Result<Vec<FailoverEvent>> {
+    let path = name.map_or_else(|| "/failovers".into(), |n| format!("/failovers?workspace={}", encode(n.as_str())));
+    let mut all: Vec<FailoverEvent> = client.list(&path).await?;
+    all.sort_by_key(|e| std::cmp::Reverse(e.detected_at));
+    Ok(all)
+}
+
+async fn list(globals: &Globals, client: &Client, name: Option<&WorkspaceName>) -> Result<()> {
+    let all = of_workspace(client, name).await?;
+    if globals.json {
+        return output::json(&all);
+    }
+    if all.is_empty() {
+        output::note("No failover yet.");
+        return Ok(());
+    }
+    let rows: Vec<_> = all
+        .iter()
+        .map(|e| {
+            vec![
+                e.id.clone(),
+                e.workspace.to_string(),
+                if e.success { "ok".into() } else { "failed".into() },
+                e.trigger.clone(),
+                e.total_ms.to_string(),
+                output::or_dash(e.data_loss_ms.map(output::millis)),
+                e.attempts.len().to_string(),
+                output::ago(e.detected_at),
+            ]
+        })
+        .collect();
+    let header = ["FAILOVER", "WORKSPACE", "RESULT", "TRIGGER", "TOTAL MS", "WORK LOST", "TRIED", "WHEN"];
+    output::table(&header, &[4, 5, 6], &rows);
+    Ok(())
+}
+
+fn show(globals: &Globals, event: &FailoverEvent) -> Result<()> {
+    if globals.json {
+        return output::json(event);
+    }
+    let result = if event.success { output::green("ok") } else { output::red("failed") };
+    let mut pairs = vec![
+        ("failover", output::bold(&event.id)),
+        ("workspace", event.workspace.to_string()),
+        ("result", result),
+        ("trigger", event.trigger.clone()),
+        ("when", output::ago(event.detected_at)),
+    ];
+    if let Some(why) = &event.failure_reason {
+        pairs.push(("why", why.clone()));
+    }
+    pairs.extend(what_moved(event));
+    output::facts(&pairs);
+    output::line("");
+    phases(event);
+    output::line("");
+    attempts(&event.attempts);
+    Ok(())
+}
+
+/// From where to where, with which snapshot, and what was lost.
+pub fn what_moved(event: &FailoverEvent) -> Vec<(&'static str, String)> {
+    let mut pairs = vec![(
+        "moved",
+        format!(
+            "instance {} -> {}",
+            output::or_dash(event.original_instance_id.as_ref()),
+            output::or_dash(event.new_instance_id.as_ref())
+        ),
+    )];
+    if let Some(id) = &event.snapshot_id {
+        let kind = event.snapshot_type.map_or("", |t| t.as_str());
+        pairs.push((
+            "restored",
+            format!(
+                "{id} ({kind}), {} from {} downloaded",
+                output::bytes(event.bytes_restored),
+                output::bytes(event.bytes_downloaded)
+            ),
+        ));
+    }
+    if let Some(v) = &event.validation {
+        let text =
+            format!("{}, {} of {} files", output::word(&v.validation), v.files_restored, v.files_expected);
+        pairs.push(("validation", text));
+    }
+    let lost = event.data_loss_ms.map_or_else(
+        || "unknown: no snapshot was restored".into(),
+        |ms| format!("{} (age of the snapshot when the machine was lost)", output::millis(ms)),
+    );
+    pairs.push(("work lost", lost));
+    pairs
+}
+
+/// Name and milliseconds of each phase, in order, without the total.
+pub fn phase_rows(e: &FailoverEvent) -> [(&'static str, i64); 8] {
+    [
+        ("detection", e.detection_ms),
+        ("search", e.search_ms),
+        ("provisioning", e.gpu_provisioning_time_ms),
+        ("restore", e.restore_ms),
+        ("validation", e.validation_ms),
+        ("start", e.start_ms),
+        ("probe", e.probe_ms),
+        ("switch", e.switch_ms),
+    ]
+}
+
+/// The phase table, with the plan's total beside ours.
+pub fn phases(event: &FailoverEvent) {
+    let mut rows: Vec<_> =
+        phase_rows(event).iter().map(|(name, ms)| vec![(*name).into(), ms.to_string(), String::new()]).collect();
+    rows.push(vec!["total (MTTR)".into(), event.total_ms.to_string(), beside_plan(event.total_ms)]);
+    output::table(&["PHASE", "MS", "PLAN"], &[1], &rows);
+}
+
+/// `the plan's 107900 (23 times faster)`.
+pub fn beside_plan(ms: i64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+    let ratio = PLAN_MTTR_MS as f64 / ms.max(1) as f64;
+    if ratio >= 1.0 {
+        format!("{PLAN_MTTR_MS} ({ratio:.1}x faster)")
+    } else {
+        format!("{PLAN_MTTR_MS} ({:.1}x slower)", 1.0 / ratio)
+    }
+}
+
+/// Every machine tried and why it lost.
+pub fn attempts(all: &[Attempt]) {
+    if all.is_empty() {
+        return output::line("No machine was tried.");
+    }
+    let rows: Vec<_> = all
+        .iter()
+        .map(|a| {
+            let why = [a.reason.as_deref(), a.error_message.as_deref()];
+            let why: Vec<_> = why.into_iter().flatten().filter(|w| !w.is_empty()).collect();
+            vec![
+                a.machine.to_string(),
+                a.outcome.clone(),
+                a.stage.clone(),
+                format!("{:.2}", a.duration_seconds),
+                a.gpu_name.clone(),
+                format!("{:.3}", a.price),
+                match a.success {
+                    Some(true) => "for".into(),
+                    Some(false) => "against".into(),
+                    None => "no".into(),
+                },
+                if why.is_empty() { "-".into() } else { why.join(": ") },
+            ]
+        })
+        .collect();
+    output::table(&["MACHINE TRIED", "OUTCOME", "REACHED", "S", "GPU", "$/H", "COUNTS", "WHY"], &[3, 5], &rows);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plan_stands_beside_the_total() {
+        assert_eq!(beside_plan(10_790), "107900 (10.0x faster)");
+        assert_eq!(beside_plan(215_800), "107900 (2.0x slower)");
+    }
+}

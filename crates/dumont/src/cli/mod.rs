@@ -1,0 +1,149 @@
+//! The command line: one file per noun.
+
+mod drill;
+mod failover;
+mod import;
+mod instance;
+mod keys;
+mod machine;
+mod market;
+mod serve;
+mod snapshot;
+mod spec;
+mod ssh;
+mod workspace;
+
+use crate::config::Globals;
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Keeps a GPU workspace alive on rented machines: snapshots it, and when its machine is
+/// lost, races for another one, restores, validates and goes on.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "Start here: `dumont drill` shows a whole failover on this machine; nothing is paid for.")]
+pub struct Args {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the controller
+    Serve(serve::ServeArgs),
+    /// Create, list, show and delete workspaces
+    #[command(subcommand, visible_alias = "ws")]
+    Workspace(workspace::WorkspaceCommand),
+    /// Open a shell, or run a command, in a workspace
+    Ssh(ssh::SshArgs),
+    /// Take, list and restore snapshots
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Run, show and list failovers
+    #[command(subcommand)]
+    Failover(failover::FailoverCommand),
+    /// The machines met so far, and how reliable they were
+    Machines,
+    /// Everything that is rented now
+    Instances,
+    /// Run an emulated Vast.ai marketplace whose machines are real SSH servers
+    Market(market::MarketArgs),
+    /// Show a whole failover from start to end: rent, snapshot, kill, recover, compare
+    Drill(drill::DrillArgs),
+}
+
+/// Runs what was asked for.
+pub async fn run(args: Args) -> Result<()> {
+    let globals = &args.globals;
+    match args.command {
+        Command::Serve(a) => serve::run(globals, a).await,
+        Command::Workspace(c) => workspace::run(globals, c).await,
+        Command::Ssh(a) => ssh::run(globals, a).await,
+        Command::Snapshot(c) => snapshot::run(globals, c).await,
+        Command::Failover(c) => failover::run(globals, c).await,
+        Command::Machines => machine::run(globals).await,
+        Command::Instances => instance::run(globals).await,
+        Command::Market(a) => market::run(globals, a).await,
+        Command::Drill(a) => drill::run(globals, a).await,
+    }
+}
+
+/// Asks a yes-or-no question on the terminal; false where nobody can answer.
+fn confirm(question: &str) -> Result<bool> {
+    use std::io::{IsTerminal, Write};
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    eprint!("{question} [y/N] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+/// A factor for waits: 0 or more.
+fn factor(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if n.is_finite() && n >= 0.0 => Ok(n),
+        _ => Err("a number of 0 or more, e.g. 0.1".into()),
+    }
+}
+
+/// The log of a long-running process: on stderr, `DUMONT_LOG` filters it.
+fn log_to_stderr() {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DUMONT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("dumont").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Args as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn common_options_stand_before_and_after_the_verb() {
+        assert!(parse("--json workspace list").unwrap().globals.json);
+        assert!(parse("workspace list --json").unwrap().globals.json);
+        assert!(parse("drill --seed 7 --json").unwrap().globals.json);
+    }
+
+    #[test]
+    fn names_and_numbers_are_checked_while_parsing() {
+        for bad in [
+            "workspace show Bad_Name",
+            "workspace create x --gpu-count two",
+            "workspace create x --port 70000",
+            "workspace create x --env NOVALUE",
+            "drill --time-scale -1",
+            "frobnicate",
+            "market --machines many",
+            "ssh",
+        ] {
+            assert_eq!(parse(bad).expect_err(bad).exit_code(), 2, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_remote_command_keeps_its_own_options() {
+        let args = parse("ssh box -- ls --json -l").unwrap();
+        assert!(!args.globals.json);
+        let Command::Ssh(ssh) = args.command else { panic!("not ssh") };
+        assert_eq!(ssh.command, ["ls", "--json", "-l"]);
+    }
+}

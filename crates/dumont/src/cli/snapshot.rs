@@ -1,0 +1,171 @@
+//! `dumont snapshot`: create, list, restore.
+
+use super::workspace::path_of;
+use crate::client::Client;
+use crate::config::Globals;
+use crate::{output, progress};
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use dumont_core::id::WorkspaceName;
+use dumont_core::snapshot::SnapshotType;
+use dumont_wire::rest::{CreateSnapshot, RestoreSnapshot, Snapshot, Started, Workflow};
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Snapshot a running workspace; only what changed is read and sent
+    Create {
+        name: WorkspaceName,
+        /// Read every file again and start a new base
+        #[arg(long)]
+        full: bool,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// The snapshots of a workspace, newest first
+    List { name: WorkspaceName },
+    /// Put a snapshot's files back onto the workspace's machine
+    Restore {
+        name: WorkspaceName,
+        /// Which one [default: the newest]
+        #[arg(long, value_name = "ID")]
+        snapshot: Option<String>,
+        /// Remove files the snapshot does not have
+        #[arg(long)]
+        delete: bool,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+pub async fn run(globals: &Globals, command: SnapshotCommand) -> Result<()> {
+    let client = globals.client()?;
+    match command {
+        SnapshotCommand::Create { name, full, no_wait } => {
+            if no_wait {
+                return started(globals, &start(&client, &name, full).await?);
+            }
+            let snapshot = create(&client, &name, full, globals.quiet).await?;
+            if globals.json {
+                return output::json(&snapshot);
+            }
+            report(&snapshot);
+            Ok(())
+        }
+        SnapshotCommand::List { name } => list(globals, &client, &name).await,
+        SnapshotCommand::Restore { name, snapshot, delete, no_wait } => {
+            let body = RestoreSnapshot { snapshot_id: snapshot, delete };
+            let began: Started = client.post(&format!("{}/restore", path_of(&name)), &body).await?;
+            if no_wait {
+                return started(globals, &began);
+            }
+            let wf = progress::follow(&client, &began.workflow_id, globals.quiet).await?;
+            restored(globals, &name, &wf)
+        }
+    }
+}
+
+fn started(globals: &Globals, started: &Started) -> Result<()> {
+    if globals.json {
+        return output::json(started);
+    }
+    output::line(&started.workflow_id);
+    Ok(())
+}
+
+async fn start(client: &Client, name: &WorkspaceName, full: bool) -> Result<Started> {
+    client.post(&format!("{}/snapshots", path_of(name)), &CreateSnapshot { full }).await
+}
+
+/// Takes a snapshot and waits until it is visible.
+pub async fn create(client: &Client, name: &WorkspaceName, full: bool, quiet: bool) -> Result<Snapshot> {
+    let began = start(client, name, full).await?;
+    let wf = progress::follow(client, &began.workflow_id, quiet).await?;
+    let result = wf.result.context("the finished snapshot workflow has no result")?;
+    serde_json::from_value(result).context("the result of the snapshot workflow is not a snapshot")
+}
+
+/// The line that says what a snapshot did, in the plan's words.
+pub fn headline(s: &Snapshot) -> String {
+    match s.snapshot_type {
+        SnapshotType::Incremental => {
+            format!("Incremental: {} files changed out of {} total", s.files_changed, s.files_total)
+        }
+        SnapshotType::Full => {
+            format!("Full: {}, {}", output::count(s.files_total, "file"), output::bytes(s.total_bytes))
+        }
+    }
+}
+
+fn report(s: &Snapshot) {
+    output::line(&headline(s));
+    output::line(&format!(
+        "{}  {} uploaded in {}",
+        s.snapshot_id,
+        output::bytes(s.uploaded_bytes),
+        output::millis(i64::try_from(s.elapsed_ms).unwrap_or(i64::MAX))
+    ));
+    if let Some(why) = &s.full_because {
+        output::note(&format!("A full snapshot was taken: {why}"));
+    }
+    if !s.torn.is_empty() {
+        output::note(&format!(
+            "{} changed while it was read and may be mixed: {}",
+            output::count(s.torn.len() as u64, "file"),
+            s.torn.iter().take(5).cloned().collect::<Vec<_>>().join(", ")
+        ));
+    }
+}
+
+async fn list(globals: &Globals, client: &Client, name: &WorkspaceName) -> Result<()> {
+    let all: Vec<Snapshot> = client.list(&format!("{}/snapshots", path_of(name))).await?;
+    if globals.json {
+        return output::json(&all);
+    }
+    if all.is_empty() {
+        output::note(&format!("No snapshots yet: `dumont snapshot create {name}` takes one."));
+        return Ok(());
+    }
+    let rows: Vec<_> = all
+        .iter()
+        .map(|s| {
+            vec![
+                s.snapshot_id.clone(),
+                s.snapshot_type.as_str().into(),
+                s.files_total.to_string(),
+                s.files_changed.to_string(),
+                output::bytes(s.total_bytes),
+                output::bytes(s.uploaded_bytes),
+                s.elapsed_ms.to_string(),
+                output::ago(s.created_at),
+            ]
+        })
+        .collect();
+    let header = ["SNAPSHOT", "TYPE", "FILES", "CHANGED", "SIZE", "UPLOADED", "MS", "TAKEN"];
+    output::table(&header, &[2, 3, 4, 5, 6], &rows);
+    Ok(())
+}
+
+fn restored(globals: &Globals, name: &WorkspaceName, wf: &Workflow) -> Result<()> {
+    if globals.json {
+        return output::json(wf);
+    }
+    let report = wf
+        .result
+        .as_ref()
+        .and_then(|r| serde_json::from_value::<dumont_core::snapshot::RestoreReport>(r.clone()).ok());
+    match report {
+        Some(r) => output::line(&format!(
+            "Restored {} ({}) in {}; validation {}: {} of {} files",
+            output::count(r.files_restored, "file"),
+            output::bytes(r.bytes_restored),
+            output::millis(i64::try_from(r.elapsed_ms).unwrap_or(i64::MAX)),
+            output::word(&r.validation.validation),
+            r.validation.files_restored,
+            r.validation.files_expected,
+        )),
+        None => output::line(&format!("Restored {name}.")),
+    }
+    Ok(())
+}

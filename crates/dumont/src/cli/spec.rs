@@ -1,0 +1,177 @@
+//! A workspace's specification from a file and from options.
+
+use crate::fail::usage;
+use anyhow::{Context, Result};
+use clap::Args;
+use dumont_core::id::WorkspaceName;
+use dumont_core::spec::{Probe, WorkspaceSpec};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// What can be said about a workspace on the command line; wins over the file.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SpecArgs {
+    /// Specification to start from (.json or .toml)
+    #[arg(long, value_name = "FILE")]
+    pub spec: Option<PathBuf>,
+    /// GPU's marketplace name, e.g. "RTX 4090" [default: any]
+    #[arg(long, value_name = "NAME")]
+    pub gpu: Option<String>,
+    /// GPUs on the machine [default: 1]
+    #[arg(long, value_name = "N")]
+    pub gpu_count: Option<u32>,
+    /// Container image [default: pytorch/pytorch:latest]
+    #[arg(long)]
+    pub image: Option<String>,
+    /// Disk to rent, GB [default: 20]
+    #[arg(long, value_name = "GB")]
+    pub disk: Option<u32>,
+    /// The most to pay, dollars per hour
+    #[arg(long, value_name = "DOLLARS")]
+    pub max_price: Option<f64>,
+    /// Directory on the machine that is kept [default: /workspace]
+    #[arg(long, value_name = "DIR")]
+    pub path: Option<String>,
+    /// Shell command of the workload
+    #[arg(long, value_name = "CMD")]
+    pub start: Option<String>,
+    /// Variable of the workload; may be repeated
+    #[arg(long, value_name = "K=V", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// TCP port the workload listens on; may be repeated
+    #[arg(long, value_name = "N")]
+    pub port: Vec<u16>,
+    /// Shell command that exits 0 when the workload serves
+    #[arg(long, value_name = "CMD")]
+    pub probe: Option<String>,
+    /// Machines to race for at once [default: 3]
+    #[arg(long, value_name = "N")]
+    pub racers: Option<u32>,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("write it as NAME=value".into()),
+    }
+}
+
+/// The checked specification.
+pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
+    let mut value = match &args.spec {
+        Some(path) => read(path)?,
+        None => Value::Object(serde_json::Map::new()),
+    };
+    let source = args.spec.as_deref().map_or_else(|| "the options".into(), |p| p.display().to_string());
+    let Some(object) = value.as_object_mut() else {
+        return Err(usage(format!("{source} is not a table of fields"), SPEC_HINT));
+    };
+    match object.get("name") {
+        Some(Value::String(there)) if there != name.as_str() => {
+            return Err(usage(
+                format!("{source} describes workspace {there:?}, not {:?}", name.as_str()),
+                "leave `name` out of the file, or use the same name",
+            ));
+        }
+        _ => object.insert("name".into(), name.as_str().into()),
+    };
+    let mut spec: WorkspaceSpec = serde_json::from_value(value)
+        .map_err(|e| usage(format!("{source}: {}", e.to_string().trim()), SPEC_HINT))?;
+    apply(&mut spec, args);
+    spec.check().map_err(|e| usage(e.to_string(), "change this field and try again"))?;
+    Ok(spec)
+}
+
+const SPEC_HINT: &str = "fields: name, gpu {name, count, min_ram_gb}, image, disk_gb, max_price, path, start, \
+     env, ports, probe {kind = \"command\", command, timeout_s}, failover {automatic, racers}";
+
+fn read(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| usage(format!("cannot read {}: {e}", path.display()), "check the path after --spec"))?;
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("json") => serde_json::from_str(&text).map_err(|e| usage(format!("{}: {e}", path.display()), SPEC_HINT)),
+        Some("toml") => {
+            toml::from_str(&text).map_err(|e| usage(format!("{}: {}", path.display(), e.to_string().trim()), SPEC_HINT))
+        }
+        _ => Err(usage(format!("{} is neither .json nor .toml", path.display()), "name the file spec.toml or spec.json")),
+    }
+    .with_context(|| "specification")
+}
+
+fn apply(spec: &mut WorkspaceSpec, args: &SpecArgs) {
+    fn set<T: Clone>(field: &mut T, value: &Option<T>) {
+        if let Some(value) = value {
+            field.clone_from(value);
+        }
+    }
+    if args.gpu.is_some() {
+        spec.gpu.name.clone_from(&args.gpu);
+    }
+    set(&mut spec.gpu.count, &args.gpu_count);
+    set(&mut spec.image, &args.image);
+    set(&mut spec.disk_gb, &args.disk);
+    if args.max_price.is_some() {
+        spec.max_price = args.max_price;
+    }
+    set(&mut spec.path, &args.path);
+    if args.start.is_some() {
+        spec.start.clone_from(&args.start);
+    }
+    spec.env.extend(args.env.iter().cloned());
+    if !args.port.is_empty() {
+        spec.ports.clone_from(&args.port);
+    }
+    if let Some(command) = &args.probe {
+        let timeout_s = match &spec.probe {
+            Some(Probe::Command { timeout_s, .. }) => *timeout_s,
+            None => 60,
+        };
+        spec.probe = Some(Probe::Command { command: command.clone(), timeout_s });
+    }
+    set(&mut spec.failover.racers, &args.racers);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(extension: &str, text: &str, change: impl Fn(&mut SpecArgs)) -> Result<WorkspaceSpec> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(format!("s.{extension}"));
+        std::fs::write(&path, text).unwrap();
+        let mut args = SpecArgs { spec: Some(path), ..SpecArgs::default() };
+        change(&mut args);
+        build(&"box".parse().unwrap(), &args)
+    }
+
+    #[test]
+    fn options_win_over_the_file() {
+        let toml = "disk_gb = 50\nstart = \"python train.py\"\nports = [8000]\n[env]\nA = \"1\"\n[gpu]\nname = \"H100\"\n";
+        let spec = with_file("toml", toml, |a| {
+            a.disk = Some(80);
+            a.env = vec![("B".into(), "2=3".into())];
+        })
+        .unwrap();
+        assert_eq!((spec.disk_gb, spec.gpu.name.as_deref(), spec.ports.as_slice()), (80, Some("H100"), &[8000][..]));
+        assert_eq!(spec.env.len(), 2);
+        assert_eq!(spec.name.as_str(), "box");
+    }
+
+    #[test]
+    fn mistakes_name_the_field_and_exit_with_2() {
+        let cases = [
+            ("json", r#"{"disk": 5}"#, "disk"),
+            ("json", r#"{"disk_gb": "five"}"#, "five"),
+            ("json", r#"{"disk_gb": 5}"#, "disk_gb"),
+            ("json", r#"{"name": "other"}"#, "other"),
+            ("json", "[]", "table"),
+            ("toml", "a = ", "s.toml"),
+            ("yaml", "a: 1", "neither"),
+        ];
+        for (extension, text, word) in cases {
+            let body = crate::fail::body_of(&with_file(extension, text, |_| ()).expect_err(text));
+            assert_eq!(body.code, "usage", "{text}");
+            assert!(body.message.contains(word) && !body.hint.is_empty(), "{text}: {body:?}");
+        }
+    }
+}

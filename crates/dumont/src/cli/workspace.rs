@@ -1,0 +1,237 @@
+//! `dumont workspace`: create, list, show, delete.
+
+use super::{confirm, import, spec};
+use crate::client::{Client, encode};
+use crate::config::Globals;
+use crate::fail::{fail, usage};
+use crate::{output, progress};
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use dumont_core::id::WorkspaceName;
+use dumont_wire::rest::{CreateWorkspace, Started, Workspace, WorkspaceState};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub enum WorkspaceCommand {
+    /// Make a workspace and put it on a machine
+    Create(Box<CreateArgs>),
+    /// Put a draft or failed workspace on a machine
+    Deploy {
+        name: WorkspaceName,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// All workspaces
+    List,
+    /// One workspace: where it runs, what it costs, its last snapshot
+    Show { name: WorkspaceName },
+    /// Give the machine back and forget the workspace
+    Delete {
+        name: WorkspaceName,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    pub name: WorkspaceName,
+    #[command(flatten)]
+    pub spec: spec::SpecArgs,
+    /// Local directory to start from; it becomes the first snapshot
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
+    /// Rent nothing yet
+    #[arg(long)]
+    pub no_deploy: bool,
+    /// Return as soon as the server has begun
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+pub async fn run(globals: &Globals, command: WorkspaceCommand) -> Result<()> {
+    match command {
+        WorkspaceCommand::Create(args) => create_verb(globals, &args).await,
+        WorkspaceCommand::Deploy { name, no_wait } => {
+            let client = globals.client()?;
+            deploy(&client, &name, !no_wait, globals.quiet).await?;
+            show(globals, &client, &name).await
+        }
+        WorkspaceCommand::List => list(globals).await,
+        WorkspaceCommand::Show { name } => show(globals, &globals.client()?, &name).await,
+        WorkspaceCommand::Delete { name, yes, no_wait } => delete_verb(globals, &name, yes, no_wait).await,
+    }
+}
+
+/// The path of a workspace in the API.
+pub fn path_of(name: &WorkspaceName) -> String {
+    format!("/workspaces/{}", encode(name.as_str()))
+}
+
+async fn create_verb(globals: &Globals, args: &CreateArgs) -> Result<()> {
+    let spec = spec::build(&args.name, &args.spec)?;
+    if let Some(dir) = &args.from {
+        // Before anything is made on the server.
+        let meta = std::fs::metadata(dir)
+            .map_err(|e| usage(format!("cannot read {}: {e}", dir.display()), "check the path after --from"))?;
+        if !meta.is_dir() {
+            return Err(usage(format!("{} is not a directory", dir.display()), "--from takes a directory"));
+        }
+    }
+    let client = globals.client()?;
+    let begin = CreateWorkspace { spec, deploy: args.from.is_none() && !args.no_deploy };
+    let made: Workspace = client.post("/workspaces", &begin).await?;
+    if let Some(dir) = &args.from {
+        let snapshot = import::import(&client, &args.name, dir, globals.quiet).await.map_err(|e| {
+            let body = crate::fail::body_of(&e);
+            fail(
+                &body.code,
+                format!("the files of {} were not stored: {}", dir.display(), body.message),
+                format!("{} (the empty draft stays: `dumont workspace delete {}`)", body.hint, args.name),
+            )
+        })?;
+        if !globals.quiet && !globals.json {
+            output::note(&import::summary(&snapshot));
+        }
+        if !args.no_deploy {
+            deploy(&client, &args.name, !args.no_wait, globals.quiet).await?;
+        }
+    } else if let Some(id) = made.workflow_id.as_deref().filter(|_| !args.no_wait) {
+        progress::follow(&client, id, globals.quiet).await.map_err(|e| left_over(&e, &args.name))?;
+    }
+    show(globals, &client, &args.name).await
+}
+
+/// Starts a deploy and, if asked to, waits for it.
+pub async fn deploy(client: &Client, name: &WorkspaceName, wait: bool, quiet: bool) -> Result<()> {
+    let started: Started = client.post(&format!("{}/deploy", path_of(name)), &serde_json::json!({})).await?;
+    if wait {
+        progress::follow(client, &started.workflow_id, quiet).await.map_err(|e| left_over(&e, name))?;
+    }
+    Ok(())
+}
+
+/// A failed deploy leaves the workspace there: say how to go on.
+fn left_over(e: &anyhow::Error, name: &WorkspaceName) -> anyhow::Error {
+    let body = crate::fail::body_of(e);
+    let next = format!("again: `dumont workspace deploy {name}`; give up: `dumont workspace delete {name}`");
+    let hint = if body.hint.is_empty() { next } else { format!("{}; {next}", body.hint) };
+    fail(&body.code, body.message, hint)
+}
+
+async fn list(globals: &Globals) -> Result<()> {
+    let all: Vec<Workspace> = globals.client()?.list("/workspaces").await?;
+    if globals.json {
+        return output::json(&all);
+    }
+    if all.is_empty() {
+        output::note("No workspaces yet: `dumont workspace create NAME --from DIR` makes one.");
+        return Ok(());
+    }
+    let rows: Vec<_> = all
+        .iter()
+        .map(|w| {
+            let i = w.instance.as_ref();
+            vec![
+                w.name.to_string(),
+                output::word(&w.state),
+                output::or_dash(i.map(|i| &i.machine)),
+                output::or_dash(i.map(|i| gpu(&i.gpu_name, i.gpu_count))),
+                output::or_dash(i.map(|i| format!("{:.3}", i.price))),
+                output::or_dash(w.last_snapshot.as_ref().map(|s| output::ago(s.created_at))),
+            ]
+        })
+        .collect();
+    output::table(&["NAME", "STATE", "MACHINE", "GPU", "$/H", "LAST SNAPSHOT"], &[4], &rows);
+    Ok(())
+}
+
+/// `2x RTX 4090`, or without the count where it is one.
+pub fn gpu(name: &str, count: u32) -> String {
+    if count == 1 { name.into() } else { format!("{count}x {name}") }
+}
+
+async fn show(globals: &Globals, client: &Client, name: &WorkspaceName) -> Result<()> {
+    let w: Workspace = client.get(&path_of(name)).await?;
+    if globals.json {
+        return output::json(&w);
+    }
+    let mut pairs = vec![("workspace", output::bold(w.name.as_str())), ("state", state(&w))];
+    if let Some(message) = &w.message {
+        pairs.push(("why", message.clone()));
+    }
+    if let Some(i) = &w.instance {
+        pairs.push(("machine", format!("{}, instance {}", i.machine, i.instance_id)));
+        pairs.push(("gpu", gpu(&i.gpu_name, i.gpu_count)));
+        pairs.push(("price", format!("${:.3} per hour", i.price)));
+        if let (Some(host), Some(port)) = (&i.ssh_host, i.ssh_port) {
+            pairs.push(("ssh", format!("{host}:{port}  (dumont ssh {})", w.name)));
+        }
+        pairs.push(("rented", output::ago(i.created_at)));
+    }
+    pairs.push(("path", w.spec.path.clone()));
+    if let Some(start) = &w.spec.start {
+        pairs.push(("start", start.clone()));
+    }
+    let snapshot = w.last_snapshot.as_ref().map(|s| {
+        format!(
+            "{}, {}, {}, {}",
+            s.snapshot_id,
+            output::count(s.files_total, "file"),
+            output::bytes(s.total_bytes),
+            output::ago(s.created_at)
+        )
+    });
+    pairs.push(("snapshot", snapshot.unwrap_or_else(|| "none yet".into())));
+    if let Some(id) = &w.workflow_id {
+        pairs.push(("workflow", id.clone()));
+    }
+    output::facts(&pairs);
+    Ok(())
+}
+
+fn state(w: &Workspace) -> String {
+    let word = output::word(&w.state);
+    match w.state {
+        WorkspaceState::Running => output::green(&word),
+        WorkspaceState::Failed => output::red(&word),
+        _ => word,
+    }
+}
+
+async fn delete_verb(globals: &Globals, name: &WorkspaceName, yes: bool, no_wait: bool) -> Result<()> {
+    let client = globals.client()?;
+    // Asked for first, so that a wrong name is said before the question.
+    let w: Workspace = client.get(&path_of(name)).await?;
+    if !yes {
+        let what = match &w.instance {
+            Some(i) => format!("Delete {name}, its snapshots, and destroy instance {}?", i.instance_id),
+            None => format!("Delete {name} and its snapshots?"),
+        };
+        if !confirm(&what)? {
+            return Err(fail("not_confirmed", "nothing was deleted", "answer y, or pass --yes"));
+        }
+    }
+    let started = delete(&client, name, !no_wait, globals.quiet).await?;
+    if globals.json {
+        return output::json(&started);
+    }
+    if !globals.quiet {
+        output::note(&if no_wait { format!("Deleting {name}.") } else { format!("Deleted {name}.") });
+    }
+    Ok(())
+}
+
+/// Tears the workspace down and, if asked to, waits until nothing of it is rented.
+pub async fn delete(client: &Client, name: &WorkspaceName, wait: bool, quiet: bool) -> Result<Started> {
+    let started: Started = client.delete(&path_of(name)).await?;
+    if wait {
+        progress::follow(client, &started.workflow_id, quiet).await?;
+    }
+    Ok(started)
+}

@@ -1,0 +1,214 @@
+//! The REST client: the only way the CLI reaches a server.
+
+use crate::fail::{fail, usage};
+use anyhow::Result;
+use dumont_wire::rest::{ErrorBody, Page};
+use reqwest::{Method, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// A server and the token to speak to it with.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+/// A request without a body.
+pub const NOTHING: Option<&()> = None;
+
+impl Client {
+    pub fn new(url: &str, token: &str) -> Result<Self> {
+        let base = url.trim_end_matches('/').to_owned();
+        let parsed = reqwest::Url::parse(&base);
+        if !parsed.is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host()) {
+            return Err(usage(
+                format!("{url:?} is not a server's URL"),
+                "write it like http://127.0.0.1:7070",
+            ));
+        }
+        if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(usage("the API token is empty or holds blanks", "set DUMONT_TOKEN to the token alone"));
+        }
+        // No proxy for loopback servers, whatever the environment says.
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(10))
+            .timeout(Duration::from_secs(120))
+            .user_agent(concat!("dumont/", env!("CARGO_PKG_VERSION")));
+        if is_loopback(&base) {
+            builder = builder.no_proxy();
+        }
+        Ok(Self { http: builder.build()?, base, token: token.into() })
+    }
+
+    pub fn url(&self) -> &str {
+        &self.base
+    }
+
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.call(Method::GET, path, NOTHING).await
+    }
+
+    pub async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T> {
+        self.call(Method::POST, path, Some(body)).await
+    }
+
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.call(Method::DELETE, path, NOTHING).await
+    }
+
+    /// Every item of a paged list.
+    pub async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
+        let mut items = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let join = if path.contains('?') { '&' } else { '?' };
+            let mut page_path = format!("{path}{join}limit=500");
+            if let Some(after) = &after {
+                page_path.push_str("&after=");
+                page_path.push_str(&encode(after));
+            }
+            let page: Page<T> = self.get(&page_path).await?;
+            let came = page.items.len();
+            items.extend(page.items);
+            match page.next {
+                // A server that repeats itself must not keep us for ever.
+                Some(next) if came > 0 && after.as_ref() != Some(&next) => after = Some(next),
+                _ => return Ok(items),
+            }
+        }
+    }
+
+    /// Whether anybody answers there; needs no token.
+    pub async fn healthy(&self) -> bool {
+        let request = self.http.get(format!("{}/api/v1/healthz", self.base)).timeout(Duration::from_secs(2));
+        request.send().await.is_ok_and(|r| !r.status().is_server_error())
+    }
+
+    /// PUT of one object to the URL of a grant.
+    pub async fn put_object(
+        &self,
+        url: &str,
+        headers: &std::collections::BTreeMap<String, String>,
+        bytes: Vec<u8>,
+    ) -> Result<()> {
+        let absolute = if url.starts_with('/') { format!("{}{url}", self.base) } else { url.to_owned() };
+        let mut request = self.http.put(&absolute);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let response = request
+            .header(reqwest::header::CONTENT_LENGTH, bytes.len())
+            .timeout(Duration::from_secs(600))
+            .body(bytes)
+            .send()
+            .await
+            .map_err(|e| self.unreachable(&e))?;
+        if response.status().is_success() {
+            return Ok(());
+        }
+        Err(error_of(response.status(), &response.bytes().await.unwrap_or_default()))
+    }
+
+    async fn call<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<T> {
+        let mut request =
+            self.http.request(method.clone(), format!("{}/api/v1{path}", self.base)).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        } else if method == Method::POST {
+            request = request.json(&serde_json::json!({}));
+        }
+        let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        let status = response.status();
+        let bytes = response.bytes().await.map_err(|e| self.unreachable(&e))?;
+        if !status.is_success() {
+            return Err(error_of(status, &bytes));
+        }
+        serde_json::from_slice(&bytes).map_err(|e| {
+            fail(
+                "unexpected_answer",
+                format!("{method} {path}: the server's answer is not understood: {e}"),
+                "server and CLI may be of different versions: compare `dumont --version` on both sides",
+            )
+        })
+    }
+
+    fn unreachable(&self, e: &reqwest::Error) -> anyhow::Error {
+        let mut cause: &dyn std::error::Error = e;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        if e.is_timeout() {
+            return fail(
+                UNREACHABLE,
+                format!("the server at {} did not answer in time", self.base),
+                "look at its log; the request may still have had its effect",
+            );
+        }
+        fail(
+            UNREACHABLE,
+            format!("the server at {} cannot be reached: {cause}", self.base),
+            "is it running? `dumont serve` starts one; --url (DUMONT_URL) names another one",
+        )
+    }
+}
+
+/// The code of errors that say nothing about the request itself.
+pub const UNREACHABLE: &str = "server_unreachable";
+
+/// Whether the server could not be reached at all, so that trying again makes sense.
+pub fn is_unreachable(e: &anyhow::Error) -> bool {
+    e.downcast_ref::<ErrorBody>().is_some_and(|b| b.code == UNREACHABLE)
+}
+
+/// What an answer that is not a success means.
+fn error_of(status: StatusCode, bytes: &[u8]) -> anyhow::Error {
+    if let Ok(body) = serde_json::from_slice::<ErrorBody>(bytes) {
+        return body.into();
+    }
+    let text: String = String::from_utf8_lossy(bytes).trim().chars().take(200).collect();
+    let hint = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "check DUMONT_TOKEN",
+        StatusCode::NOT_FOUND => "is this URL a dumont server, of this version?",
+        _ => "look at the server's log",
+    };
+    fail("unexpected_answer", format!("the server answered {status} {text}").trim_end(), hint)
+}
+
+/// Whether the URL leads to this very machine.
+pub fn is_loopback(url: &str) -> bool {
+    reqwest::Url::parse(url).is_ok_and(|u| {
+        u.host_str().is_some_and(|h| {
+            h == "localhost"
+                || h.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        })
+    })
+}
+
+/// One path segment or query value, percent-encoded.
+pub fn encode(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for b in value.bytes() {
+        if b.is_ascii_alphanumeric() || b"-._~".contains(&b) {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("%{b:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

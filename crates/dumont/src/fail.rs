@@ -1,0 +1,88 @@
+//! Errors as a person meets them: what happened, then what to do next.
+//!
+//! Inside, errors are `anyhow`; the ones that know a next step carry an [`ErrorBody`], the
+//! same words the API uses, so that `--json` prints one shape wherever an error was born.
+
+use crate::output;
+use dumont_wire::rest::ErrorBody;
+use std::process::ExitCode;
+
+/// The code of errors in what the user typed; the exit code is then 2 as for clap's own.
+const USAGE: &str = "usage";
+/// The code of an error that only says which exit code to leave with.
+const SILENT: &str = "silent";
+
+/// An error with a stable word, a message and the next step.
+pub fn fail(code: &str, message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    ErrorBody { code: code.into(), message: message.into(), hint: hint.into() }.into()
+}
+
+/// Something in the command line or in a file it names is wrong.
+pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    fail(USAGE, message, hint)
+}
+
+/// Leaves with exit code 1 and prints nothing more: all was said already.
+pub fn silent() -> anyhow::Error {
+    fail(SILENT, "", "")
+}
+
+/// The body of an error, made up where it has none.
+pub fn body_of(error: &anyhow::Error) -> ErrorBody {
+    let message = chain(error);
+    match error.downcast_ref::<ErrorBody>() {
+        Some(body) => ErrorBody { message, ..body.clone() },
+        None => ErrorBody { code: "failed".into(), message, hint: String::new() },
+    }
+}
+
+/// The whole chain on one line, without saying the same thing twice.
+fn chain(error: &anyhow::Error) -> String {
+    let mut out = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if out.contains(&text) {
+            continue;
+        }
+        if !out.is_empty() {
+            out.push_str(": ");
+        }
+        out.push_str(&text);
+    }
+    out
+}
+
+/// Prints the error on stderr and says what to exit with.
+pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+    let body = body_of(error);
+    if body.code == SILENT {
+        return ExitCode::FAILURE;
+    }
+    if json {
+        output::note(&serde_json::to_string_pretty(&body).unwrap_or(body.message));
+    } else {
+        output::note(&format!("{} {}", output::red_err("error:"), body.message));
+        if !body.hint.is_empty() {
+            output::note(&format!("{} {}", output::dim_err(" hint:"), body.hint));
+        }
+    }
+    if body.code == USAGE { ExitCode::from(2) } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn context_keeps_the_hint_and_nothing_is_said_twice() {
+        let e: anyhow::Error = Err::<(), _>(fail("gone", "it is gone", "look elsewhere"))
+            .context("while looking")
+            .context("it is gone")
+            .unwrap_err();
+        let body = body_of(&e);
+        assert_eq!(body.code, "gone");
+        assert_eq!(body.hint, "look elsewhere");
+        assert_eq!(body.message, "it is gone: while looking");
+    }
+}

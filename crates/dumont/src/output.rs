@@ -1,0 +1,188 @@
+//! What people and scripts see: results on stdout, everything else on stderr.
+//!
+//! Colours only on a terminal and never where `NO_COLOR` is set. A closed pipe (`| head`)
+//! ends the output, not the program with a backtrace.
+
+use dumont_core::time::Timestamp;
+use owo_colors::OwoColorize;
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+use std::sync::LazyLock;
+use std::time::SystemTime;
+
+static COLOUR_OUT: LazyLock<bool> = LazyLock::new(|| colours(std::io::stdout().is_terminal()));
+static COLOUR_ERR: LazyLock<bool> = LazyLock::new(|| colours(std::io::stderr().is_terminal()));
+
+fn colours(terminal: bool) -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+    terminal && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
+/// One line of result on stdout.
+pub fn line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).is_err() {
+        // Nobody reads any more; what was asked for is done or belongs to the server.
+        std::process::exit(0);
+    }
+}
+
+/// One line for the person who waits, on stderr.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// The API's own shape, indented.
+pub fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    line(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn when(on: bool, text: &str, styled: impl std::fmt::Display) -> String {
+    if on { styled.to_string() } else { text.to_owned() }
+}
+
+pub fn bold(text: &str) -> String {
+    when(*COLOUR_OUT, text, text.bold())
+}
+pub fn dim(text: &str) -> String {
+    when(*COLOUR_OUT, text, text.dimmed())
+}
+pub fn green(text: &str) -> String {
+    when(*COLOUR_OUT, text, text.green())
+}
+pub fn red(text: &str) -> String {
+    when(*COLOUR_OUT, text, text.red())
+}
+pub fn red_err(text: &str) -> String {
+    when(*COLOUR_ERR, text, text.red().bold().to_string())
+}
+pub fn green_err(text: &str) -> String {
+    when(*COLOUR_ERR, text, text.green())
+}
+pub fn dim_err(text: &str) -> String {
+    when(*COLOUR_ERR, text, text.dimmed())
+}
+
+/// A borderless table with a bold header. Columns named in `right` are aligned right.
+pub fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) {
+    for text in table_lines(header, right, rows) {
+        line(&text);
+    }
+}
+
+/// The lines of [`table`].
+pub fn table_lines(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> Vec<String> {
+    use comfy_table::{CellAlignment, Table};
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).force_no_tty();
+    table.set_header(header.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>());
+    table.add_rows(rows.iter().cloned());
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 3));
+        if right.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut lines: Vec<String> = table.lines().map(|l| l.trim_end().to_owned()).collect();
+    if let Some(first) = lines.first_mut() {
+        *first = bold(first);
+    }
+    lines
+}
+
+/// `name  value` lines, the names in one column.
+pub fn facts(pairs: &[(&str, String)]) {
+    let width = pairs.iter().map(|(k, _)| k.len()).max().unwrap_or(0);
+    for (key, value) in pairs {
+        line(&format!("{}  {value}", dim(&format!("{key:<width$}"))));
+    }
+}
+
+/// Or a dash.
+pub fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".into(), |v| v.to_string())
+}
+
+/// Bytes with a decimal unit, as disks and networks are sold.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{n} B"),
+        _ if value < 10.0 => format!("{value:.2} {}", UNITS[unit]),
+        _ if value < 100.0 => format!("{value:.1} {}", UNITS[unit]),
+        _ => format!("{value:.0} {}", UNITS[unit]),
+    }
+}
+
+/// Milliseconds as people say them: `840 ms`, `12.3 s`, `3 min 20 s`.
+pub fn millis(ms: i64) -> String {
+    match ms {
+        ..1_000 => format!("{ms} ms"),
+        1_000..60_000 => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
+        60_000..3_600_000 => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1_000),
+        _ => format!("{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
+    }
+}
+
+/// Now, by this machine's clock.
+pub fn now() -> Timestamp {
+    Timestamp::from_system(SystemTime::now())
+}
+
+/// How long ago, e.g. `3 min ago`.
+pub fn ago(t: Timestamp) -> String {
+    let s = now().millis_since(t) / 1_000;
+    match s {
+        ..1 => "now".into(),
+        1..60 => format!("{s} s ago"),
+        60..3_600 => format!("{} min ago", s / 60),
+        3_600..172_800 => format!("{} h ago", s / 3_600),
+        _ => format!("{} d ago", s / 86_400),
+    }
+}
+
+/// A count with its noun: `1 file`, `3 files`.
+pub fn count(n: u64, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+}
+
+/// The word of an enum as the API writes it.
+pub fn word<T: Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(s)) => s,
+        _ => "?".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_as_people_say_them() {
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1_000), "1.00 kB");
+        assert_eq!(bytes(312_400_000), "312 MB");
+        assert_eq!(bytes(999_600_000), "1.00 GB");
+        assert_eq!(millis(840), "840 ms");
+        assert_eq!(millis(107_900), "1 min 47 s");
+        assert_eq!(millis(12_340), "12.3 s");
+        assert_eq!(count(1, "file"), "1 file");
+        assert_eq!(count(0, "file"), "0 files");
+    }
+
+    #[test]
+    fn tables_align_and_have_no_trailing_blanks() {
+        let rows = vec![vec!["a".into(), "1".into()], vec!["long".into(), "200".into()]];
+        let lines = table_lines(&["NAME", "N"], &[1], &rows);
+        assert_eq!(lines[1..], ["a        1", "long   200"]);
+    }
+}
