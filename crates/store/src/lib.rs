@@ -1,1 +1,125 @@
-//! store
+//! Every SQL statement of dumont, behind typed rows.
+//!
+//! A file per noun; `engine.rs` alone knows the database. Nothing here reads a clock but the
+//! database's own, and that only for leases: every other time is the caller's `now`, so that
+//! the same workflows run in virtual time. Ids are made by the caller (ULIDs), which makes an
+//! insert whose reply was lost repeatable: the second one finds the first.
+//!
+//! Who may write what is decided by two fences that only grow. A *workflow's* fence rises
+//! with every claim, so an owner that slept through its lease can commit nothing more. A
+//! *workspace's* fence rises with every switch of instance, so an instance that was given up
+//! can no longer make a snapshot visible. Both are checked by the statement that writes,
+//! never before it.
+
+mod attempt;
+mod blacklist;
+mod column;
+mod engine;
+mod error;
+mod failover_event;
+mod instance;
+mod machine;
+mod meta;
+mod snapshot;
+mod token;
+mod workflow;
+mod workspace;
+
+pub use attempt::{AttemptRow, NewAttempt, Recorded};
+pub use blacklist::{BlacklistRow, NewBlacklist};
+pub use error::{Error, Result};
+pub use failover_event::FailoverEventRow;
+pub use instance::{InstanceRow, InstanceState, NewInstance};
+pub use machine::{Block, MachineRow};
+pub use snapshot::{NewSnapshot, SnapshotRow, SnapshotState};
+pub use token::TokenRow;
+pub use workflow::{Advance, Finish, NewWorkflow, StartedWorkflow, StepTime, WorkflowRow};
+pub use workspace::{Effect, NewWorkspace, WorkspaceRow, WorkspaceState};
+
+use column::{args, record};
+use dumont_core::time::Timestamp;
+use engine::{Db, statements};
+use std::path::Path;
+
+statements! {
+    NOW: ["SELECT " NOW " AS now"];
+}
+
+struct Clock {
+    now: Timestamp,
+}
+record!(Clock { now });
+
+/// The database. Cheap to clone; all clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Store {
+    db: Db,
+}
+
+impl Store {
+    /// Opens a SQLite file, creates it if need be (readable by its owner only) and brings its
+    /// schema up to date. Its directory must exist.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self {
+            db: Db::open_sqlite(path.as_ref()).await?,
+        })
+    }
+
+    /// A database that ends with its last clone. For tests: one connection serves all.
+    pub async fn open_in_memory() -> Result<Self> {
+        Ok(Self {
+            db: Db::open_sqlite_in_memory().await?,
+        })
+    }
+
+    /// The clock that leases go by; also shows that the database answers.
+    pub async fn database_time(&self) -> Result<Timestamp> {
+        let clock: Option<Clock> = self.db.first(NOW, args![]).await?;
+        clock
+            .map(|c| c.now)
+            .ok_or_else(|| Error::not_found("clock", "now"))
+    }
+
+    /// Waits for what is under way and closes every connection.
+    pub async fn close(&self) {
+        self.db.close().await;
+    }
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Where the next page begins, to be passed as `after`; `None` on the last page.
+    pub next: Option<String>,
+}
+
+impl<T> Page<T> {
+    /// From `limit + 1` rows: the one too many only says that there is more.
+    pub(crate) fn cut(mut items: Vec<T>, limit: u32, cursor: impl Fn(&T) -> String) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let more = items.len() > limit;
+        items.truncate(limit);
+        Self {
+            next: items.last().filter(|_| more).map(cursor),
+            items,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, engine::Sql)])> {
+    vec![
+        ("attempt", attempt::STATEMENTS),
+        ("blacklist", blacklist::STATEMENTS),
+        ("failover_event", failover_event::STATEMENTS),
+        ("instance", instance::STATEMENTS),
+        ("lib", STATEMENTS),
+        ("machine", machine::STATEMENTS),
+        ("meta", meta::STATEMENTS),
+        ("snapshot", snapshot::STATEMENTS),
+        ("token", token::STATEMENTS),
+        ("workflow", workflow::STATEMENTS),
+        ("workspace", workspace::STATEMENTS),
+    ]
+}

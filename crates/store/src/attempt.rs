@@ -1,0 +1,212 @@
+//! Attempts: each recorded exactly once, with its statistics and the rules, in one
+//! transaction.
+//!
+//! A workflow that is taken over records its attempts again; the unique key makes the second
+//! time a no-op *before* the statistics are touched, which is why the three writes cannot be
+//! apart. The machine's row is locked before it is read: two racers of one machine that end
+//! together are counted one after the other.
+
+use crate::column::{args, record};
+use crate::engine::statements;
+use crate::{BlacklistRow, Page, Result, Store, blacklist, machine};
+use dumont_core::blacklist::{Settings, verdict};
+use dumont_core::history::{Attempt, Outcome, Reason, Stage, Stats, success_of};
+use dumont_core::id::MachineRef;
+use dumont_core::time::Timestamp;
+
+statements! {
+    INSERT: ["INSERT INTO machine_attempts (provider, machine_id, attempt_type, success, error_message, \
+              duration_seconds, created_at, attempt_key, workflow_id, workspace_id, host_id, offer_id, \
+              instance_id, gpu_name, price, region, image, stage, outcome, reason, ready_seconds) \
+              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, \
+              $19, $20, $21) ON CONFLICT (attempt_key) DO NOTHING"];
+    OF_WORKFLOW: ["SELECT * FROM machine_attempts WHERE workflow_id = $1 ORDER BY id"];
+    OF_MACHINE: ["SELECT * FROM machine_attempts WHERE provider = $1 AND machine_id = $2 AND id < $3 \
+                  ORDER BY id DESC LIMIT $4"];
+    RECOUNT: ["SELECT outcome, reason, ready_seconds, created_at FROM machine_attempts \
+               WHERE provider = $1 AND machine_id = $2 ORDER BY id"];
+}
+
+/// One try on one machine, as it ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewAttempt {
+    /// Unique for ever: the instance's key (the attempt's ULID).
+    pub attempt_key: String,
+    pub machine: MachineRef,
+    /// `deploy`, `failover`, …
+    pub attempt_type: String,
+    pub workflow_id: Option<String>,
+    pub workspace_id: Option<String>,
+    pub host_id: Option<String>,
+    pub offer_id: Option<String>,
+    /// The provider's id of the contract, if there was one.
+    pub instance_id: Option<String>,
+    pub gpu_name: String,
+    /// Dollars per hour.
+    pub price: f64,
+    pub region: Option<String>,
+    pub image: Option<String>,
+    pub stage: Stage,
+    pub outcome: Outcome,
+    pub reason: Option<Reason>,
+    pub error_message: Option<String>,
+    /// From the request to the end of the attempt.
+    pub duration_seconds: f64,
+    /// From the request to ready, for every attempt that came so far, won or not.
+    pub ready_seconds: Option<f64>,
+    pub created_at: Timestamp,
+}
+record!(NewAttempt {
+    attempt_key,
+    machine,
+    attempt_type,
+    workflow_id,
+    workspace_id,
+    host_id,
+    offer_id,
+    instance_id,
+    gpu_name,
+    price,
+    region,
+    image,
+    stage,
+    outcome,
+    reason,
+    error_message,
+    duration_seconds,
+    ready_seconds,
+    created_at
+});
+
+impl NewAttempt {
+    fn core(&self) -> Attempt {
+        Attempt {
+            outcome: self.outcome,
+            reason: self.reason.clone(),
+            ready_seconds: self.ready_seconds,
+            at: self.created_at,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttemptRow {
+    pub id: i64,
+    /// `None` where it does not count.
+    pub success: Option<bool>,
+    pub attempt: NewAttempt,
+}
+
+impl crate::column::Record for AttemptRow {
+    fn read(row: &crate::engine::Row) -> Result<Self> {
+        Ok(Self {
+            id: row.get("id")?,
+            success: row.get("success")?,
+            attempt: NewAttempt::read(row)?,
+        })
+    }
+}
+
+/// What recording an attempt did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recorded {
+    /// False if the attempt was recorded before; nothing was changed then.
+    pub first: bool,
+    /// The machine's record, this attempt included.
+    pub stats: Stats,
+    /// The block that the rules set because of it.
+    pub blocked: Option<BlacklistRow>,
+}
+
+struct CoreAttempt(Attempt);
+impl crate::column::Record for CoreAttempt {
+    fn read(row: &crate::engine::Row) -> Result<Self> {
+        use crate::column::Column;
+        Ok(Self(Attempt {
+            outcome: Column::read(row, "outcome")?,
+            reason: Column::read(row, "reason")?,
+            ready_seconds: Column::read(row, "ready_seconds")?,
+            at: Column::read(row, "created_at")?,
+        }))
+    }
+}
+
+impl Store {
+    /// The attempt, the machine's statistics and the rules' verdict, all or nothing.
+    pub async fn record_attempt(&self, new: &NewAttempt, settings: &Settings) -> Result<Recorded> {
+        let success = success_of(new.outcome);
+        let args = args![
+            &new.machine.provider,
+            &new.machine.machine_id,
+            &new.attempt_type,
+            success,
+            new.error_message.as_deref(),
+            new.duration_seconds,
+            new.created_at,
+            &new.attempt_key,
+            new.workflow_id.as_deref(),
+            new.workspace_id.as_deref(),
+            new.host_id.as_deref(),
+            new.offer_id.as_deref(),
+            new.instance_id.as_deref(),
+            &new.gpu_name,
+            new.price,
+            new.region.as_deref(),
+            new.image.as_deref(),
+            new.stage,
+            new.outcome,
+            new.reason.as_ref(),
+            new.ready_seconds,
+        ];
+        let mut tx = self.db.begin().await?;
+        let first = tx.run(INSERT, args).await? == 1;
+        let mut stats = machine::stats_for_update(&mut tx, &new.machine).await?;
+        if !first {
+            return Ok(Recorded {
+                first,
+                stats,
+                blocked: None,
+            });
+        }
+        let attempt = new.core();
+        stats.record(&attempt);
+        machine::save_stats(&mut tx, &new.machine, &stats).await?;
+        let blocked = match verdict(&stats, &attempt, settings) {
+            Some(p) => blacklist::propose(&mut tx, &new.machine, p, &stats, new.created_at).await?,
+            None => None,
+        };
+        tx.commit().await?;
+        Ok(Recorded {
+            first,
+            stats,
+            blocked,
+        })
+    }
+
+    /// In the order they were recorded.
+    pub async fn attempts_of_workflow(&self, workflow_id: &str) -> Result<Vec<AttemptRow>> {
+        self.db.all(OF_WORKFLOW, args![workflow_id]).await
+    }
+
+    /// Newest first; `after` is an attempt's id.
+    pub async fn attempts_of_machine(
+        &self,
+        machine: &MachineRef,
+        after: Option<i64>,
+        limit: u32,
+    ) -> Result<Page<AttemptRow>> {
+        let (provider, id) = (&machine.provider, &machine.machine_id);
+        let args = args![provider, id, after.unwrap_or(i64::MAX), u64::from(limit) + 1];
+        let rows = self.db.all(OF_MACHINE, args).await?;
+        Ok(Page::cut(rows, limit, |a: &AttemptRow| a.id.to_string()))
+    }
+
+    /// The machine's record counted anew from its attempts: what the stored one must equal.
+    pub async fn recount_stats(&self, machine: &MachineRef) -> Result<Stats> {
+        let args = args![&machine.provider, &machine.machine_id];
+        let attempts: Vec<CoreAttempt> = self.db.all(RECOUNT, args).await?;
+        let mut stats = Stats::default();
+        attempts.iter().for_each(|a| stats.record(&a.0));
+        Ok(stats)
+    }
+}

@@ -1,0 +1,243 @@
+//! Blocks on machines, and who set or lifted them.
+//!
+//! An entry that was removed or has run out stays as history; at most one per machine (and
+//! scope) is open, which an index guarantees. What a person says always stands: rules go
+//! through [`propose`], which asks `core` whether the open entry is stronger.
+
+use crate::column::{args, record};
+use crate::engine::{Tx, statements};
+use crate::{Error, Page, Result, Store, machine};
+use dumont_core::blacklist::{BlacklistType, Change, Entry, Proposal, Rule, change, is_active};
+use dumont_core::history::Stats;
+use dumont_core::id::MachineRef;
+use dumont_core::time::Timestamp;
+
+statements! {
+    CLOSE_EXPIRED: ["UPDATE machine_blacklist SET is_active = FALSE, closed_at = expires_at, \
+                     closed_by = 'expired' WHERE is_active AND expires_at <= $1"];
+    CLOSE_EXPIRED_OF: ["UPDATE machine_blacklist SET is_active = FALSE, closed_at = expires_at, \
+                        closed_by = 'expired' WHERE provider = $1 AND machine_id = $2 \
+                        AND is_active AND expires_at <= $3"];
+    OPEN_FOR_UPDATE: ["SELECT * FROM machine_blacklist WHERE provider = $1 AND machine_id = $2 \
+                       AND is_active AND COALESCE(scope, '') = $3" FOR_UPDATE];
+    INSERT: ["INSERT INTO machine_blacklist (provider, machine_id, blacklist_type, reason, total_attempts, \
+              failed_attempts, failure_rate, blacklisted_at, expires_at, is_active, rule, actor, scope) \
+              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, TRUE, $10, $11, $12) RETURNING *"];
+    UPDATE: ["UPDATE machine_blacklist SET blacklist_type = $2, reason = $3, total_attempts = $4, \
+              failed_attempts = $5, failure_rate = $6, blacklisted_at = $7, expires_at = $8, rule = $9, \
+              actor = $10 WHERE id = $1 RETURNING *"];
+    REMOVE: ["UPDATE machine_blacklist SET is_active = FALSE, closed_at = $4, closed_by = $3 \
+              WHERE provider = $1 AND machine_id = $2 AND is_active \
+              AND (expires_at IS NULL OR expires_at > $4)"];
+    CHECK: ["SELECT * FROM machine_blacklist WHERE provider = $1 AND machine_id = $2 AND is_active \
+             AND scope IS NULL AND (expires_at IS NULL OR expires_at > $3)"];
+    LIST: ["SELECT * FROM machine_blacklist WHERE is_active AND id > $1 \
+            AND (expires_at IS NULL OR expires_at > $2) ORDER BY id LIMIT $3"];
+}
+
+/// What a person or a tool asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewBlacklist {
+    pub machine: MachineRef,
+    pub blacklist_type: BlacklistType,
+    pub reason: String,
+    /// `None` is for good.
+    pub expires_at: Option<Timestamp>,
+    /// Who: the token's name.
+    pub actor: Option<String>,
+    /// What it is blocked for, e.g. `cuda=12.8`; `None` is everything.
+    pub scope: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlacklistRow {
+    pub id: i64,
+    pub machine: MachineRef,
+    pub blacklist_type: BlacklistType,
+    pub reason: String,
+    /// The machine's record when it was blocked.
+    pub total_attempts: i64,
+    pub failed_attempts: i64,
+    pub failure_rate: Option<f64>,
+    pub blacklisted_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    /// Not closed; see [`BlacklistRow::blocks`].
+    pub is_active: bool,
+    /// The rule that made it; `None` for a person's.
+    pub rule: Option<Rule>,
+    pub actor: Option<String>,
+    pub scope: Option<String>,
+    pub closed_at: Option<Timestamp>,
+    pub closed_by: Option<String>,
+}
+record!(BlacklistRow {
+    id,
+    machine,
+    blacklist_type,
+    reason,
+    total_attempts,
+    failed_attempts,
+    failure_rate,
+    blacklisted_at,
+    expires_at,
+    is_active,
+    rule,
+    actor,
+    scope,
+    closed_at,
+    closed_by
+});
+
+impl BlacklistRow {
+    fn entry(&self) -> Entry {
+        Entry {
+            blacklist_type: self.blacklist_type,
+            expires_at: self.expires_at,
+            open: self.is_active,
+        }
+    }
+
+    /// It is in force at `now`.
+    pub fn blocks(&self, now: Timestamp) -> bool {
+        is_active(&self.entry(), now)
+    }
+}
+
+/// Closes what has run out, then returns what is open in this scope.
+async fn open_entry(
+    tx: &mut Tx,
+    machine: &MachineRef,
+    scope: Option<&str>,
+    now: Timestamp,
+) -> Result<Option<BlacklistRow>> {
+    let (provider, id) = (&machine.provider, &machine.machine_id);
+    tx.run(CLOSE_EXPIRED_OF, args![provider, id, now]).await?;
+    tx.first(OPEN_FOR_UPDATE, args![provider, id, scope.unwrap_or("")])
+        .await
+}
+
+/// Writes over `open`, or a new row.
+async fn write(
+    tx: &mut Tx,
+    open: Option<&BlacklistRow>,
+    new: &NewBlacklist,
+    rule: Option<Rule>,
+    stats: &Stats,
+    now: Timestamp,
+) -> Result<BlacklistRow> {
+    let (kind, reason, actor) = (new.blacklist_type, &new.reason, new.actor.as_deref());
+    let (total, failed, rate) = (stats.total, stats.failed, stats.failure_rate());
+    let row = if let Some(open) = open {
+        let args = args![
+            open.id,
+            kind,
+            reason,
+            total,
+            failed,
+            rate,
+            now,
+            new.expires_at,
+            rule,
+            actor
+        ];
+        tx.first(UPDATE, args).await?
+    } else {
+        let (provider, id, scope) = (
+            &new.machine.provider,
+            &new.machine.machine_id,
+            new.scope.as_deref(),
+        );
+        let args = args![
+            provider,
+            id,
+            kind,
+            reason,
+            total,
+            failed,
+            rate,
+            now,
+            new.expires_at,
+            rule,
+            actor,
+            scope
+        ];
+        tx.first(INSERT, args).await?
+    };
+    row.ok_or_else(|| Error::not_found("blacklist entry", &new.machine.to_string()))
+}
+
+/// Applies a rule's proposal; `None` where what stands is as strong.
+pub(crate) async fn propose(
+    tx: &mut Tx,
+    machine: &MachineRef,
+    proposal: Proposal,
+    stats: &Stats,
+    now: Timestamp,
+) -> Result<Option<BlacklistRow>> {
+    let open = open_entry(tx, machine, None, now).await?;
+    if change(open.as_ref().map(BlacklistRow::entry).as_ref(), &proposal, now) == Change::Keep {
+        return Ok(None);
+    }
+    let new = NewBlacklist {
+        machine: machine.clone(),
+        blacklist_type: proposal.blacklist_type,
+        reason: proposal.reason,
+        expires_at: proposal.duration.map(|d| now.plus(d)),
+        actor: None,
+        scope: None,
+    };
+    write(tx, open.as_ref(), &new, Some(proposal.rule), stats, now)
+        .await
+        .map(Some)
+}
+
+impl Store {
+    /// A person's word: writes over whatever is open in the scope. True if there was nothing.
+    pub async fn add_blacklist(&self, new: &NewBlacklist, now: Timestamp) -> Result<(BlacklistRow, bool)> {
+        let mut tx = self.db.begin().await?;
+        let stats = machine::stats_for_update(&mut tx, &new.machine).await?;
+        let open = open_entry(&mut tx, &new.machine, new.scope.as_deref(), now).await?;
+        let row = write(&mut tx, open.as_ref(), new, None, &stats, now).await?;
+        tx.commit().await?;
+        Ok((row, open.is_none()))
+    }
+
+    /// Lifts every block in force on the machine; `NotFound` if there is none.
+    pub async fn remove_blacklist(&self, machine: &MachineRef, actor: &str, now: Timestamp) -> Result<()> {
+        let args = args![&machine.provider, &machine.machine_id, actor, now];
+        match self.db.run(REMOVE, args).await? {
+            0 => Err(Error::not_found("blacklist entry", &machine.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    /// The unscoped block in force, if any.
+    pub async fn check_blacklist(
+        &self,
+        machine: &MachineRef,
+        now: Timestamp,
+    ) -> Result<Option<BlacklistRow>> {
+        self.db
+            .first(CHECK, args![&machine.provider, &machine.machine_id, now])
+            .await
+    }
+
+    /// Blocks in force, oldest first; `after` is an entry's id.
+    pub async fn list_blacklist(
+        &self,
+        after: Option<i64>,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<Page<BlacklistRow>> {
+        let rows = self
+            .db
+            .all(LIST, args![after.unwrap_or(0), now, u64::from(limit) + 1])
+            .await?;
+        Ok(Page::cut(rows, limit, |b: &BlacklistRow| b.id.to_string()))
+    }
+
+    /// Closes what has run out. It blocked no longer anyway; this only tidies.
+    pub async fn close_expired_blacklist(&self, now: Timestamp) -> Result<u64> {
+        self.db.run(CLOSE_EXPIRED, args![now]).await
+    }
+}

@@ -1,0 +1,251 @@
+//! Instances: contracts that cost money until they are destroyed.
+//!
+//! The row is written *before* the marketplace is asked ("intended"), under the label that
+//! the contract will carry. Whatever dies in between, the row says what to look for, and
+//! [`Store::list_open_instances`] never forgets one. States only move forward: a reply that
+//! comes late cannot bring back an instance that is being destroyed.
+
+use crate::column::{args, json, record, words_as_text};
+use crate::engine::{Tx, statements};
+use crate::{Error, Result, Store, workflow};
+use dumont_core::id::MachineRef;
+use dumont_core::offer::Offer;
+use dumont_core::time::Timestamp;
+use dumont_core::words;
+
+statements! {
+    INSERT: ["INSERT INTO instances (key, workspace_id, workflow_id, provider, label, offer_json, \
+              machine_id, host_id, state, price, created_at, updated_at) \
+              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'intended', $9, $10, $10) ON CONFLICT DO NOTHING"];
+    GET: ["SELECT * FROM instances WHERE key = $1"];
+    GET_FOR_UPDATE: ["SELECT * FROM instances WHERE key = $1" FOR_UPDATE];
+    BY_LABEL: ["SELECT * FROM instances WHERE label = $1"];
+    OPEN: ["SELECT * FROM instances WHERE state <> 'destroyed' \
+            AND NOT (state = 'failed' AND instance_id IS NULL) ORDER BY key"];
+    OF_WORKSPACE: ["SELECT * FROM instances WHERE workspace_id = $1 ORDER BY key"];
+    SET_RENTED: ["UPDATE instances SET instance_id = $2, rented_at = COALESCE(rented_at, $3), \
+                  state = CASE WHEN state = 'intended' THEN 'rented' ELSE state END, updated_at = $3 \
+                  WHERE key = $1 RETURNING *"];
+    SET_ENDPOINT: ["UPDATE instances SET ssh_host = $2, ssh_port = $3, \
+                    host_key = COALESCE($4, host_key), updated_at = $5 WHERE key = $1"];
+    SET_STATE: ["UPDATE instances SET state = $2, ready_at = $3, destroyed_at = $4, updated_at = $5 \
+                 WHERE key = $1 RETURNING *"];
+    SET_LAST_SNAPSHOT: ["UPDATE instances SET last_snapshot_id = $2 WHERE key = $1"];
+}
+
+words! {
+    pub enum InstanceState: "instance state" {
+        /// About to be asked for; may or may not exist.
+        Intended => "intended",
+        /// The marketplace made the contract.
+        Rented => "rented",
+        Ready => "ready",
+        /// A workspace lives on it.
+        Owned => "owned",
+        /// To be destroyed, or asked to be.
+        Destroying => "destroying",
+        /// Seen to be gone. Final.
+        Destroyed => "destroyed",
+        /// Could not be rented. Costs nothing unless it has an `instance_id` after all.
+        Failed => "failed",
+    }
+}
+words_as_text!(InstanceState);
+
+impl InstanceState {
+    /// Forward only. A failed one may turn out to exist, and is then destroyed.
+    fn may_become(self, next: Self) -> bool {
+        use InstanceState::{Destroyed, Destroying, Failed, Intended, Owned, Ready, Rented};
+        match self {
+            _ if self == next => true,
+            Intended => true,
+            Rented => matches!(next, Ready | Owned | Destroying | Destroyed | Failed),
+            Ready => matches!(next, Owned | Destroying | Destroyed),
+            Owned => matches!(next, Destroying | Destroyed),
+            Failed => matches!(next, Destroying | Destroyed),
+            Destroying => next == Destroyed,
+            Destroyed => false,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct NewInstance {
+    /// The attempt's ULID.
+    pub key: String,
+    pub workspace_id: String,
+    /// The workflow that rents, and the fence under which: an owner of the past is refused
+    /// here, before it spends money.
+    pub workflow: Option<(String, i64)>,
+    pub label: String,
+    pub offer: Offer,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct InstanceRow {
+    pub key: String,
+    pub workspace_id: String,
+    pub workflow_id: Option<String>,
+    pub machine: MachineRef,
+    pub label: String,
+    pub offer: Offer,
+    pub host_id: Option<String>,
+    pub state: InstanceState,
+    /// The provider's id of the contract.
+    pub instance_id: Option<String>,
+    pub host_key: Option<String>,
+    pub ssh_host: Option<String>,
+    pub ssh_port: Option<u16>,
+    /// What this very instance took or restored last: it may deduplicate against that.
+    pub last_snapshot_id: Option<String>,
+    /// Dollars per hour.
+    pub price: f64,
+    pub created_at: Timestamp,
+    pub rented_at: Option<Timestamp>,
+    pub ready_at: Option<Timestamp>,
+    pub destroyed_at: Option<Timestamp>,
+    pub updated_at: Timestamp,
+}
+record!(InstanceRow {
+    key,
+    workspace_id,
+    workflow_id,
+    machine,
+    label,
+    offer = "offer_json",
+    host_id,
+    state,
+    instance_id,
+    host_key,
+    ssh_host,
+    ssh_port,
+    last_snapshot_id,
+    price,
+    created_at,
+    rented_at,
+    ready_at,
+    destroyed_at,
+    updated_at
+});
+
+/// For the commit of a snapshot.
+pub(crate) async fn set_last_snapshot(tx: &mut Tx, key: &str, snapshot_id: &str) -> Result<u64> {
+    tx.run(SET_LAST_SNAPSHOT, args![key, snapshot_id]).await
+}
+
+impl Store {
+    /// To be called before the marketplace is asked. Repeated with the same key and label: the
+    /// row as it stands, whose state says whether to ask at all. `Stale` if the workflow has
+    /// another owner by now, `Conflict` if the label is another instance's.
+    pub async fn insert_intent(&self, new: &NewInstance, now: Timestamp) -> Result<InstanceRow> {
+        let mut tx = self.db.begin().await?;
+        if let Some((id, fence)) = &new.workflow {
+            workflow::check_fence(&mut tx, id, *fence).await?;
+        }
+        let offer = &new.offer;
+        let workflow_id = new.workflow.as_ref().map(|(id, _)| id);
+        let args = args![
+            &new.key,
+            &new.workspace_id,
+            workflow_id,
+            &offer.machine.provider,
+            &new.label,
+            json(offer)?,
+            &offer.machine.machine_id,
+            offer.host_id.as_deref(),
+            offer.price,
+            now,
+        ];
+        tx.run(INSERT, args).await?;
+        let row: Option<InstanceRow> = tx.first(GET, args![&new.key]).await?;
+        tx.commit().await?;
+        row.filter(|r| r.label == new.label)
+            .ok_or_else(|| Error::conflict("instance label", &new.label))
+    }
+
+    /// The marketplace said yes. Look at the state of the answer: `destroying` or `failed`
+    /// means that it was given up meanwhile and must be destroyed under this id.
+    pub async fn set_instance_rented(
+        &self,
+        key: &str,
+        instance_id: &str,
+        now: Timestamp,
+    ) -> Result<InstanceRow> {
+        let mut tx = self.db.begin().await?;
+        let row = tx.first(SET_RENTED, args![key, instance_id, now]).await?;
+        tx.commit().await?;
+        row.ok_or_else(|| Error::not_found("instance", key))
+    }
+
+    /// Where it is reached. `None` keeps the host key that is pinned.
+    pub async fn set_instance_endpoint(
+        &self,
+        key: &str,
+        ssh_host: &str,
+        ssh_port: u16,
+        host_key: Option<&str>,
+        now: Timestamp,
+    ) -> Result<()> {
+        match self
+            .db
+            .run(SET_ENDPOINT, args![key, ssh_host, ssh_port, host_key, now])
+            .await?
+        {
+            0 => Err(Error::not_found("instance", key)),
+            _ => Ok(()),
+        }
+    }
+
+    /// `Stale` for a step back. The same state again: no change.
+    pub async fn set_instance_state(
+        &self,
+        key: &str,
+        state: InstanceState,
+        now: Timestamp,
+    ) -> Result<InstanceRow> {
+        let mut tx = self.db.begin().await?;
+        let row: Option<InstanceRow> = tx.first(GET_FOR_UPDATE, args![key]).await?;
+        let row = row.ok_or_else(|| Error::not_found("instance", key))?;
+        if !row.state.may_become(state) {
+            return Err(Error::stale("instance", key));
+        }
+        if row.state == state {
+            return Ok(row);
+        }
+        let ready_at = row.ready_at.or((state == InstanceState::Ready).then_some(now));
+        let destroyed_at = row
+            .destroyed_at
+            .or((state == InstanceState::Destroyed).then_some(now));
+        let row = tx
+            .first(SET_STATE, args![key, state, ready_at, destroyed_at, now])
+            .await?;
+        tx.commit().await?;
+        row.ok_or_else(|| Error::not_found("instance", key))
+    }
+
+    /// After a restore; a snapshot's commit does it by itself.
+    pub async fn set_instance_last_snapshot(&self, key: &str, snapshot_id: &str) -> Result<()> {
+        match self.db.run(SET_LAST_SNAPSHOT, args![key, snapshot_id]).await? {
+            0 => Err(Error::not_found("instance", key)),
+            _ => Ok(()),
+        }
+    }
+
+    pub async fn instance(&self, key: &str) -> Result<Option<InstanceRow>> {
+        self.db.first(GET, args![key]).await
+    }
+
+    pub async fn instance_by_label(&self, label: &str) -> Result<Option<InstanceRow>> {
+        self.db.first(BY_LABEL, args![label]).await
+    }
+
+    /// All that may cost money: not destroyed, nor failed before there was a contract.
+    pub async fn list_open_instances(&self) -> Result<Vec<InstanceRow>> {
+        self.db.all(OPEN, args![]).await
+    }
+
+    /// Oldest first, destroyed ones too.
+    pub async fn instances_of(&self, workspace_id: &str) -> Result<Vec<InstanceRow>> {
+        self.db.all(OF_WORKSPACE, args![workspace_id]).await
+    }
+}
