@@ -1,7 +1,21 @@
 //! The control plane: REST API, workflows, monitors, provider clients and SSH.
+//!
+//! `start` puts the parts together. What survives a crash is in the database and the object
+//! store; everything in [`app::App`] besides can be lost at any line.
 
+pub mod app;
 pub mod files;
+pub mod http;
 pub mod link;
 pub mod objects;
 pub mod providers;
+pub mod reconcilers;
+pub mod sessions;
+pub mod settings;
 pub mod ssh;
+mod startup;
+pub mod workflows;
+
+pub use link::AgentBinary;
+pub use settings::{CrashPoint, ServerConfig, Timing};
+pub use startup::{Server, ServerError, start};

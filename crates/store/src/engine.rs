@@ -268,4 +268,78 @@ mod tests {
         listed.sort();
         assert_eq!(found, listed);
     }
+
+    /// Runs one statement as another program would.
+    async fn meddle(path: &Path, sql: &'static str) {
+        let pool = sqlite_pool(1)
+            .connect_with(sqlite_options().filename(path))
+            .await
+            .unwrap();
+        sqlx::query(sql).execute(&pool).await.unwrap();
+        pool.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_newer_schema_is_refused() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("dumont.db");
+        Db::open_sqlite(&path).await.unwrap().close().await;
+        meddle(
+            &path,
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+             VALUES (9999, 'later', TRUE, x'00', 0)",
+        )
+        .await;
+        let refused = Db::open_sqlite(&path).await;
+        assert!(
+            matches!(refused, Err(Error::NewerSchema { version: 9999 })),
+            "{refused:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_value_that_cannot_be_read_names_its_column() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("dumont.db");
+        let store = crate::Store::open(&path).await.unwrap();
+        meddle(
+            &path,
+            "INSERT INTO workspaces (id, name, spec_json, state, fence, created_at) \
+             VALUES ('w', 'w', '{\"name\":\"w\"}', 'flying', 0, 0)",
+        )
+        .await;
+        let err = store.workspace("w").await.unwrap_err();
+        assert!(matches!(err, Error::Corrupt { column: "state", .. }), "{err}");
+        assert!(
+            err.to_string()
+                .contains("\"flying\" is not a known workspace state"),
+            "{err}"
+        );
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn only_the_owner_can_read_the_files() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = crate::Store::open(dir.path().join("dumont.db")).await.unwrap();
+        store.meta_set("k", "v").await.unwrap();
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}", entry.path().display());
+        }
+        assert!(
+            matches!(Db::open_sqlite(dir.path()).await, Err(Error::Create { .. })),
+            "a directory is no file"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_database_in_memory_works_on_its_one_connection() {
+        let store = crate::Store::open_in_memory().await.unwrap();
+        assert_eq!(store.meta_get_or_insert("k", "v").await.unwrap(), "v");
+        assert!(store.append_workflow_log("none", "x").await.is_err());
+        assert_eq!(store.meta("k").await.unwrap().as_deref(), Some("v"));
+    }
 }

@@ -5,6 +5,7 @@ use dumont_core::id::{MachineRef, WorkspaceName};
 use dumont_core::snapshot::{ObjectKind, Progress, SnapshotReport, SnapshotType, Validation};
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::time::Timestamp;
+pub use dumont_core::workflow::{Kind as WorkflowKind, Status as WorkflowStatus};
 use serde::{Deserialize, Serialize};
 
 /// Every error has this body.
@@ -146,24 +147,9 @@ pub struct RestoreSnapshot {
 pub struct RunFailover {
     #[serde(default)]
     pub reason: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WorkflowKind {
-    Deploy,
-    Failover,
-    Snapshot,
-    Restore,
-    Teardown,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WorkflowStatus {
-    Running,
-    Done,
-    Failed,
+    /// Default: the newest.
+    #[serde(default)]
+    pub snapshot_id: Option<String>,
 }
 
 /// `GET /workflows/{id}`

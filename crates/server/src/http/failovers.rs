@@ -1,0 +1,144 @@
+//! `/failovers`: what each move took, and how to ask for one.
+
+use super::body::Body;
+use super::error::{ApiError, ApiResult};
+use super::params::{Params, limit};
+use super::workspaces::{named, started_or_busy};
+use crate::app::App;
+use crate::reconcilers::monitor::{loss, start_failover};
+use crate::workflows::state::Loss;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use dumont_store::{AttemptRow, FailoverEventRow, WorkspaceState};
+use dumont_wire::rest::{Attempt, FailoverEvent, Page, PageQuery, RunFailover, Started};
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// `?workspace=&limit=&after=`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery {
+    workspace: Option<String>,
+    limit: Option<u32>,
+    after: Option<String>,
+}
+
+pub async fn run(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Body(wanted): Body<RunFailover>,
+) -> ApiResult<(StatusCode, Json<Started>)> {
+    let workspace = named(&app, &name).await?;
+    if !matches!(workspace.state, WorkspaceState::Running | WorkspaceState::Failed) {
+        return Err(ApiError::conflict(
+            "not_running",
+            format!("workspace {name:?} is {}", workspace.state),
+            "a failover moves a running or failed workspace",
+        ));
+    }
+    if let Some(id) = &wanted.snapshot_id {
+        super::snapshots::check_owned(&app, &workspace.id, &name, Some(id)).await?;
+    }
+    let reason = wanted.reason.unwrap_or_else(|| "requested".into());
+    let trigger: String = reason.chars().filter(|c| !c.is_control()).take(200).collect();
+    let now = app.now();
+    let instance = match &workspace.instance_key {
+        Some(key) => app.store.instance(key).await?,
+        None => None,
+    };
+    let left = match &instance {
+        Some(row) => loss(row, &trigger, false, now, now),
+        None => Loss {
+            trigger,
+            dead: true,
+            lost_at: now,
+            detected_at: now,
+            instance_key: None,
+            instance_id: None,
+            machine_id: None,
+            ssh_host: None,
+            ssh_port: None,
+        },
+    };
+    let started = start_failover(&app, &workspace, Some(left), wanted.snapshot_id).await;
+    let workflow_id = started_or_busy(&app, &workspace, started).await?;
+    Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
+}
+
+pub async fn list(State(app): State<Arc<App>>, Params(query): Params<ListQuery>) -> ApiResult<Json<Page<FailoverEvent>>> {
+    let workspace = match &query.workspace {
+        Some(name) => Some(named(&app, name).await?.id),
+        None => None,
+    };
+    let page = PageQuery { limit: query.limit, after: query.after };
+    let rows = app.store.list_failover_events(workspace.as_deref(), page.after.as_deref(), limit(&page)?).await?;
+    let mut items = Vec::with_capacity(rows.items.len());
+    for row in rows.items {
+        items.push(shown(&app, row).await?);
+    }
+    Ok(Json(Page { items, next: rows.next }))
+}
+
+pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> ApiResult<Json<FailoverEvent>> {
+    let row = app.store.failover_event(&id).await?;
+    let row = row.ok_or_else(|| {
+        ApiError::not_found("failover", &id, "`dumont failover list` shows those that have ended")
+    })?;
+    Ok(Json(shown(&app, row).await?))
+}
+
+async fn shown(app: &App, row: FailoverEventRow) -> ApiResult<FailoverEvent> {
+    let attempts = app.store.attempts_of_workflow(&row.workflow_id).await?;
+    Ok(FailoverEvent {
+        id: row.id,
+        workspace: row.workspace_name,
+        success: row.success,
+        failure_reason: row.failure_reason,
+        trigger: row.trigger,
+        lost_at: row.lost_at,
+        detected_at: row.detected_at,
+        finished_at: row.finished_at,
+        detection_ms: row.detection_ms,
+        search_ms: row.search_ms,
+        gpu_provisioning_time_ms: row.gpu_provisioning_time_ms,
+        restore_ms: row.restore_ms,
+        validation_ms: row.validation_ms,
+        start_ms: row.start_ms,
+        probe_ms: row.probe_ms,
+        switch_ms: row.switch_ms,
+        total_ms: row.total_ms,
+        original_instance_id: row.original_instance_id,
+        original_ssh_host: row.original_ssh_host,
+        original_ssh_port: row.original_ssh_port,
+        new_instance_id: row.new_instance_id,
+        new_ssh_host: row.new_ssh_host,
+        new_ssh_port: row.new_ssh_port,
+        snapshot_id: row.snapshot_id,
+        snapshot_type: row.snapshot_type,
+        base_snapshot_id: row.base_snapshot_id,
+        files_changed: row.files_changed,
+        validation: row.validation,
+        bytes_restored: row.bytes_restored,
+        bytes_downloaded: row.bytes_downloaded,
+        data_loss_ms: row.data_loss_ms,
+        attempts: attempts.into_iter().map(attempt).collect(),
+    })
+}
+
+fn attempt(row: AttemptRow) -> Attempt {
+    let a = row.attempt;
+    Attempt {
+        machine: a.machine,
+        attempt_type: a.attempt_type,
+        stage: a.stage.as_str().into(),
+        outcome: a.outcome.as_str().into(),
+        success: row.success,
+        reason: a.reason.map(String::from),
+        error_message: a.error_message,
+        gpu_name: a.gpu_name,
+        price: a.price,
+        duration_seconds: a.duration_seconds,
+        created_at: a.created_at,
+    }
+}

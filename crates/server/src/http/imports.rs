@@ -1,0 +1,127 @@
+//! Imports: local files become a draft workspace's first snapshot.
+//!
+//! The caller runs the snapshot engine on its own machine and gets its URLs here; the commit
+//! is the same last act as that of any snapshot. An import lives in memory only: one that is
+//! lost with the server is begun again, and what it uploaded is garbage.
+
+use super::body::Body;
+use super::error::{ApiError, ApiResult};
+use super::snapshots::shown;
+use super::workspaces::named;
+use crate::app::App;
+use crate::link::{Fence, Granter, LinkError};
+use crate::workflows::capture::{Origin, publish};
+use crate::workflows::{StepError, link_failure};
+use async_trait::async_trait;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use dumont_core::time::Timestamp;
+use dumont_store::Store;
+use dumont_wire::agent::{UploadGrant, UploadWanted, objects_of};
+use dumont_wire::rest::{CommitImport, Import, ImportUpload, Snapshot};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use ulid::Ulid;
+
+/// Imports under way.
+#[derive(Default)]
+pub struct Imports(Mutex<HashMap<String, Arc<Running>>>);
+
+struct Running {
+    workspace_id: String,
+    stamp: String,
+    began_at: Timestamp,
+    fence: i64,
+    granter: Granter,
+}
+
+/// Only while the workspace lives on no machine: a machine's files are newer.
+struct DraftFence {
+    store: Store,
+    workspace_id: String,
+}
+
+#[async_trait]
+impl Fence for DraftFence {
+    async fn holds(&self) -> bool {
+        matches!(self.store.workspace(&self.workspace_id).await,
+            Ok(Some(w)) if w.instance_key.is_none() && w.deleted_at.is_none())
+    }
+}
+
+pub async fn begin(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<(StatusCode, Json<Import>)> {
+    let workspace = named(&app, &name).await?;
+    if workspace.instance_key.is_some() {
+        return Err(ApiError::conflict(
+            "already_deployed",
+            format!("workspace {name:?} lives on a machine"),
+            "copy the files there with `dumont ssh`, or import into a new workspace",
+        ));
+    }
+    let now = app.now();
+    let import_id = Ulid::generate().to_string();
+    // The ULID keeps two imports of one second apart.
+    let stamp = format!("import{}-{}", &import_id[16..].to_lowercase(), now.unix_seconds());
+    let fence = DraftFence { store: app.store.clone(), workspace_id: workspace.id.clone() };
+    let granter = Granter::writing(app.objects.clone(), &app.public_url, &workspace.id, &stamp, Arc::new(fence));
+    let running = Running {
+        workspace_id: workspace.id,
+        stamp: stamp.clone(),
+        began_at: now,
+        fence: workspace.fence,
+        granter,
+    };
+    app.imports.0.lock().unwrap_or_else(PoisonError::into_inner).insert(import_id.clone(), Arc::new(running));
+    Ok((StatusCode::CREATED, Json(Import { import_id, stamp })))
+}
+
+pub async fn upload(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    Body(wanted): Body<ImportUpload>,
+) -> ApiResult<Json<UploadGrant>> {
+    let import = running(&app, &id)?;
+    let wanted = UploadWanted { kind: wanted.kind, size: wanted.size, digest: wanted.digest };
+    let grants = import.granter.uploads(&[wanted]).await.map_err(refused)?;
+    grants.into_iter().next().map(Json).ok_or_else(|| ApiError::internal("no URL was granted"))
+}
+
+pub async fn commit(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    Body(CommitImport { report }): Body<CommitImport>,
+) -> ApiResult<(StatusCode, Json<Snapshot>)> {
+    let import = running(&app, &id)?;
+    if let Some(strange) = objects_of(&report).find(|o| !import.granter.was_granted(o)) {
+        return Err(ApiError::invalid(
+            format!("object {:?} was not granted to this import", strange.key),
+            "begin the import again",
+        ));
+    }
+    let origin = Origin {
+        workspace_id: import.workspace_id.clone(),
+        fence: import.fence,
+        instance_key: None,
+        parent: None,
+        stamp: import.stamp.clone(),
+        began_at: import.began_at,
+    };
+    let row = publish(&app, &origin, &report).await.map_err(|e| match e {
+        StepError::Failed(body) => ApiError { status: StatusCode::CONFLICT, body },
+        StepError::Store(e) => e.into(),
+    })?;
+    app.imports.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    Ok((StatusCode::CREATED, Json(shown(&row))))
+}
+
+fn running(app: &App, id: &str) -> ApiResult<Arc<Running>> {
+    let imports = app.imports.0.lock().unwrap_or_else(PoisonError::into_inner);
+    imports.get(id).cloned().ok_or_else(|| {
+        ApiError::not_found("import", id, "imports do not outlive the server; begin it again")
+    })
+}
+
+fn refused(error: LinkError) -> ApiError {
+    ApiError { status: StatusCode::CONFLICT, body: link_failure(&error) }
+}

@@ -1,0 +1,226 @@
+//! `/workspaces`: what the user wants to keep running.
+
+use super::body::Body;
+use super::error::{ApiError, ApiResult};
+use super::instances::shown as shown_instance;
+use super::params::{Params, limit};
+use super::snapshots;
+use crate::app::App;
+use crate::ssh::public_line;
+use crate::workflows::state::Placement;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use dumont_core::id::WorkspaceName;
+use dumont_core::workflow::Kind;
+use dumont_store::{Effect, Error as StoreError, InstanceRow, NewWorkflow, NewWorkspace, WorkspaceRow, WorkspaceState};
+use dumont_wire::rest::{self, CreateWorkspace, Page, PageQuery, SshAccess, SshTarget, Started, Workspace};
+use serde_json::Value;
+use std::sync::Arc;
+use ulid::Ulid;
+
+pub async fn list(State(app): State<Arc<App>>, Params(page): Params<PageQuery>) -> ApiResult<Json<Page<Workspace>>> {
+    let rows = app.store.list_workspaces(page.after.as_deref(), limit(&page)?).await?;
+    let mut items = Vec::with_capacity(rows.items.len());
+    for row in rows.items {
+        items.push(shown(&app, row).await?);
+    }
+    Ok(Json(Page { items, next: rows.next }))
+}
+
+pub async fn create(
+    State(app): State<Arc<App>>,
+    Body(wanted): Body<CreateWorkspace>,
+) -> ApiResult<(StatusCode, Json<Workspace>)> {
+    wanted.spec.check()?;
+    let name = wanted.spec.name.clone();
+    let new = NewWorkspace { id: Ulid::generate().to_string(), spec: wanted.spec, state: WorkspaceState::Draft };
+    let row = match app.store.create_workspace(&new, app.now()).await {
+        Err(StoreError::Conflict { .. }) => {
+            return Err(ApiError::conflict(
+                "workspace_exists",
+                format!("there is a workspace {name:?} already"),
+                format!("choose another name, or see it with `dumont workspace show {name}`"),
+            ));
+        }
+        other => other?,
+    };
+    if wanted.deploy {
+        start_deploy(&app, &row).await?;
+    }
+    let row = find(&app, row.name).await?;
+    Ok((StatusCode::CREATED, Json(shown(&app, row).await?)))
+}
+
+pub async fn show(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<Json<Workspace>> {
+    let row = named(&app, &name).await?;
+    Ok(Json(shown(&app, row).await?))
+}
+
+pub async fn deploy(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<(StatusCode, Json<Started>)> {
+    let row = named(&app, &name).await?;
+    if row.instance_key.is_some() {
+        return Err(ApiError::conflict(
+            "already_deployed",
+            format!("workspace {name:?} lives on a machine already"),
+            format!("`dumont failover run {name}` moves it to another"),
+        ));
+    }
+    let workflow_id = start_deploy(&app, &row).await?;
+    Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
+}
+
+pub async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<(StatusCode, Json<Started>)> {
+    let row = named(&app, &name).await?;
+    let effect = Effect::State { state: WorkspaceState::Deleting, message: None };
+    // A teardown waits for nobody: what runs gives way, and what it rented is destroyed.
+    let preempt = vec![Kind::Deploy, Kind::Failover, Kind::Snapshot, Kind::Restore];
+    let workflow_id = start(&app, &row, Kind::Teardown, Value::Null, preempt, vec![effect]).await?;
+    Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
+}
+
+/// Lets the caller's own key into the machine and says where it is.
+pub async fn ssh(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Body(access): Body<SshAccess>,
+) -> ApiResult<Json<SshTarget>> {
+    let key = russh::keys::PublicKey::from_openssh(access.public_key.trim())
+        .ok()
+        .and_then(|k| public_line(&k).ok())
+        .ok_or_else(|| ApiError::invalid("public_key is not an OpenSSH public key", "send one line like `ssh-ed25519 AAAA… me`"))?;
+    let row = named(&app, &name).await?;
+    let instance = home(&app, &row).await?;
+    let (Some(id), Some(host), Some(port), Some(host_key)) =
+        (&instance.instance_id, instance.ssh_host.clone(), instance.ssh_port, instance.host_key.clone())
+    else {
+        return Err(no_machine(&row));
+    };
+    let market = app.market(&instance.machine.provider).ok_or_else(|| no_machine(&row))?;
+    market.provider.attach_key(id, &key).await.map_err(|e| {
+        ApiError::new(StatusCode::BAD_GATEWAY, "provider_failed", format!("the provider does not take the key: {e}"), "try again in a few seconds")
+    })?;
+    Ok(Json(SshTarget { host, port, user: "root".into(), host_key, path: row.spec.path }))
+}
+
+/// The instance a workspace lives on.
+pub async fn home(app: &App, row: &WorkspaceRow) -> ApiResult<InstanceRow> {
+    let instance = match &row.instance_key {
+        Some(key) => app.store.instance(key).await?,
+        None => None,
+    };
+    instance.ok_or_else(|| no_machine(row))
+}
+
+fn no_machine(row: &WorkspaceRow) -> ApiError {
+    ApiError::conflict(
+        "no_machine",
+        format!("workspace {:?} is {} and lives on no machine", row.name.as_str(), row.state),
+        format!("wait for its deploy, or see `dumont workspace show {}`", row.name),
+    )
+}
+
+/// The workspace a path names.
+pub async fn named(app: &App, name: &str) -> ApiResult<WorkspaceRow> {
+    find(app, name.parse()?).await
+}
+
+async fn find(app: &App, name: WorkspaceName) -> ApiResult<WorkspaceRow> {
+    let row = app.store.workspace_by_name(&name).await?;
+    row.ok_or_else(|| ApiError::not_found("workspace", name.as_str(), "`dumont workspace list` shows those there are"))
+}
+
+async fn start_deploy(app: &App, row: &WorkspaceRow) -> ApiResult<String> {
+    let effect = Effect::State { state: WorkspaceState::Deploying, message: None };
+    let state = serde_json::to_value(Placement::default()).unwrap_or_default();
+    start(app, row, Kind::Deploy, state, Vec::new(), vec![effect]).await
+}
+
+/// Starts a workflow for a workspace; one at a time.
+pub async fn start(
+    app: &App,
+    row: &WorkspaceRow,
+    kind: Kind,
+    state: Value,
+    preempt: Vec<Kind>,
+    effects: Vec<Effect>,
+) -> ApiResult<String> {
+    let error = serde_json::json!({
+        "code": "preempted",
+        "message": format!("a {kind} of the workspace took over"),
+        "hint": "see `dumont workspace show` for where it stands",
+    });
+    let new = NewWorkflow {
+        id: Ulid::generate().to_string(),
+        kind,
+        workspace_id: row.id.clone(),
+        state,
+        preempt,
+        preempt_error: Some(error),
+        effects,
+    };
+    let started = app.store.start_workflow(&new, app.now()).await;
+    started_or_busy(app, row, started.map(|s| s.workflow.id)).await
+}
+
+/// A conflict names the workflow that is in the way.
+pub async fn started_or_busy(
+    app: &App,
+    row: &WorkspaceRow,
+    started: Result<String, StoreError>,
+) -> ApiResult<String> {
+    match started {
+        Ok(id) => {
+            app.work.notify_one();
+            Ok(id)
+        }
+        Err(StoreError::Conflict { id, .. }) => {
+            let what = app.store.workflow(&id).await?.map_or_else(|| "workflow".to_owned(), |w| w.kind.to_string());
+            Err(ApiError::conflict(
+                "workspace_busy",
+                format!("a {what} works on workspace {:?} already ({id})", row.name.as_str()),
+                format!("wait for it: GET /api/v1/workflows/{id}"),
+            ))
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+async fn shown(app: &App, row: WorkspaceRow) -> ApiResult<Workspace> {
+    let instance = match &row.instance_key {
+        Some(key) => app.store.instance(key).await?.as_ref().and_then(shown_instance),
+        None => None,
+    };
+    let last_snapshot = app.store.latest_snapshot(&row.id).await?.as_ref().map(snapshots::shown);
+    let workflow_id = app.store.running_workflow(&row.id).await?.map(|w| w.id);
+    Ok(Workspace {
+        id: row.id,
+        name: row.name,
+        spec: row.spec,
+        state: state_word(row.state),
+        message: row.message,
+        instance,
+        last_snapshot,
+        workflow_id,
+        created_at: row.created_at,
+    })
+}
+
+fn state_word(state: WorkspaceState) -> rest::WorkspaceState {
+    match state {
+        WorkspaceState::Draft => rest::WorkspaceState::Draft,
+        WorkspaceState::Deploying => rest::WorkspaceState::Deploying,
+        WorkspaceState::Running => rest::WorkspaceState::Running,
+        WorkspaceState::FailingOver => rest::WorkspaceState::FailingOver,
+        WorkspaceState::Failed => rest::WorkspaceState::Failed,
+        WorkspaceState::Deleting => rest::WorkspaceState::Deleting,
+    }
+}
+
+/// Starting `kind` needs a machine.
+pub async fn on_machine(app: &App, name: &str) -> ApiResult<WorkspaceRow> {
+    let row = named(app, name).await?;
+    home(app, &row).await?;
+    Ok(row)
+}
+

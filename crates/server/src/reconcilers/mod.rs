@@ -1,0 +1,4 @@
+//! What compares the wanted with the observed, over and over, without input.
+
+pub mod monitor;
+pub mod reaper;

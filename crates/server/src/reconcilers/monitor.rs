@@ -1,0 +1,252 @@
+//! The monitor: is each workspace's machine still there?
+//!
+//! One watcher per running workspace keeps a session open and gathers evidence for
+//! `dumont_core::detect`; the judgement is there, the observing is here. A lost session costs
+//! nothing by itself: the watcher dials again at once, and only if that fails as well, or the
+//! provider agrees, does a failover begin.
+
+use crate::app::App;
+use crate::link::{Link, LinkError};
+use crate::providers::{InstanceStatus, SshEndpoint};
+use crate::ssh::SshError;
+use crate::workflows::state::{Loss, Placement};
+use dumont_core::detect::{Evidence, Judgement, ProviderWord, Redial, judge};
+use dumont_core::time::Timestamp;
+use dumont_core::workflow::Kind;
+use dumont_store::{Effect, Error as StoreError, InstanceRow, NewWorkflow, WorkspaceRow, WorkspaceState};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::select;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use ulid::Ulid;
+
+/// Between two looks at a healthy session.
+const TICK: Duration = Duration::from_millis(500);
+/// Between two rounds over all workspaces.
+const ROUND: Duration = Duration::from_secs(2);
+
+/// Keeps one watcher per workspace that lives on a machine.
+pub async fn run(app: Arc<App>) {
+    let mut watchers: HashMap<String, JoinHandle<()>> = HashMap::new();
+    loop {
+        match living(&app).await {
+            Ok(living) => {
+                watchers.retain(|key, task| !task.is_finished() && living.contains_key(key));
+                for (key, (workspace, row)) in living {
+                    watchers.entry(key).or_insert_with(|| tokio::spawn(watch(app.clone(), workspace, row)));
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot see which workspaces to watch"),
+        }
+        select! {
+            () = app.stopping.cancelled() => return,
+            () = app.watch.notified() => {}
+            () = sleep(ROUND) => {}
+        }
+    }
+}
+
+/// Running workspaces by the key of the instance they live on.
+async fn living(app: &App) -> Result<HashMap<String, (WorkspaceRow, InstanceRow)>, StoreError> {
+    let mut out = HashMap::new();
+    let mut after = None;
+    loop {
+        let page = app.store.list_workspaces(after.as_deref(), 500).await?;
+        for workspace in page.items {
+            if workspace.state == WorkspaceState::Running
+                && let Some(key) = workspace.instance_key.clone()
+                && let Some(row) = app.store.instance(&key).await?
+            {
+                out.insert(key, (workspace, row));
+            }
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(out),
+        }
+    }
+}
+
+/// Watches one machine until it is lost or no longer the workspace's.
+async fn watch(app: Arc<App>, workspace: WorkspaceRow, row: InstanceRow) {
+    let mut evidence =
+        Evidence { last_heard: app.now(), session_reset: None, redial: None, provider: None };
+    loop {
+        let Ok(Some(now)) = app.store.workspace(&workspace.id).await else { return };
+        if now.instance_key.as_deref() != Some(row.key.as_str()) || now.state != WorkspaceState::Running {
+            return;
+        }
+        match app.sessions.get(&row.key) {
+            Some(link) => listen(&app, &link, &row, &mut evidence).await,
+            None => redial(&app, &workspace, &row, &mut evidence).await,
+        }
+        match judge(&evidence, app.now()) {
+            Judgement::Alive => {}
+            // The next look dials afresh, which decides faster than the provider's word.
+            Judgement::Suspect if evidence.redial.is_none() => {}
+            Judgement::Suspect => ask_provider(&app, &row, &mut evidence).await,
+            Judgement::Lost(cause) => {
+                // Ends what still waits on it: a snapshot must not hold up the failover.
+                if let Some(link) = app.sessions.remove(&row.key) {
+                    link.close().await;
+                }
+                let lost_at = evidence.session_reset.unwrap_or(evidence.last_heard);
+                if let Err(error) = fail_over(&app, &now, &row, cause.as_str(), lost_at).await {
+                    tracing::warn!(workspace = %workspace.name, %error, "the failover could not begin; trying again");
+                    sleep(TICK).await;
+                    continue;
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// A live session: wait for its end, a while at most.
+async fn listen(app: &App, link: &Arc<Link>, row: &InstanceRow, evidence: &mut Evidence) {
+    select! {
+        () = link.closed() => {}
+        () = sleep(TICK) => {}
+    }
+    evidence.last_heard = link.last_heard().max(evidence.last_heard);
+    match link.ended() {
+        None if app.now().millis_since(evidence.last_heard) < 3_000 => {
+            *evidence = Evidence {
+                last_heard: evidence.last_heard,
+                session_reset: None,
+                redial: None,
+                provider: None,
+            };
+        }
+        None => {
+            // Quiet, but open: does a fresh connection get through?
+            evidence.redial = Some(knock(app, row).await);
+            if evidence.redial == Some(Redial::Connected) {
+                tracing::warn!(machine = %row.offer.machine, "the session is silent but the machine answers; renewing it");
+                app.sessions.remove(&row.key);
+                link.close().await;
+            }
+        }
+        Some((when, why)) => {
+            tracing::warn!(machine = %row.offer.machine, %why, "the session ended");
+            evidence.session_reset = Some(when);
+            app.sessions.remove(&row.key);
+        }
+    }
+}
+
+/// No session: open one. Its failure is evidence.
+async fn redial(app: &App, workspace: &WorkspaceRow, row: &InstanceRow, evidence: &mut Evidence) {
+    let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) else { return };
+    let target =
+        app.target(vec![SshEndpoint { host, port }], row.host_key.clone(), &workspace.spec.path);
+    match Link::open(&target).await {
+        Ok(link) => {
+            app.sessions.put(&row.key, Arc::new(link));
+            *evidence = Evidence { last_heard: app.now(), session_reset: None, redial: None, provider: None };
+        }
+        Err(error) => {
+            tracing::warn!(machine = %row.offer.machine, %error, "cannot open a session");
+            evidence.redial = Some(match &error {
+                LinkError::Ssh(SshError::Refused(_)) => Redial::Refused,
+                // The host lives: its sshd answers, or another machine has its address.
+                LinkError::Ssh(SshError::Denied(_)) | LinkError::NoAgent(_) | LinkError::Failed(_) => Redial::Connected,
+                _ => Redial::Unreachable,
+            });
+            if evidence.redial != Some(Redial::Refused) {
+                sleep(TICK).await;
+            }
+        }
+    }
+}
+
+/// A bare connection, to tell a hung session from a dead machine.
+async fn knock(app: &App, row: &InstanceRow) -> Redial {
+    let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) else { return Redial::Unreachable };
+    match crate::ssh::connect(&SshEndpoint { host, port }, &app.ssh_key, row.host_key.as_deref(), None).await {
+        Ok(connection) => {
+            connection.close().await;
+            Redial::Connected
+        }
+        Err(SshError::Refused(_)) => Redial::Refused,
+        Err(_) => Redial::Unreachable,
+    }
+}
+
+async fn ask_provider(app: &App, row: &InstanceRow, evidence: &mut Evidence) {
+    let word = match (app.market(&row.machine.provider), &row.instance_id) {
+        (Some(market), Some(id)) => match market.provider.get(id).await {
+            Ok(Some(instance)) => match instance.status {
+                InstanceStatus::Running | InstanceStatus::Starting => ProviderWord::Running,
+                InstanceStatus::Stopped => ProviderWord::Stopped,
+                InstanceStatus::Offline => ProviderWord::Offline,
+                InstanceStatus::Unknown => ProviderWord::NoWord,
+            },
+            Ok(None) => ProviderWord::Gone,
+            Err(_) => ProviderWord::NoWord,
+        },
+        _ => ProviderWord::NoWord,
+    };
+    evidence.provider = Some(word);
+    sleep(TICK).await;
+}
+
+/// Starts the failover workflow, unless the policy leaves that to a person.
+async fn fail_over(
+    app: &App,
+    workspace: &WorkspaceRow,
+    row: &InstanceRow,
+    trigger: &str,
+    lost_at: Timestamp,
+) -> Result<(), StoreError> {
+    if !workspace.spec.failover.automatic {
+        let message = format!("its machine {} is lost ({trigger}); `dumont failover run {}` moves it", row.offer.machine, workspace.name);
+        return app.store.set_workspace_state(&workspace.id, WorkspaceState::Failed, Some(&message)).await;
+    }
+    let loss = loss(row, trigger, true, lost_at, app.now());
+    start_failover(app, workspace, Some(loss), None).await.map(drop)
+}
+
+/// What is known of the machine that a failover leaves.
+pub fn loss(row: &InstanceRow, trigger: &str, dead: bool, lost_at: Timestamp, now: Timestamp) -> Loss {
+    Loss {
+        trigger: trigger.to_owned(),
+        dead,
+        lost_at,
+        detected_at: now,
+        instance_key: Some(row.key.clone()),
+        instance_id: row.instance_id.clone(),
+        machine_id: Some(row.machine.machine_id.clone()),
+        ssh_host: row.ssh_host.clone(),
+        ssh_port: row.ssh_port,
+    }
+}
+
+/// Starts a failover. Snapshots and restores on the old machine give way.
+pub async fn start_failover(
+    app: &App,
+    workspace: &WorkspaceRow,
+    loss: Option<Loss>,
+    snapshot_id: Option<String>,
+) -> Result<String, StoreError> {
+    let state = Placement { loss, snapshot_id, ..Placement::default() };
+    let error = serde_json::json!({
+        "code": "preempted",
+        "message": "its machine was lost and a failover took over",
+        "hint": "take it again when the failover is done",
+    });
+    let new = NewWorkflow {
+        id: Ulid::generate().to_string(),
+        kind: Kind::Failover,
+        workspace_id: workspace.id.clone(),
+        state: serde_json::to_value(&state).unwrap_or_default(),
+        preempt: vec![Kind::Snapshot, Kind::Restore],
+        preempt_error: Some(error),
+        effects: vec![Effect::BumpFence, Effect::State { state: WorkspaceState::FailingOver, message: None }],
+    };
+    let started = app.store.start_workflow(&new, app.now()).await?;
+    app.work.notify_one();
+    Ok(started.workflow.id)
+}

@@ -1,0 +1,150 @@
+//! The reaper: nothing rented is ever forgotten.
+//!
+//! Three kinds of debt, by how they are found. A row marked `destroying` is owed. A row of a
+//! workflow that has ended, owned by no workspace, is a leak that a crash left. An instance at
+//! the provider that carries our label and that no open row knows is a rent whose very row was
+//! lost. It touches only labels of this controller, takes an empty or failed listing as no
+//! evidence of anything, and stops at a ceiling: many orphans at once mean that we are wrong.
+
+use crate::app::{App, Market};
+use crate::workflows::dispose::{self, DisposeError};
+use dumont_core::id::RentLabel;
+use dumont_core::workflow::Status;
+use dumont_store::{Error as StoreError, InstanceRow, InstanceState};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::select;
+use tokio::time::Instant;
+
+/// Orphans destroyed in one round at most.
+const CEILING: usize = 20;
+/// Between two looks for instances that no row knows; each costs a listing.
+const SWEEP: Duration = Duration::from_secs(60);
+/// A fresh rent may be listed before its row says so.
+const YOUNG: Duration = Duration::from_secs(120);
+
+/// Runs until the server stops.
+pub async fn run(app: Arc<App>) {
+    let mut swept: Option<Instant> = None;
+    loop {
+        if let Err(error) = pay(&app).await {
+            tracing::warn!(%error, "the reaper's round failed; it goes on");
+        }
+        if swept.is_none_or(|at| at.elapsed() >= SWEEP) {
+            sweep(&app).await;
+            swept = Some(Instant::now());
+        }
+        select! {
+            () = app.stopping.cancelled() => return,
+            () = app.reap.notified() => {}
+            () = tokio::time::sleep(app.config.timing.reap) => {}
+        }
+    }
+}
+
+/// Destroys what is owed, all at once: the provider's pacing is its client's business.
+async fn pay(app: &Arc<App>) -> Result<(), StoreError> {
+    let mut debts = Vec::new();
+    for row in app.store.list_open_instances().await? {
+        match row.state {
+            InstanceState::Destroying | InstanceState::Failed => debts.push(row),
+            InstanceState::Intended | InstanceState::Rented | InstanceState::Ready => {
+                if abandoned(app, &row).await? {
+                    dispose::owe(app, &row.key).await?;
+                    debts.push(row);
+                }
+            }
+            InstanceState::Owned => {
+                if disowned(app, &row).await? {
+                    dispose::owe(app, &row.key).await?;
+                    debts.push(row);
+                }
+            }
+            InstanceState::Destroyed => {}
+        }
+    }
+    let tasks = debts.into_iter().map(|row| {
+        let app = app.clone();
+        tokio::spawn(async move {
+            match dispose::destroy(&app, &row).await {
+                Ok(()) | Err(DisposeError::Uncertain(_)) => {}
+                Err(error) => tracing::warn!(machine = %row.offer.machine, %error, "not destroyed yet"),
+            }
+        })
+    });
+    futures::future::join_all(tasks.collect::<Vec<_>>()).await;
+    Ok(())
+}
+
+/// Rented by a workflow that has ended without giving it to a workspace.
+async fn abandoned(app: &App, row: &InstanceRow) -> Result<bool, StoreError> {
+    let Some(id) = &row.workflow_id else { return Ok(true) };
+    Ok(app.store.workflow(id).await?.is_none_or(|w| w.status != Status::Running))
+}
+
+/// Owned once, but its workspace is deleted or lives elsewhere and nothing works on that.
+async fn disowned(app: &App, row: &InstanceRow) -> Result<bool, StoreError> {
+    let Some(workspace) = app.store.workspace(&row.workspace_id).await? else { return Ok(true) };
+    if workspace.deleted_at.is_none() && workspace.instance_key.as_deref() == Some(row.key.as_str()) {
+        return Ok(false);
+    }
+    Ok(app.store.running_workflow(&row.workspace_id).await?.is_none())
+}
+
+/// Looks at the provider for instances of ours that no row knows.
+async fn sweep(app: &App) {
+    for market in app.markets.values() {
+        let listed = match market.listing.since(Instant::now()).await {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list instances; nothing is concluded from that");
+                continue;
+            }
+        };
+        let mut orphans = Vec::new();
+        for instance in listed.iter() {
+            let Some(label) = instance.label.as_deref().and_then(RentLabel::parse) else { continue };
+            if label.controller == app.controller_id
+                && let Ok(true) = unknown(app, &label).await
+            {
+                orphans.push(instance.instance_id.clone());
+            }
+        }
+        destroy_orphans(market, &orphans).await;
+    }
+}
+
+/// No row, or a row that says it is gone. The attempt's ULID carries its birth.
+async fn unknown(app: &App, label: &RentLabel) -> Result<bool, StoreError> {
+    let born = label.attempt.parse::<ulid::Ulid>().map(|u| u.timestamp_ms()).unwrap_or(0);
+    let age = (app.now().0 / 1000).unsigned_abs().saturating_sub(born);
+    if Duration::from_millis(age) < YOUNG {
+        return Ok(false);
+    }
+    Ok(match app.store.instance_by_label(&label.to_string()).await? {
+        None => true,
+        Some(row) => row.state == InstanceState::Destroyed,
+    })
+}
+
+async fn destroy_orphans(market: &Market, orphans: &[String]) {
+    if orphans.len() > CEILING {
+        tracing::error!(
+            count = orphans.len(),
+            ceiling = CEILING,
+            "too many instances carry our label without a row; nothing is destroyed, look into it"
+        );
+        return;
+    }
+    let mut failures: HashMap<&str, String> = HashMap::new();
+    for id in orphans {
+        tracing::warn!(instance = %id, "destroying an instance of ours that no workspace knows");
+        if let Err(error) = market.provider.destroy(id).await {
+            failures.insert(id, error.to_string());
+        }
+    }
+    if !failures.is_empty() {
+        tracing::warn!(?failures, "some orphans could not be destroyed yet");
+    }
+}

@@ -1,0 +1,95 @@
+//! What the server is told from outside. Defaults are the documented ones.
+
+use crate::link::AgentBinary;
+use crate::providers::vast::VastConfig;
+use dumont_core::blacklist;
+use dumont_core::plan::RaceSettings;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything `serve` needs.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    pub listen: SocketAddr,
+    /// Holds the database, the objects, the keys and the admin token.
+    pub data_dir: PathBuf,
+    pub agent: AgentBinary,
+    pub vast: VastConfig,
+    pub race: RaceSettings,
+    pub blacklist: blacklist::Settings,
+    pub timing: Timing,
+    /// `kind:step` at which the process kills itself, for crash drills.
+    pub crash_at: Option<CrashPoint>,
+}
+
+/// Waits of ours. None of them is a time limit on a machine's boot; the race has that.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// Least time between two listings of an account (documented limit: 1 s).
+    pub listing: Duration,
+    /// How long sshd may take after the provider says running (reported: up to 90 s).
+    pub ssh_grace: Duration,
+    /// A workflow's lease; a crashed controller's work is taken over after it.
+    pub lease: Duration,
+    /// Between two rounds of the reaper.
+    pub reap: Duration,
+    /// How long an intended rent may still appear at the provider after its reply was lost.
+    pub intent_grace: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            listing: Duration::from_secs(1),
+            ssh_grace: Duration::from_secs(120),
+            lease: Duration::from_secs(15),
+            reap: Duration::from_secs(10),
+            intent_grace: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Where a crash drill kills the server: `restore`, `failover:restore`, `race:begin`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CrashPoint {
+    pub kind: String,
+    pub step: String,
+    /// At the step's begin; else when its effects are done and not yet committed, which is
+    /// the worst moment.
+    pub begin: bool,
+}
+
+impl std::str::FromStr for CrashPoint {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let (rest, begin) = match s.strip_suffix(":begin") {
+            Some(rest) => (rest, true),
+            None => (s, false),
+        };
+        let (kind, step) = rest.split_once(':').unwrap_or(("failover", rest));
+        let kind: dumont_core::workflow::Kind = kind.parse().map_err(|e| format!("{e}"))?;
+        let step: dumont_core::workflow::Step = step.parse().map_err(|e| format!("{e}"))?;
+        if !kind.steps().contains(&step) {
+            let known: Vec<_> = kind.steps().iter().map(|s| s.as_str()).collect();
+            return Err(format!("{kind} has no step {step}; it has {}", known.join(", ")));
+        }
+        Ok(Self { kind: kind.as_str().into(), step: step.as_str().into(), begin })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crash_points_default_to_the_failover() {
+        let at: CrashPoint = "restore".parse().unwrap();
+        assert_eq!((at.kind.as_str(), at.step.as_str(), at.begin), ("failover", "restore", false));
+        let at: CrashPoint = "deploy:race:begin".parse().unwrap();
+        assert_eq!((at.kind.as_str(), at.step.as_str(), at.begin), ("deploy", "race", true));
+        assert!("deploy:detect".parse::<CrashPoint>().unwrap_err().contains("search"));
+        assert!("nonsense".parse::<CrashPoint>().is_err());
+    }
+}

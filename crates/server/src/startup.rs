@@ -1,0 +1,186 @@
+//! Start and stop of a server.
+
+use crate::app::{App, Market, ProgressBoard};
+use crate::files::write_private;
+use crate::http::{auth, imports::Imports, router};
+use crate::objects::file::FileStore;
+use crate::providers::Provider;
+use crate::providers::listing::Listing;
+use crate::providers::vast::Vast;
+use crate::sessions::Sessions;
+use crate::settings::ServerConfig;
+use crate::{reconcilers, ssh, workflows};
+use dumont_store::Store;
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use ulid::Ulid;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("cannot use the data directory {path}: {reason}")]
+    DataDir { path: PathBuf, reason: String },
+    #[error("another dumont server already uses {0}; stop it, or choose another --data-dir")]
+    InUse(PathBuf),
+    #[error("cannot listen on {addr}: {source}")]
+    Listen { addr: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] dumont_store::Error),
+    #[error("provider: {0}")]
+    Provider(String),
+    #[error("the server stopped: {0}")]
+    Stopped(String),
+}
+
+/// A running server.
+pub struct Server {
+    app: Arc<App>,
+    addr: SocketAddr,
+    serving: JoinHandle<std::io::Result<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    /// Held as long as the server lives; the kernel frees it if the process dies.
+    _lock: fs::File,
+}
+
+/// Opens the data directory, resumes what was left, and serves.
+pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
+    let lock = open_data_dir(&config.data_dir)?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|source| ServerError::Listen { addr: config.listen, source })?;
+    let addr = listener.local_addr().map_err(|source| ServerError::Listen { addr: config.listen, source })?;
+    let app = Arc::new(assemble(config, addr).await?);
+
+    let dir = &app.config.data_dir;
+    let failed = |reason: String| ServerError::DataDir { path: dir.clone(), reason };
+    auth::ensure_admin(&app.store, &dir.join("admin.token"), app.now()).await.map_err(failed)?;
+    let about = serde_json::json!({ "url": app.public_url, "pid": std::process::id() });
+    write_private(&dir.join("server.json"), about.to_string().as_bytes()).map_err(|e| failed(e.to_string()))?;
+
+    // The lock says that no other controller is alive on this database: what the last one
+    // held is free at once.
+    app.store.free_all_workflows().await?;
+    let tasks = vec![
+        tokio::spawn(register_key(app.clone())),
+        tokio::spawn(workflows::engine::run(app.clone())),
+        tokio::spawn(reconcilers::monitor::run(app.clone())),
+        tokio::spawn(reconcilers::reaper::run(app.clone())),
+    ];
+    let stopping = app.stopping.clone();
+    let service = router(app.clone());
+    let serving = tokio::spawn(async move {
+        axum::serve(listener, service).with_graceful_shutdown(async move { stopping.cancelled().await }).await
+    });
+    tracing::info!(url = %app.public_url, data_dir = %app.config.data_dir.display(), "serving");
+    Ok(Server { app, addr, serving, tasks, _lock: lock })
+}
+
+impl Server {
+    pub fn url(&self) -> &str {
+        &self.app.public_url
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until the listener fails or `shutdown` is called elsewhere.
+    pub async fn wait(&mut self) -> Result<(), ServerError> {
+        match (&mut self.serving).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(ServerError::Stopped(e.to_string())),
+            Err(e) => Err(ServerError::Stopped(e.to_string())),
+        }
+    }
+
+    /// Stops taking work. What runs is taken up again by the next start.
+    pub async fn shutdown(mut self) {
+        self.app.stopping.cancel();
+        for task in self.tasks.drain(..) {
+            let _ = task.await;
+        }
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(3), &mut self.serving).await;
+        self.serving.abort();
+        self.app.store.close().await;
+    }
+}
+
+fn open_data_dir(dir: &Path) -> Result<fs::File, ServerError> {
+    let failed = |e: std::io::Error| ServerError::DataDir { path: dir.to_owned(), reason: e.to_string() };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    let lock = fs::File::create(dir.join("server.lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(ServerError::InUse(dir.to_owned())),
+        Err(fs::TryLockError::Error(e)) => Err(failed(e)),
+    }
+}
+
+async fn assemble(config: ServerConfig, addr: SocketAddr) -> Result<App, ServerError> {
+    let dir = config.data_dir.clone();
+    let failed = |reason: String| ServerError::DataDir { path: dir.clone(), reason };
+    let store = Store::open(dir.join("dumont.db")).await?;
+    let fresh = Ulid::generate().to_string().to_lowercase();
+    let controller_id = store.meta_get_or_insert("controller_id", &fresh[14..]).await?;
+    let secret = signing_secret(&dir.join("objects.key")).map_err(|e| failed(e.to_string()))?;
+    let files = FileStore::open(dir.join("objects"), secret).map_err(|e| failed(e.to_string()))?;
+    let files = Arc::new(files);
+    let key = ssh::load_or_create(&dir.join("id_ed25519")).map_err(|e| failed(e.to_string()))?;
+    let public_key = ssh::public_line(key.public_key()).map_err(|e| failed(e.to_string()))?;
+    let vast: Arc<dyn Provider> =
+        Arc::new(Vast::new(config.vast.clone()).map_err(|e| ServerError::Provider(e.to_string()))?);
+    let listing = Listing::new(vast.clone(), config.timing.listing);
+    Ok(App {
+        object_routes: files.clone().router(),
+        objects: files,
+        store,
+        markets: BTreeMap::from([(vast.name(), Market { provider: vast, listing })]),
+        ssh_key: Arc::new(key),
+        public_key,
+        controller_id,
+        process_id: Ulid::generate().to_string(),
+        sessions: Sessions::default(),
+        progress: ProgressBoard::default(),
+        imports: Imports::default(),
+        work: Notify::new(),
+        reap: Notify::new(),
+        watch: Notify::new(),
+        public_url: format!("http://{addr}"),
+        stopping: CancellationToken::new(),
+        config,
+    })
+}
+
+/// The key that signs URLs of the embedded store: made once, kept.
+fn signing_secret(path: &Path) -> std::io::Result<[u8; 32]> {
+    if let Ok(bytes) = fs::read(path)
+        && let Ok(secret) = bytes.try_into()
+    {
+        return Ok(secret);
+    }
+    let mut secret = [0; 32];
+    rand::Rng::fill_bytes(&mut rand::rng(), &mut secret);
+    write_private(path, &secret)?;
+    Ok(secret)
+}
+
+/// The account must know our key before anything is rented; repeated until it does.
+async fn register_key(app: Arc<App>) {
+    let mut pause = std::time::Duration::from_millis(500);
+    for market in app.markets.values() {
+        while let Err(error) = market.provider.register_key(&app.public_key).await {
+            tracing::warn!(provider = market.provider.name(), %error, "cannot register the SSH key yet");
+            tokio::select! {
+                () = app.stopping.cancelled() => return,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(std::time::Duration::from_secs(60)),
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! A snapshot: the machine uploads, the controller looks, then it is visible.
+//!
+//! Nothing the machine says is taken on its word: every object must have been granted in this
+//! very snapshot and must lie in the store with the size and digest it claims. The list of
+//! indexes is composed here, from snapshots that are already visible plus the one new index,
+//! so a hostile machine cannot redefine what an earlier snapshot needs. The last act is one
+//! row; before it the snapshot does not exist, and what was uploaded is garbage.
+
+use super::placement::connect;
+use super::state::Capture;
+use super::{Flow, Run, StepError, StepResult, link_failure};
+use crate::app::App;
+use crate::link::{Fence, Granter, Note, prefix};
+use async_trait::async_trait;
+use dumont_core::snapshot::{SnapshotHead, SnapshotReport, SnapshotType};
+use dumont_core::time::Timestamp;
+use dumont_store::{Error as StoreError, NewSnapshot, SnapshotRow, Store};
+use dumont_wire::agent::{SnapshotRequest, objects_of};
+use std::sync::Arc;
+
+/// Only the machine that the workspace lives on may write its snapshots.
+struct HomeFence {
+    store: Store,
+    workspace_id: String,
+    instance_key: String,
+    fence: i64,
+}
+
+#[async_trait]
+impl Fence for HomeFence {
+    async fn holds(&self) -> bool {
+        matches!(self.store.workspace(&self.workspace_id).await,
+            Ok(Some(w)) if w.fence == self.fence && w.instance_key.as_deref() == Some(self.instance_key.as_str()))
+    }
+}
+
+pub async fn capture(run: &mut Run) -> StepResult {
+    let mut state: Capture = run.load();
+    let Some(key) = run.workspace.instance_key.clone() else {
+        return Err(StepError::failed(
+            "no_machine",
+            format!("workspace {} lives on no machine", run.workspace.name),
+            "deploy it first, then take the snapshot",
+        ));
+    };
+    let Some(row) = run.app.store.instance(&key).await? else {
+        return Err(StepError::failed("no_machine", "its instance is unknown", "report this"));
+    };
+    state.began_at = run.app.now();
+    state.instance_key = key.clone();
+    state.parent = row.last_snapshot_id.clone();
+    let instance = row.instance_id.clone().unwrap_or_else(|| "none".into());
+    state.stamp = free_stamp(&run.app.store, &instance, state.began_at.unix_seconds()).await?;
+
+    let link = connect(run, &row).await.map_err(|e| StepError::Failed(link_failure(&e)))?;
+    let fence = HomeFence {
+        store: run.app.store.clone(),
+        workspace_id: run.workspace.id.clone(),
+        instance_key: key,
+        fence: run.workspace.fence,
+    };
+    let granter = Granter::writing(
+        run.app.objects.clone(),
+        link.base_url(),
+        &run.workspace.id,
+        &state.stamp,
+        Arc::new(fence),
+    );
+    let (lines, mut said) = tokio::sync::mpsc::unbounded_channel();
+    let (app, id) = (run.app.clone(), run.id.clone());
+    let notes = move |note: Note| match note {
+        Note::Progress(progress) => app.progress.set(&id, progress),
+        Note::Line(line) => drop(lines.send(line)),
+    };
+    let request = SnapshotRequest {
+        path: run.workspace.spec.path.clone(),
+        stamp: state.stamp.clone(),
+        parent: state.parent.clone(),
+        full: state.full,
+    };
+    let report = link.snapshot(request, &granter, &notes).await;
+    drop(notes);
+    while let Ok(line) = said.try_recv() {
+        run.say(line).await;
+    }
+    let report = report.map_err(|e| StepError::Failed(link_failure(&e)))?;
+    if let Some(strange) = objects_of(&report).find(|o| !granter.was_granted(o)) {
+        return Err(untrue(&format!("it names object {:?}, which it was not allowed to create", strange.key)));
+    }
+    state.report = Some(report);
+    run.keep(&state);
+    Ok(Flow::Next)
+}
+
+/// Ids carry whole seconds; two snapshots within one second take the next free one.
+async fn free_stamp(store: &Store, instance: &str, unix: i64) -> Result<String, StepError> {
+    for second in unix.. {
+        let stamp = format!("{instance}-{second}");
+        let full = SnapshotType::Full.snapshot_id(instance, second);
+        let incremental = SnapshotType::Incremental.snapshot_id(instance, second);
+        if store.snapshot(&full).await?.is_none() && store.snapshot(&incremental).await?.is_none() {
+            return Ok(stamp);
+        }
+    }
+    Err(StepError::failed("internal", "no free snapshot id", "report this"))
+}
+
+fn untrue(what: &str) -> StepError {
+    StepError::failed(
+        "snapshot_refused",
+        format!("the machine's snapshot was refused: {what}"),
+        "nothing was changed; move the workspace to another machine with `dumont failover run`",
+    )
+}
+
+pub async fn commit(run: &mut Run) -> StepResult {
+    let state: Capture = run.load();
+    let Some(report) = &state.report else {
+        return Err(StepError::failed("internal", "there is no report to commit", "take the snapshot again"));
+    };
+    let origin = Origin {
+        workspace_id: run.workspace.id.clone(),
+        // The fence of when this workflow was taken up: a switch since then refuses the commit.
+        fence: run.workspace.fence,
+        instance_key: Some(state.instance_key.clone()),
+        parent: state.parent.clone(),
+        stamp: state.stamp.clone(),
+        began_at: state.began_at,
+    };
+    let row = publish(&run.app, &origin, report).await?;
+    run.say(summary(report)).await;
+    run.result = serde_json::to_value(crate::http::snapshots::shown(&row)).ok();
+    Ok(Flow::Next)
+}
+
+/// The line the plan asks for.
+fn summary(report: &SnapshotReport) -> String {
+    match report.snapshot_type {
+        SnapshotType::Incremental => {
+            format!("Incremental: {} files changed out of {} total", report.files_changed, report.files_total)
+        }
+        SnapshotType::Full => format!("Full: {} files, {} bytes", report.files_total, report.total_bytes),
+    }
+}
+
+/// Where a snapshot comes from.
+pub struct Origin {
+    pub workspace_id: String,
+    /// The workspace's fence when it was begun.
+    pub fence: i64,
+    /// `None` for an import.
+    pub instance_key: Option<String>,
+    /// The last snapshot that this very instance took or restored.
+    pub parent: Option<String>,
+    pub stamp: String,
+    pub began_at: Timestamp,
+}
+
+/// Looks at everything the report names, then makes the snapshot visible: the commit object
+/// first (an empty database can adopt from it), the row last.
+pub async fn publish(app: &App, origin: &Origin, report: &SnapshotReport) -> Result<SnapshotRow, StepError> {
+    let new = compose(app, origin, report).await?;
+    app.store.insert_pending_snapshot(&new).await?;
+    let key = format!("{}/snapshots/{}/snapshot.json", prefix(&origin.workspace_id), origin.stamp);
+    app.objects.put(&key, &commit_object(&new)).await.map_err(|e| {
+        StepError::failed("store_failed", e.to_string(), "free some space or repair the store, then take it again")
+    })?;
+    let now = app.now();
+    let elapsed_ms = now.millis_since(new.created_at).max(0).unsigned_abs();
+    match app.store.commit_snapshot(&new.id, origin.fence, elapsed_ms, now).await {
+        Err(StoreError::Stale { .. }) => Err(StepError::failed(
+            "fenced",
+            "the workspace has moved to another machine meanwhile",
+            "take the snapshot again; this one was never visible",
+        )),
+        other => Ok(other?),
+    }
+}
+
+async fn compose(app: &App, origin: &Origin, report: &SnapshotReport) -> Result<NewSnapshot, StepError> {
+    let id = match report.snapshot_type {
+        SnapshotType::Full => format!("base-{}", origin.stamp),
+        SnapshotType::Incremental => format!("incr-{}", origin.stamp),
+    };
+    if report.snapshot_id != id {
+        return Err(untrue(&format!("it calls itself {:?} instead of {id}", report.snapshot_id)));
+    }
+    check_objects(app, report).await?;
+    // What it builds on: unless the machine began anew, the snapshot it last took or restored.
+    let parent = match (&origin.parent, &report.full_because) {
+        (Some(id), None) => app.store.snapshot(id).await?,
+        _ => None,
+    };
+    let mut indexes = parent.as_ref().map(|p| p.head.indexes.clone()).unwrap_or_default();
+    indexes.extend(report.index.clone());
+    let base = match (report.snapshot_type, &parent) {
+        (SnapshotType::Incremental, Some(p)) => Some(p.base_snapshot_id.clone().unwrap_or_else(|| p.id.clone())),
+        _ => None,
+    };
+    let own_metadata = report.metadata.as_ref().map(|m| m.key.clone());
+    Ok(NewSnapshot {
+        workspace_id: origin.workspace_id.clone(),
+        instance_key: origin.instance_key.clone(),
+        snapshot_type: report.snapshot_type,
+        base_snapshot_id: base,
+        metadata_key: own_metadata.or_else(|| parent.as_ref().and_then(|p| p.metadata_key.clone())),
+        parent_id: parent.map(|p| p.id),
+        head: SnapshotHead {
+            snapshot_id: id.clone(),
+            root: report.root,
+            indexes,
+            files: report.files_total,
+            bytes: report.total_bytes,
+        },
+        id,
+        packs: report.packs.clone(),
+        files_changed: report.files_changed,
+        uploaded_bytes: report.uploaded_bytes,
+        full_because: report.full_because.clone(),
+        torn: report.torn.clone(),
+        created_at: origin.began_at,
+    })
+}
+
+/// Sees every object itself.
+async fn check_objects(app: &App, report: &SnapshotReport) -> Result<(), StepError> {
+    for object in objects_of(report) {
+        let seen = app.objects.head(&object.key).await.map_err(|e| untrue(&e.to_string()))?;
+        let right = seen.is_some_and(|s| s.size == object.size && s.digest.is_none_or(|d| d == object.digest));
+        if !right {
+            return Err(untrue(&format!("object {:?} is missing or not what it claims", object.key)));
+        }
+    }
+    Ok(())
+}
+
+/// Enough to adopt the snapshot with an empty database.
+fn commit_object(new: &NewSnapshot) -> Vec<u8> {
+    let facts = serde_json::json!({
+        "version": 1,
+        "snapshot_id": new.id,
+        "snapshot_type": new.snapshot_type,
+        "base_snapshot_id": new.base_snapshot_id,
+        "parent_id": new.parent_id,
+        "head": new.head,
+        "packs": new.packs,
+        "metadata_key": new.metadata_key,
+        "files_changed": new.files_changed,
+        "torn": new.torn,
+        "created_at": new.created_at,
+    });
+    facts.to_string().into_bytes()
+}

@@ -1,0 +1,284 @@
+//! Putting the workspace onto a ready machine: restore, validate, start, probe.
+//!
+//! A machine may die in the middle of any of these. That is not the workflow's failure: it
+//! goes back to the race with the machines that are left. A snapshot that is damaged, a failed
+//! validation or a workload that does not come up are, because another machine would not help.
+
+use super::state::Placement;
+use super::{Flow, Run, StepError, StepResult, link_failure};
+use crate::link::{Fence, Granter, Link, LinkError, Note};
+use crate::providers::SshEndpoint;
+use async_trait::async_trait;
+use dumont_core::snapshot::Verdict;
+use dumont_core::spec::Probe;
+use dumont_core::workflow::{Kind, Step};
+use dumont_store::{InstanceRow, SnapshotRow, SnapshotState, Store};
+use dumont_wire::agent::{FailureCode, RestoreRequest, Workload};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long a machine that was ready may be unreachable before it counts as dead.
+const RELINK: Duration = Duration::from_secs(8);
+/// Room on the disk beside the files themselves.
+const DISK_SLACK: u64 = 64 << 20;
+
+/// While a workflow works on a machine that no workspace lives on yet, its own fence decides.
+struct WorkflowFence {
+    store: Store,
+    id: String,
+    fence: i64,
+}
+
+#[async_trait]
+impl Fence for WorkflowFence {
+    async fn holds(&self) -> bool {
+        matches!(self.store.workflow(&self.id).await, Ok(Some(w)) if w.fence == self.fence && w.finished_at.is_none())
+    }
+}
+
+/// Fixes which snapshot is restored; gives the bytes it needs on the disk.
+pub async fn choose_snapshot(run: &Run, state: &mut Placement) -> Result<u64, StepError> {
+    if !state.chosen {
+        let newest = run.app.store.latest_snapshot(&run.workspace.id).await?;
+        state.snapshot_id = state.snapshot_id.take().or_else(|| newest.map(|s| s.id));
+        state.chosen = true;
+    }
+    Ok(snapshot(run, state).await?.map_or(0, |s| s.head.bytes + DISK_SLACK))
+}
+
+async fn snapshot(run: &Run, state: &Placement) -> Result<Option<SnapshotRow>, StepError> {
+    let Some(id) = &state.snapshot_id else { return Ok(None) };
+    match run.app.store.snapshot(id).await? {
+        Some(found) if found.workspace_id == run.workspace.id && found.state == SnapshotState::Visible => Ok(Some(found)),
+        _ => Err(StepError::failed(
+            "snapshot_not_found",
+            format!("workspace {} has no snapshot {id:?}", run.workspace.name),
+            format!("`dumont snapshot list {}` shows those it has", run.workspace.name),
+        )),
+    }
+}
+
+/// The machine this workflow works on: the race's winner, or where the workspace lives.
+async fn machine(run: &Run, state: &Placement) -> Result<InstanceRow, StepError> {
+    let key = match run.kind {
+        Kind::Restore => run.workspace.instance_key.clone(),
+        _ => state.winner.clone(),
+    };
+    let row = match key {
+        Some(key) => run.app.store.instance(&key).await?,
+        None => None,
+    };
+    row.ok_or_else(|| {
+        StepError::failed(
+            "no_machine",
+            format!("workspace {} lives on no machine", run.workspace.name),
+            format!("`dumont failover run {}` puts it on one", run.workspace.name),
+        )
+    })
+}
+
+/// An open link to the machine: the one at hand, another part's, or a new one.
+async fn link(run: &mut Run, row: &InstanceRow) -> Result<Arc<Link>, LinkError> {
+    if let Some(link) = run.link.clone().filter(|l| l.ended().is_none()) {
+        return Ok(link);
+    }
+    let link = connect(run, row).await?;
+    run.link = Some(link.clone());
+    Ok(link)
+}
+
+/// Connects to a machine we know, or takes the session that is open.
+pub async fn connect(run: &Run, row: &InstanceRow) -> Result<Arc<Link>, LinkError> {
+    if let Some(link) = run.app.sessions.get(&row.key) {
+        return Ok(link);
+    }
+    let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) else {
+        return Err(LinkError::Closed("its address is not known".into()));
+    };
+    let endpoints = vec![SshEndpoint { host, port }];
+    let target = run.app.target(endpoints, row.host_key.clone(), &run.workspace.spec.path);
+    let deadline = Instant::now() + RELINK;
+    loop {
+        match Link::open(&target).await {
+            Ok(link) => {
+                let link = Arc::new(link);
+                run.app.sessions.put(&row.key, link.clone());
+                return Ok(link);
+            }
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => sleep(Duration::from_millis(300)).await,
+        }
+    }
+}
+
+/// The machine failed, not the workspace: forget it and race on, or say so if we cannot.
+async fn machine_failed(run: &mut Run, state: &mut Placement, error: &LinkError) -> StepResult {
+    if run.kind == Kind::Restore {
+        return Err(StepError::Failed(link_failure(error)));
+    }
+    run.say(format!("the machine failed after it was ready: {error}")).await;
+    if let Some(key) = state.winner.take() {
+        run.app.sessions.remove(&key);
+        super::dispose::owe(&run.app, &key).await?;
+    }
+    run.link = None;
+    state.restored = None;
+    run.keep(state);
+    Ok(Flow::Goto(Step::Race))
+}
+
+/// Would another machine do better?
+fn machine_is_to_blame(error: &LinkError) -> bool {
+    match error {
+        LinkError::Failed(f) => {
+            matches!(f.code, FailureCode::DiskFull | FailureCode::Io | FailureCode::Busy | FailureCode::Transfer)
+        }
+        _ => true,
+    }
+}
+
+pub async fn stop(run: &mut Run) -> StepResult {
+    let state: Placement = run.load();
+    let row = machine(run, &state).await?;
+    let stopped = match link(run, &row).await {
+        Ok(link) => link.stop_workload().await,
+        Err(error) => Err(error),
+    };
+    stopped.map_err(|e| StepError::Failed(link_failure(&e)))?;
+    Ok(Flow::Next)
+}
+
+pub async fn restore(run: &mut Run) -> StepResult {
+    let mut state: Placement = run.load();
+    choose_snapshot(run, &mut state).await?;
+    let row = machine(run, &state).await?;
+    let Some(snapshot) = snapshot(run, &state).await? else {
+        run.say("there is no snapshot to restore; the workspace starts empty").await;
+        run.keep(&state);
+        return Ok(Flow::Next);
+    };
+    // One more try on the same machine: its session may have died with our last process.
+    for last in [false, true] {
+        match restore_once(run, &row, &snapshot, state.delete).await {
+            Ok(report) => {
+                run.app.store.set_instance_last_snapshot(&row.key, &snapshot.id).await?;
+                state.restored = Some(report);
+                run.keep(&state);
+                return Ok(Flow::Next);
+            }
+            Err(error) if !machine_is_to_blame(&error) => {
+                let mut body = link_failure(&error);
+                body.message = format!("restore of {}: {}", snapshot.id, body.message);
+                return Err(StepError::Failed(body));
+            }
+            Err(error) if last => return machine_failed(run, &mut state, &error).await,
+            Err(error) => run.say(format!("the restore broke off, trying again: {error}")).await,
+        }
+    }
+    Ok(Flow::Next)
+}
+
+async fn restore_once(
+    run: &mut Run,
+    row: &InstanceRow,
+    snapshot: &SnapshotRow,
+    delete: bool,
+) -> Result<dumont_core::snapshot::RestoreReport, LinkError> {
+    let link = link(run, row).await?;
+    let app = run.app.clone();
+    let fence = WorkflowFence { store: app.store.clone(), id: run.id.clone(), fence: run.fence };
+    let granter = Granter::reading(app.objects.clone(), link.base_url(), &run.workspace.id, Arc::new(fence));
+    let (lines, mut said) = tokio::sync::mpsc::unbounded_channel();
+    let id = run.id.clone();
+    let notes = move |note: Note| match note {
+        Note::Progress(progress) => app.progress.set(&id, progress),
+        Note::Line(line) => drop(lines.send(line)),
+    };
+    let request = RestoreRequest {
+        path: run.workspace.spec.path.clone(),
+        head: snapshot.head.clone(),
+        delete,
+    };
+    let report = link.restore(request, &granter, &notes).await;
+    drop(notes);
+    while let Ok(line) = said.try_recv() {
+        run.say(line).await;
+    }
+    report
+}
+
+pub async fn validate(run: &mut Run) -> StepResult {
+    let state: Placement = run.load();
+    let Some(report) = &state.restored else { return Ok(Flow::Next) };
+    let validation = &report.validation;
+    let line = serde_json::json!({
+        "validation": validation.validation,
+        "files_restored": validation.files_restored,
+        "files_expected": validation.files_expected,
+    });
+    run.say(line.to_string()).await;
+    if validation.validation == Verdict::Ok && validation.files_restored == validation.files_expected {
+        return Ok(Flow::Next);
+    }
+    let shown: Vec<_> = validation.problems.iter().take(5).cloned().collect();
+    Err(StepError::failed(
+        "validation_failed",
+        format!(
+            "{} of {} files are as the snapshot has them: {}",
+            validation.files_restored,
+            validation.files_expected,
+            shown.join("; ")
+        ),
+        "try again on another machine, or restore an earlier snapshot with --snapshot",
+    ))
+}
+
+pub async fn start(run: &mut Run) -> StepResult {
+    let mut state: Placement = run.load();
+    let spec = run.workspace.spec.clone();
+    let Some(command) = spec.start else { return Ok(Flow::Next) };
+    let row = machine(run, &state).await?;
+    let workload = Workload { start: command, path: spec.path, env: spec.env };
+    let started = match link(run, &row).await {
+        Ok(link) => link.start_workload(workload).await,
+        Err(error) => Err(error),
+    };
+    match started {
+        Ok(()) => Ok(Flow::Next),
+        Err(LinkError::Failed(failure)) => Err(StepError::Failed(link_failure(&LinkError::Failed(failure)))),
+        Err(error) => machine_failed(run, &mut state, &error).await,
+    }
+}
+
+pub async fn probe(run: &mut Run) -> StepResult {
+    let mut state: Placement = run.load();
+    let Some(Probe::Command { command, timeout_s }) = run.workspace.spec.probe.clone() else {
+        return Ok(Flow::Next);
+    };
+    let row = machine(run, &state).await?;
+    let deadline = Instant::now() + Duration::from_secs(timeout_s.into());
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let answer = match link(run, &row).await {
+            Ok(link) => link.probe(&command, Duration::from_secs(timeout_s.clamp(1, 30).into())).await,
+            Err(error) => Err(error),
+        };
+        let (code, output) = match answer {
+            Ok((Some(0), _)) => return Ok(Flow::Next),
+            Ok(other) => other,
+            Err(LinkError::Failed(f)) => return Err(StepError::Failed(link_failure(&LinkError::Failed(f)))),
+            Err(error) => return machine_failed(run, &mut state, &error).await,
+        };
+        if Instant::now() >= deadline {
+            let how = code.map_or("was killed on time-out".into(), |c| format!("exits with {c}"));
+            return Err(StepError::failed(
+                "probe_failed",
+                format!("the probe {how} after {timeout_s} s: {}", output.trim()),
+                "look at the workload's log: dumont ssh NAME -- cat .dumont/workload/log",
+            ));
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}

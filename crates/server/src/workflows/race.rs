@@ -1,0 +1,313 @@
+//! The race: rent several, take the first that is ready, get rid of the rest.
+//!
+//! The plan (`dumont_core::plan`) decides; this file does what it says. What makes it hard is
+//! the end: the winner must not wait for the losers, yet no loser may be forgotten. Losers are
+//! therefore marked `destroying` in the database in the moment of the win, which costs
+//! microseconds, and destroyed behind it; whatever dies in between, the reaper reads the mark.
+
+use super::racer::{End, Racer};
+use super::ready::{NotReady, StageCell};
+use super::search::provider_failure;
+use super::state::Placement;
+use super::{Flow, Run, StepError, StepResult, dispose};
+use crate::link::Link;
+use crate::providers::ProviderError;
+use dumont_core::history::{Outcome, Reason, Stage};
+use dumont_core::id::RentLabel;
+use dumont_core::offer::Offer;
+use dumont_core::plan::{self, Move, RaceSettings};
+use dumont_store::{InstanceRow, InstanceState, NewAttempt, NewInstance};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use ulid::Ulid;
+
+/// One machine in the race, as its driver sees it.
+struct Lane {
+    row: InstanceRow,
+    started: Instant,
+    stage: StageCell,
+    abandon: CancellationToken,
+    state: LaneState,
+}
+
+enum LaneState {
+    Racing,
+    Ready(Arc<Link>),
+    Out(Option<NotReady>),
+}
+
+/// Every instance this workflow rented or meant to.
+pub async fn rented_by(run: &Run) -> Result<Vec<InstanceRow>, dumont_store::Error> {
+    let mut rows = run.app.store.instances_of(&run.workspace.id).await?;
+    rows.retain(|row| row.workflow_id.as_deref() == Some(run.id.as_str()));
+    Ok(rows)
+}
+
+struct Race<'a> {
+    run: &'a Run,
+    settings: RaceSettings,
+    lanes: Vec<Lane>,
+    offers: Vec<Offer>,
+    tried: HashSet<String>,
+    disk_bytes: u64,
+    ends: (mpsc::Sender<(String, End)>, mpsc::Receiver<(String, End)>),
+    account: Option<ProviderError>,
+}
+
+pub async fn run(run: &mut Run) -> StepResult {
+    let mut state: Placement = run.load();
+    let disk_bytes = super::placement::choose_snapshot(run, &mut state).await?;
+    let settings =
+        RaceSettings { width: run.workspace.spec.failover.racers as usize, ..run.app.config.race.clone() };
+    let mut race = Race {
+        run,
+        settings,
+        lanes: Vec::new(),
+        offers: state.offers.clone(),
+        tried: HashSet::new(),
+        disk_bytes,
+        ends: mpsc::channel(64),
+        account: None,
+    };
+    race.pick_up().await?;
+    let winner = race.until_won().await?;
+    let (key, link) = race.finish(winner).await?;
+    state.winner = Some(key);
+    run.link = Some(link);
+    run.keep(&state);
+    Ok(Flow::Next)
+}
+
+impl Race<'_> {
+    /// After a crash: the machines this workflow has already rented, or meant to.
+    async fn pick_up(&mut self) -> Result<(), StepError> {
+        for row in rented_by(self.run).await? {
+            self.tried.insert(row.machine.machine_id.clone());
+            if matches!(row.state, InstanceState::Intended | InstanceState::Rented | InstanceState::Ready) {
+                self.launch(row, true);
+            }
+        }
+        Ok(())
+    }
+
+    async fn until_won(&mut self) -> Result<usize, StepError> {
+        loop {
+            let left = if self.account.is_some() {
+                0
+            } else {
+                self.offers.iter().filter(|o| !self.tried.contains(&o.machine.machine_id)).count()
+            };
+            match plan::next(&self.settings, &self.view(), left) {
+                Move::Win(at) => return Ok(at),
+                Move::Rent => self.rent_next().await?,
+                Move::GiveUp(at) => self.give_up(at).await?,
+                Move::Exhausted => return Err(self.exhausted()),
+                Move::Wait(most) => self.wait(most).await?,
+            }
+        }
+    }
+
+    fn view(&self) -> Vec<plan::Racer> {
+        let one = |lane: &Lane| match lane.state {
+            LaneState::Racing => plan::Racer::Racing { elapsed: lane.started.elapsed() },
+            LaneState::Ready(_) => plan::Racer::Ready,
+            LaneState::Out(_) => plan::Racer::Out,
+        };
+        self.lanes.iter().map(one).collect()
+    }
+
+    async fn rent_next(&mut self) -> Result<(), StepError> {
+        let tried = &self.tried;
+        let Some(offer) = self.offers.iter().find(|o| !tried.contains(&o.machine.machine_id)).cloned() else {
+            return Ok(());
+        };
+        self.tried.insert(offer.machine.machine_id.clone());
+        let app = &self.run.app;
+        let key = Ulid::generate().to_string();
+        let label = RentLabel {
+            controller: app.controller_id.clone(),
+            workspace: self.run.workspace.name.to_string(),
+            attempt: key.clone(),
+        };
+        let row = app
+            .store
+            .insert_intent(
+                &NewInstance {
+                    key,
+                    workspace_id: self.run.workspace.id.clone(),
+                    workflow: Some((self.run.id.clone(), self.run.fence)),
+                    label: label.to_string(),
+                    offer,
+                },
+                app.now(),
+            )
+            .await?;
+        self.run.say(format!("renting {} ({}, ${:.3}/h)", row.offer.machine, row.offer.gpu_name, row.offer.price)).await;
+        self.launch(row, false);
+        Ok(())
+    }
+
+    fn launch(&mut self, row: InstanceRow, resumed: bool) {
+        // A resumed racer has been waiting since it was intended.
+        let waited = self.run.app.now().millis_since(row.created_at).max(0).unsigned_abs();
+        let lane = Lane {
+            started: Instant::now().checked_sub(Duration::from_millis(waited)).unwrap_or_else(Instant::now),
+            stage: StageCell::new(),
+            abandon: CancellationToken::new(),
+            state: LaneState::Racing,
+            row: row.clone(),
+        };
+        let racer = Racer {
+            app: self.run.app.clone(),
+            row,
+            spec: self.run.workspace.spec.clone(),
+            disk_bytes: self.disk_bytes,
+            stage: lane.stage.clone(),
+            abandon: lane.abandon.clone(),
+            resumed,
+        };
+        let (key, ends) = (lane.row.key.clone(), self.ends.0.clone());
+        let app = self.run.app.clone();
+        self.lanes.push(lane);
+        tokio::spawn(async move {
+            let end = racer.run().await;
+            // Nobody listens when the race is over: the rent is known by now, so reap it.
+            if ends.send((key, end)).await.is_err() {
+                app.reap.notify_one();
+            }
+        });
+    }
+
+    async fn wait(&mut self, most: Duration) -> Result<(), StepError> {
+        let Ok(Some((key, end))) = timeout(most, self.ends.1.recv()).await else { return Ok(()) };
+        let Some(at) = self.lanes.iter().position(|l| l.row.key == key) else { return Ok(()) };
+        match end {
+            End::Ready(link) => {
+                let seconds = self.lanes[at].started.elapsed().as_secs_f64();
+                self.run.say(format!("{} is ready after {seconds:.1} s", self.lanes[at].row.offer.machine)).await;
+                self.lanes[at].state = LaneState::Ready(link);
+            }
+            End::Abandoned => self.lanes[at].state = LaneState::Out(None),
+            End::Out(why) => self.fall_out(at, why).await?,
+            End::AccountFailed(error) => {
+                let why = NotReady {
+                    stage: Stage::Rent,
+                    reason: Reason::NoMoney,
+                    message: error.to_string(),
+                };
+                self.account = Some(error);
+                self.fall_out(at, why).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn give_up(&mut self, at: usize) -> Result<(), StepError> {
+        let lane = &self.lanes[at];
+        lane.abandon.cancel();
+        let stage = lane.stage.get();
+        let reason = match stage {
+            Stage::Rent => Reason::ProviderError,
+            Stage::Boot => Reason::BootTimeout,
+            Stage::Ssh => Reason::SshFailed,
+            Stage::Hello => Reason::HelloFailed,
+            Stage::Gpu | Stage::Ready => Reason::GpuNotReady,
+        };
+        let message = format!("not ready within {} s", self.settings.racer_timeout.as_secs());
+        self.fall_out(at, NotReady { stage, reason, message }).await
+    }
+
+    async fn fall_out(&mut self, at: usize, why: NotReady) -> Result<(), StepError> {
+        let lane = &self.lanes[at];
+        self.run.say(format!("{} is out at {}: {} ({})", lane.row.offer.machine, why.stage, why.message, why.reason)).await;
+        self.record(lane, why.reason.outcome(), Some(&why)).await?;
+        self.discard(lane).await?;
+        self.lanes[at].state = LaneState::Out(Some(why));
+        Ok(())
+    }
+
+    /// Marks a lane for destruction. An intent whose rent is uncertain stays one: the reaper
+    /// looks for its label until that can no longer appear.
+    async fn discard(&self, lane: &Lane) -> Result<(), StepError> {
+        Ok(dispose::owe(&self.run.app, &lane.row.key).await?)
+    }
+
+    async fn finish(mut self, winner: usize) -> Result<(String, Arc<Link>), StepError> {
+        for at in 0..self.lanes.len() {
+            if at == winner {
+                continue;
+            }
+            let lane = &self.lanes[at];
+            if matches!(lane.state, LaneState::Racing | LaneState::Ready(_)) {
+                lane.abandon.cancel();
+                self.record(lane, Outcome::LostRace, None).await?;
+                self.discard(lane).await?;
+            }
+        }
+        let lane = self.lanes.swap_remove(winner);
+        self.record(&lane, Outcome::Won, None).await?;
+        let LaneState::Ready(link) = lane.state else {
+            return Err(StepError::failed("internal", "the winner of the race is not ready", "report this"));
+        };
+        self.run.app.sessions.put(&lane.row.key, link.clone());
+        Ok((lane.row.key, link))
+    }
+
+    /// Recorded before anything is done about the machine: a crash between the two repeats the
+    /// act, and the attempt's key keeps the record single.
+    async fn record(&self, lane: &Lane, outcome: Outcome, why: Option<&NotReady>) -> Result<(), StepError> {
+        let app = &self.run.app;
+        app.store.record_attempt(&self.attempt(lane, outcome, why), &app.config.blacklist).await?;
+        Ok(())
+    }
+
+    fn attempt(&self, lane: &Lane, outcome: Outcome, why: Option<&NotReady>) -> NewAttempt {
+        let offer = &lane.row.offer;
+        let seconds = lane.started.elapsed().as_secs_f64();
+        let ready = matches!(lane.state, LaneState::Ready(_));
+        NewAttempt {
+            attempt_key: lane.row.key.clone(),
+            machine: offer.machine.clone(),
+            attempt_type: self.run.kind.as_str().to_owned(),
+            workflow_id: Some(self.run.id.clone()),
+            workspace_id: Some(self.run.workspace.id.clone()),
+            host_id: offer.host_id.clone(),
+            offer_id: Some(offer.offer_id.clone()),
+            instance_id: lane.row.instance_id.clone(),
+            gpu_name: offer.gpu_name.clone(),
+            price: offer.price,
+            region: offer.region.clone(),
+            image: Some(self.run.workspace.spec.image.clone()),
+            stage: why.map_or_else(|| lane.stage.get(), |w| w.stage),
+            outcome,
+            reason: why.map(|w| w.reason.clone()),
+            error_message: why.map(|w| w.message.chars().take(1000).collect()),
+            duration_seconds: seconds,
+            ready_seconds: ready.then_some(seconds),
+            created_at: self.run.app.now(),
+        }
+    }
+
+    fn exhausted(&self) -> StepError {
+        if let Some(error) = &self.account {
+            return provider_failure(error);
+        }
+        let reasons: Vec<String> = self
+            .lanes
+            .iter()
+            .filter_map(|lane| match &lane.state {
+                LaneState::Out(Some(why)) => Some(format!("{}: {} at {}", lane.row.offer.machine, why.reason, why.stage)),
+                _ => None,
+            })
+            .collect();
+        StepError::failed(
+            "no_machine_ready",
+            format!("none of {} machines became ready: {}", self.lanes.len(), reasons.join("; ")),
+            "everything rented was given back; try again, or widen the GPU, price or image",
+        )
+    }
+}

@@ -1,0 +1,147 @@
+//! One racer: from the intent to rent to a ready link, or out.
+//!
+//! The intent is in the database before the provider is asked, and the rent always runs to
+//! its end: aborting a create in flight would lose an instance that costs money. What may be
+//! abandoned at any time is the waiting after it.
+
+use super::ready::{NotReady, Promise, StageCell, make_ready};
+use crate::app::App;
+use crate::link::Link;
+use crate::providers::{ErrorClass, ProviderError, RentRequest};
+use dumont_core::history::Reason;
+use dumont_core::spec::WorkspaceSpec;
+use dumont_store::{InstanceRow, InstanceState};
+use std::sync::Arc;
+use tokio::select;
+use tokio_util::sync::CancellationToken;
+
+/// How a racer ended.
+pub enum End {
+    Ready(Arc<Link>),
+    Out(NotReady),
+    /// The account, not the machine: nobody should rent any more.
+    AccountFailed(ProviderError),
+    /// It was told to stop.
+    Abandoned,
+}
+
+/// What a racer's task needs.
+pub struct Racer {
+    pub app: Arc<App>,
+    pub row: InstanceRow,
+    pub spec: WorkspaceSpec,
+    /// Bytes the restore needs on its disk.
+    pub disk_bytes: u64,
+    pub stage: StageCell,
+    /// Stops the waiting, never the rent.
+    pub abandon: CancellationToken,
+    /// After a crash the rent may have happened already: look before renting.
+    pub resumed: bool,
+}
+
+impl Racer {
+    pub async fn run(self) -> End {
+        let instance_id = match &self.row.instance_id {
+            Some(id) => id.clone(),
+            None => match self.rent().await {
+                Ok(id) => id,
+                Err(end) => return end,
+            },
+        };
+        let Some(market) = self.app.market(&self.row.machine.provider) else {
+            return self.out(Reason::ProviderError, "its provider is not configured".into());
+        };
+        let promise = Promise {
+            offer: self.row.offer.clone(),
+            disk_bytes: self.disk_bytes,
+            ssh_grace: self.app.config.timing.ssh_grace,
+            public_key: self.app.public_key.clone(),
+        };
+        let target = self.app.target(Vec::new(), self.row.host_key.clone(), &self.spec.path);
+        let ready = select! {
+            () = self.abandon.cancelled() => return End::Abandoned,
+            ready = make_ready(market, &instance_id, target, &promise, &self.stage) => ready,
+        };
+        match ready {
+            Err(not_ready) => End::Out(not_ready),
+            Ok(link) => match self.keep_endpoint(&link).await {
+                Ok(()) => End::Ready(Arc::new(link)),
+                Err(message) => self.out(Reason::Cancelled, message),
+            },
+        }
+    }
+
+    async fn rent(&self) -> Result<String, End> {
+        let found = if self.resumed { self.find().await? } else { None };
+        let instance_id = match found {
+            Some(id) => id,
+            None if self.resumed => {
+                return Err(self.out(Reason::Cancelled, "the controller stopped before it was rented".into()));
+            }
+            None => self.create().await?,
+        };
+        match self.app.store.set_instance_rented(&self.row.key, &instance_id, self.app.now()).await {
+            Ok(row) if matches!(row.state, InstanceState::Destroying | InstanceState::Failed) => Err(End::Abandoned),
+            Ok(_) => Ok(instance_id),
+            // The row stays an intent; the reaper finds the instance by its label.
+            Err(error) => Err(self.out(Reason::Cancelled, format!("the database failed: {error}"))),
+        }
+    }
+
+    async fn find(&self) -> Result<Option<String>, End> {
+        let Some(market) = self.app.market(&self.row.machine.provider) else {
+            return Err(self.out(Reason::ProviderError, "its provider is not configured".into()));
+        };
+        match market.provider.find_by_label(&self.row.label).await {
+            Ok(found) => Ok(found.map(|i| i.instance_id)),
+            Err(error) => Err(self.out(Reason::ProviderError, format!("cannot look for its label: {error}"))),
+        }
+    }
+
+    async fn create(&self) -> Result<String, End> {
+        let Some(market) = self.app.market(&self.row.machine.provider) else {
+            return Err(self.out(Reason::ProviderError, "its provider is not configured".into()));
+        };
+        let request = RentRequest {
+            offer: self.row.offer.clone(),
+            label: self.row.label.clone(),
+            image: self.spec.image.clone(),
+            disk_gb: self.spec.disk_gb,
+            // The workload's environment goes to the supervisor over SSH, not through the
+            // provider: it may hold secrets of the user's.
+            env: std::collections::BTreeMap::new(),
+            ports: self.spec.ports.clone(),
+            onstart: String::new(),
+        };
+        let error = match market.provider.rent(&request).await {
+            Ok(instance_id) => return Ok(instance_id),
+            Err(error) => error,
+        };
+        if !matches!(error.class, ErrorClass::Uncertain) {
+            // Surely nothing was rented: the row owes nothing. If this write is lost, the
+            // reaper looks for the label and finds nothing.
+            let _ = self.app.store.set_instance_state(&self.row.key, InstanceState::Failed, self.app.now()).await;
+        }
+        Err(match error.class {
+            ErrorClass::Auth | ErrorClass::Credit => End::AccountFailed(error),
+            ErrorClass::OfferGone => self.out(Reason::NoSuchAsk, error.to_string()),
+            ErrorClass::RateLimited { .. } => self.out(Reason::RateLimited, error.to_string()),
+            _ => self.out(Reason::ProviderError, error.to_string()),
+        })
+    }
+
+    async fn keep_endpoint(&self, link: &Link) -> Result<(), String> {
+        let (endpoint, store, now) = (link.endpoint(), &self.app.store, self.app.now());
+        let failed = |e: dumont_store::Error| format!("the database failed: {e}");
+        store
+            .set_instance_endpoint(&self.row.key, &endpoint.host, endpoint.port, Some(link.host_key()), now)
+            .await
+            .map_err(failed)?;
+        store.set_instance_state(&self.row.key, InstanceState::Ready, now).await.map_err(failed)?;
+        Ok(())
+    }
+
+    fn out(&self, reason: Reason, message: String) -> End {
+        End::Out(NotReady { stage: self.stage.get(), reason, message })
+    }
+}

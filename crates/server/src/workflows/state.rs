@@ -1,0 +1,54 @@
+//! What workflows remember between steps, as it stands in the database.
+
+use dumont_core::offer::Offer;
+use dumont_core::snapshot::{RestoreReport, SnapshotReport};
+use dumont_core::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Deploy, failover and restore: putting a workspace on a machine.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Placement {
+    /// Failover: what was lost and how we know.
+    pub loss: Option<Loss>,
+    /// Ranked, best first; one per machine.
+    pub offers: Vec<Offer>,
+    /// Key of the instance that won the race.
+    pub winner: Option<String>,
+    /// The snapshot to restore; chosen once, so that a resumed workflow restores the same.
+    pub snapshot_id: Option<String>,
+    /// Whether `snapshot_id` was chosen (a workspace may have none).
+    pub chosen: bool,
+    /// Restore in place: remove what the snapshot does not have.
+    pub delete: bool,
+    pub restored: Option<RestoreReport>,
+}
+
+/// The machine a failover moves away from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Which evidence decided, or "requested".
+    pub trigger: String,
+    /// Whether the machine is known to be dead; a requested failover's may still run.
+    pub dead: bool,
+    pub lost_at: Timestamp,
+    pub detected_at: Timestamp,
+    pub instance_key: Option<String>,
+    pub instance_id: Option<String>,
+    pub machine_id: Option<String>,
+    pub ssh_host: Option<String>,
+    pub ssh_port: Option<u16>,
+}
+
+/// Snapshot: between the upload and the commit.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Capture {
+    pub full: bool,
+    pub instance_key: String,
+    /// Last snapshot of this very instance: parent of the new one.
+    pub parent: Option<String>,
+    pub stamp: String,
+    pub began_at: Timestamp,
+    pub report: Option<SnapshotReport>,
+}

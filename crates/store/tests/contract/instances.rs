@@ -1,0 +1,137 @@
+use crate::fixture::{Fixture, at, intent, offer, workspace};
+use dumont_store::{Error, InstanceState, NewInstance};
+
+pub async fn an_intent_comes_before_the_contract(fixture: Fixture) {
+    let store = fixture.open().await;
+    let w = workspace(&store, "w").await;
+    let row = intent(&store, "k", &w).await;
+    assert_eq!(
+        (row.state, row.instance_id.as_deref()),
+        (InstanceState::Intended, None)
+    );
+    assert_eq!(
+        (row.offer.clone(), row.machine.clone()),
+        (offer(7), offer(7).machine)
+    );
+    assert_eq!(
+        store.instance_by_label("dumont/c/w/k").await.unwrap(),
+        Some(row.clone())
+    );
+
+    // After a crash: the same intent again tells what is known.
+    store.set_instance_rented("k", "90001", at(30)).await.unwrap();
+    let again = intent(&store, "k", &w).await;
+    assert_eq!(
+        (again.state, again.instance_id.as_deref()),
+        (InstanceState::Rented, Some("90001"))
+    );
+
+    let taken = NewInstance {
+        key: "other".into(),
+        workspace_id: w.id.clone(),
+        workflow: None,
+        label: row.label,
+        offer: offer(8),
+    };
+    assert!(matches!(
+        store.insert_intent(&taken, at(31)).await,
+        Err(Error::Conflict { .. })
+    ));
+
+    store
+        .set_instance_endpoint("k", "127.0.0.1", 2222, Some("ssh-ed25519 AAAA"), at(32))
+        .await
+        .unwrap();
+    store
+        .set_instance_endpoint("k", "127.0.0.1", 2223, None, at(33))
+        .await
+        .unwrap();
+    let row = store.instance("k").await.unwrap().unwrap();
+    assert_eq!(
+        (row.ssh_port, row.host_key.as_deref()),
+        (Some(2223), Some("ssh-ed25519 AAAA"))
+    );
+}
+
+pub async fn states_only_move_forward(fixture: Fixture) {
+    use InstanceState::{Destroyed, Destroying, Failed, Owned, Ready, Rented};
+    let store = fixture.open().await;
+    let w = workspace(&store, "w").await;
+    intent(&store, "k", &w).await;
+    for state in [Rented, Ready, Ready, Owned, Destroying, Destroyed] {
+        assert_eq!(
+            store.set_instance_state("k", state, at(40)).await.unwrap().state,
+            state
+        );
+    }
+    for state in [Rented, Ready, Owned, Destroying, Failed] {
+        let back = store.set_instance_state("k", state, at(41)).await;
+        assert!(matches!(back, Err(Error::Stale { .. })), "{state}");
+    }
+    let row = store.instance("k").await.unwrap().unwrap();
+    assert_eq!((row.ready_at, row.destroyed_at), (Some(at(40)), Some(at(40))));
+    let missing = store.set_instance_state("none", Ready, at(1)).await;
+    assert!(matches!(missing, Err(Error::NotFound { .. })));
+}
+
+pub async fn a_late_reply_does_not_revive(fixture: Fixture) {
+    let store = fixture.open().await;
+    let w = workspace(&store, "w").await;
+    intent(&store, "k", &w).await;
+    store
+        .set_instance_state("k", InstanceState::Destroying, at(30))
+        .await
+        .unwrap();
+    let row = store.set_instance_rented("k", "90001", at(31)).await.unwrap();
+    assert_eq!(
+        (row.state, row.instance_id.as_deref()),
+        (InstanceState::Destroying, Some("90001"))
+    );
+    let fence = store.workspace(&w.id).await.unwrap().unwrap().fence;
+    let attach = store.attach_instance(&w.id, "k", fence, at(32)).await;
+    assert!(matches!(attach, Err(Error::Stale { what: "instance", .. })));
+}
+
+pub async fn open_ones_are_never_forgotten(fixture: Fixture) {
+    use InstanceState::{Destroyed, Destroying, Failed};
+    let store = fixture.open().await;
+    let w = workspace(&store, "w").await;
+    for key in [
+        "a-intended",
+        "b-destroying",
+        "c-destroyed",
+        "d-failed",
+        "e-failed-but-exists",
+    ] {
+        intent(&store, key, &w).await;
+    }
+    store
+        .set_instance_state("b-destroying", Destroying, at(30))
+        .await
+        .unwrap();
+    store
+        .set_instance_state("c-destroyed", Destroyed, at(30))
+        .await
+        .unwrap();
+    store
+        .set_instance_state("d-failed", Failed, at(30))
+        .await
+        .unwrap();
+    store
+        .set_instance_state("e-failed-but-exists", Failed, at(30))
+        .await
+        .unwrap();
+    store
+        .set_instance_rented("e-failed-but-exists", "90001", at(31))
+        .await
+        .unwrap();
+    let open: Vec<_> = store
+        .list_open_instances()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|i| i.key)
+        .collect();
+    assert_eq!(open, ["a-intended", "b-destroying", "e-failed-but-exists"]);
+    assert_eq!(store.instances_of(&w.id).await.unwrap().len(), 5);
+}

@@ -1,0 +1,65 @@
+//! What every engine must do, written once and run on each.
+//!
+//! A test takes a [`Fixture`] and knows no engine. A new engine is one more way to make a
+//! fixture and one more line in `on_every_engine!`.
+
+mod attempts;
+mod fixture;
+mod instances;
+mod small;
+mod snapshots;
+mod workflows;
+
+use fixture::Fixture;
+
+macro_rules! on_every_engine {
+    ($($file:ident: $($test:ident),+ $(,)?;)+) => {
+        mod sqlite {
+            $(mod $file {
+                $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+                async fn $test() {
+                    crate::$file::$test(crate::Fixture::sqlite()).await;
+                })+
+            })+
+        }
+    };
+}
+
+on_every_engine! {
+    attempts:
+        a_repeat_is_recorded_once,
+        concurrent_writers_leave_the_stats_of_a_recount,
+        rules_block_and_blocks_end,
+        a_manual_entry_outlives_the_rules,
+        machines_are_paged_and_asked_for_in_bulk,
+        attempts_are_read_as_written;
+    instances:
+        an_intent_comes_before_the_contract,
+        states_only_move_forward,
+        a_late_reply_does_not_revive,
+        open_ones_are_never_forgotten;
+    small:
+        a_name_is_taken_until_its_workspace_is_deleted,
+        workspaces_are_paged_by_name,
+        attaching_needs_the_fence_of_now,
+        first_value_of_meta_wins,
+        tokens_are_found_and_revoked,
+        events_are_written_once_and_read_as_written,
+        reopening_keeps_everything,
+        sixteen_writers_never_see_a_lock;
+    snapshots:
+        nothing_is_visible_before_its_commit,
+        an_old_fence_commits_nothing,
+        an_import_into_a_draft_has_no_instance,
+        newest_first_in_pages,
+        a_visible_one_is_never_replaced;
+    workflows:
+        each_is_claimed_once,
+        an_expired_lease_gives_a_higher_fence,
+        a_stale_owner_commits_nothing,
+        one_runs_per_workspace,
+        a_failover_does_not_wait_for_a_snapshot,
+        a_step_and_its_effects_are_one,
+        a_repeated_commit_changes_nothing,
+        the_log_is_bounded;
+}
