@@ -3,6 +3,9 @@
 //! A test takes a [`Fixture`] and knows no engine. A new engine is one more way to make a
 //! fixture and one more line in `on_every_engine!`.
 
+// The whole program is a test, which clippy cannot see of functions that macros call.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod attempts;
 mod fixture;
 mod instances;
