@@ -16,7 +16,7 @@ use crate::logfile::LogFile;
 use crate::procs::{self, Process};
 use crate::workload::{Files, Spec, State, environment};
 use dumont_wire::agent::WorkloadStatus;
-use rustix::process::{Signal, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Signal, WaitOptions, WaitStatus, wait};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::{self, PipeWriter, Read};
@@ -236,10 +236,11 @@ impl Supervisor {
     }
 }
 
-/// Reaps whatever ends below us until `leader` does.
+/// Reaps whatever ends below us until `leader` does. (`wait`, because `waitpid(None)` means our
+/// own process group only, and the workload has left it.)
 fn wait_for(leader: u32, events: &Sender<Event>) {
     loop {
-        match waitpid(None, WaitOptions::empty()) {
+        match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) => {
                 let pid = pid.as_raw_nonzero().get().unsigned_abs();
                 if events
@@ -274,5 +275,5 @@ fn code_of(status: WaitStatus) -> i32 {
 }
 
 fn reap() {
-    while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }
