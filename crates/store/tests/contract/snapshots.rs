@@ -1,8 +1,9 @@
-use crate::fixture::{Fixture, at, intent, living_on, workspace};
+use crate::fixture::{Fixture, at, intent, living_on, new_workflow, workspace};
 use dumont_core::id::Digest;
 use dumont_core::snapshot::{ObjectRef, SnapshotHead, SnapshotType};
 use dumont_core::time::Timestamp;
-use dumont_store::{Error, InstanceState, NewSnapshot, SnapshotState, WorkspaceRow};
+use dumont_core::workflow::Kind;
+use dumont_store::{Effect, Error, InstanceState, NewSnapshot, NewWorkflow, SnapshotState, WorkspaceRow};
 
 fn object(n: u8) -> ObjectRef {
     ObjectRef {
@@ -100,16 +101,28 @@ pub async fn an_old_fence_commits_nothing(fixture: Fixture) {
         .await
         .unwrap();
 
+    // A failover begins: the instance is still the workspace's, and already shut out.
+    let failover = NewWorkflow {
+        effects: vec![Effect::BumpFence],
+        ..new_workflow("f", Kind::Failover, &w)
+    };
+    store.start_workflow(&failover, at(51)).await.unwrap();
+    let late = store.commit_snapshot("incr-1-2", old, 1, at(51)).await;
+    assert!(matches!(late, Err(Error::Stale { .. })), "{late:?}");
+
     // A failover switches between the upload and the commit.
     intent(&store, "new", &w).await;
     store
         .set_instance_state("new", InstanceState::Ready, at(51))
         .await
         .unwrap();
-    let new = store.attach_instance(&w.id, "new", old, at(52)).await.unwrap();
-    assert_eq!(new, old + 1);
+    let new = store
+        .attach_instance(&w.id, "new", old + 1, at(52))
+        .await
+        .unwrap();
+    assert_eq!(new, old + 2);
 
-    for fence in [old, new] {
+    for fence in [old, old + 1, new] {
         let late = store.commit_snapshot("incr-1-2", fence, 1, at(53)).await;
         assert!(
             matches!(late, Err(Error::Stale { .. })),

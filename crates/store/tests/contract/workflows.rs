@@ -269,6 +269,11 @@ pub async fn a_failover_does_not_wait_for_a_snapshot(fixture: Fixture) {
         )
         .await;
     assert!(matches!(late, Err(Error::Stale { .. })));
+    // It has failed, but not by its owner's word.
+    let end = store
+        .finish_workflow(finish(&snapshot, Status::Failed, &[]), at(21))
+        .await;
+    assert!(matches!(end, Err(Error::Stale { .. })));
     let row = store.workspace(&w.id).await.unwrap().unwrap();
     assert_eq!((row.state, row.fence), (WorkspaceState::FailingOver, w.fence + 1));
 
