@@ -7,10 +7,11 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -69,6 +70,84 @@ impl AsyncWrite for Cuttable {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check(cx)?;
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// Takes every write at once and sends it when the peer will have it.
+///
+/// A russh connection does not read while it writes. Two of them that fill each
+/// other's socket buffers wait for each other for ever, where OpenSSH would
+/// buffer and go on reading; a machine must behave as OpenSSH here. What can
+/// pile up is bounded by the channel windows that the peer granted.
+pub struct Eager {
+    inner: Cuttable,
+    queue: BytesMut,
+}
+
+/// No sum of windows comes near this; it guards against a peer that grants without end.
+const EAGER_LIMIT: usize = 256 << 20;
+
+impl Eager {
+    pub fn new(inner: Cuttable) -> Self {
+        Self {
+            inner,
+            queue: BytesMut::new(),
+        }
+    }
+
+    /// Sends what it can. Ready when all is sent.
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.queue.is_empty() {
+            let n = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.queue))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.queue.advance(n);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Eager {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // The connection's task always waits here, so this is where the queue is driven.
+        if let Poll::Ready(Err(error)) = self.drive(cx) {
+            return Poll::Ready(Err(error));
+        }
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Eager {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.drive(cx) {
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Ready(Ok(())) => {
+                if let Poll::Ready(done) = Pin::new(&mut self.inner).poll_write(cx, buf) {
+                    return Poll::Ready(done);
+                }
+            }
+            Poll::Pending if self.queue.len() >= EAGER_LIMIT => return Poll::Pending,
+            Poll::Pending => {}
+        }
+        self.queue.extend_from_slice(buf);
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.drive(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.drive(cx))?;
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }

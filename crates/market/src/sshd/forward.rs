@@ -9,8 +9,9 @@ use std::io;
 use std::sync::Arc;
 
 use russh::server::{ChannelOpenHandle, Handle, Msg};
-use russh::{Channel, ChannelMsg, ChannelOpenFailure};
+use russh::{Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -89,50 +90,55 @@ impl Forwards {
 
 /// Copies both ways, each half closing on its own, until both ends or the machine are done.
 async fn join(stream: TcpStream, channel: Channel<Msg>, dead: CancellationToken) {
-    let (mut from_socket, mut to_socket) = stream.into_split();
-    let (mut from_channel, to_channel) = channel.split();
-    let closed = CancellationToken::new();
-    let inwards = async {
-        let mut writable = true;
-        while let Some(message) = from_channel.wait().await {
-            match message {
-                // After a failed write we keep draining: a full queue stalls the connection.
-                ChannelMsg::Data { data } if writable => writable = to_socket.write_all(&data).await.is_ok(),
-                ChannelMsg::Eof => {
-                    let _ = to_socket.shutdown().await;
-                }
-                ChannelMsg::Close => break,
-                _ => {}
-            }
-        }
-        closed.cancel();
-    };
+    let (from_socket, to_socket) = stream.into_split();
+    let (from_channel, to_channel) = channel.split();
+    // Cancelled once the client has nothing more to send.
+    let ended = CancellationToken::new();
     let outwards = async {
-        let copy = async {
-            loop {
-                let mut chunk = bytes::BytesMut::with_capacity(CHUNK);
-                match from_socket.read_buf(&mut chunk).await {
-                    Ok(n) if n > 0 => {
-                        if to_channel.data_bytes(chunk.freeze()).await.is_err() {
-                            return;
-                        }
-                    }
-                    _ => break,
-                }
-            }
-            let _ = to_channel.eof().await;
-        };
-        tokio::select! { () = closed.cancelled() => {}, () = copy => {} }
+        copy_out(from_socket, &to_channel).await;
+        ended.cancelled().await;
     };
     tokio::select! {
         () = dead.cancelled() => {}
-        // The client closes its side when it has seen our end; close ours when both are through.
-        () = async {
-            tokio::pin!(inwards, outwards);
-            tokio::select! {
-                () = &mut inwards => {}
-                () = &mut outwards => inwards.await,
-            }
-        } => { let _ = to_channel.close().await; }
+        () = copy_in(from_channel, to_socket, &ended) => {}
+        // Both directions are through: as OpenSSH, close without waiting for the client's close.
+        () = outwards => { let _ = to_channel.close().await; }
     }
+}
+
+/// Until the client closes the channel. Drains on after a failed write: a full queue stalls the connection.
+async fn copy_in(mut channel: ChannelReadHalf, socket: OwnedWriteHalf, ended: &CancellationToken) {
+    let mut socket = Some(socket);
+    while let Some(message) = channel.wait().await {
+        match message {
+            ChannelMsg::Data { data } => {
+                if let Some(open) = &mut socket
+                    && open.write_all(&data).await.is_err()
+                {
+                    socket = None;
+                }
+            }
+            ChannelMsg::Eof => {
+                socket = None; // dropping the half sends our FIN
+                ended.cancel();
+            }
+            ChannelMsg::Close => return,
+            _ => {}
+        }
+    }
+}
+
+async fn copy_out(mut socket: OwnedReadHalf, channel: &ChannelWriteHalf<Msg>) {
+    loop {
+        let mut chunk = bytes::BytesMut::with_capacity(CHUNK);
+        match socket.read_buf(&mut chunk).await {
+            Ok(n) if n > 0 => {
+                if channel.data_bytes(chunk.freeze()).await.is_err() {
+                    return;
+                }
+            }
+            _ => break,
+        }
+    }
+    let _ = channel.eof().await;
 }

@@ -24,13 +24,13 @@ use russh::{MethodKind, MethodSet, cipher, server};
 
 use crate::error::MachineError;
 use crate::machine::Machine;
-use crate::net::Cuttable;
+use crate::net::{Cuttable, Eager};
 
 /// Says whether a key may log in; asked at each login, so new keys work at once.
 pub type KeyCheck = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 
 /// Messages that wait on a channel before the connection stalls (32 KiB each at most).
-const CHANNEL_QUEUE: usize = 2048;
+const CHANNEL_QUEUE: usize = 8192;
 const EVENT_QUEUE: usize = 64;
 
 /// Starts to accept on the machine's port; ends when the machine dies.
@@ -56,7 +56,7 @@ pub fn open(machine: &Arc<Machine>, keys: KeyCheck) -> Result<(), MachineError> 
                 },
             };
             let _ = stream.set_nodelay(true);
-            let stream = Cuttable::new(stream, machine.dead.clone());
+            let stream = Eager::new(Cuttable::new(stream, machine.dead.clone()));
             let handler = session::Session::new(Arc::clone(&machine), Arc::clone(&keys));
             let config = Arc::clone(&config);
             machine.tasks.spawn(async move {
