@@ -1,0 +1,51 @@
+//! One workspace's life: deploy, snapshot, loss, failover, end.
+
+mod world;
+
+use serde_json::json;
+use std::fs;
+use world::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_machine_is_replaced_and_every_byte_is_back() {
+    let world = World::instant().await;
+    let workspace = world.deployed("train").await;
+    assert_eq!(workspace["state"], "running");
+    let first = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&first).await;
+    fs::create_dir_all(dir.join("models/empty")).unwrap();
+    fs::write(dir.join("models/w.bin"), vec![7_u8; 3 << 20]).unwrap();
+    fs::write(dir.join("a.txt"), "one").unwrap();
+
+    let base = world.post("/workspaces/train/snapshots", json!({})).await;
+    let base = world.done(&base["workflow_id"]).await["result"].clone();
+    assert_eq!(base["snapshot_type"], "full");
+    fs::write(dir.join("a.txt"), "two, longer").unwrap();
+    let incr = world.post("/workspaces/train/snapshots", json!({})).await;
+    let incr = world.done(&incr["workflow_id"]).await;
+    assert_eq!(incr["result"]["snapshot_type"], "incremental", "{incr:#}");
+    assert_eq!(incr["result"]["files_changed"], 1);
+    assert_eq!(incr["result"]["base_snapshot_id"], base["snapshot_id"]);
+    assert!(incr["log"].to_string().contains("Incremental: 1 files changed out of 2 total"), "{incr:#}");
+
+    world.kill(&first).await;
+    let event = world.failed_over("train").await;
+    assert_eq!(event["success"], true, "{event:#}");
+    assert_eq!(event["trigger"], "session_reset_and_redial_refused");
+    assert_eq!(event["snapshot_id"], incr["result"]["snapshot_id"]);
+    assert_eq!(event["validation"], json!({"validation": "ok", "files_restored": 2, "files_expected": 2}));
+
+    let workspace = world.get("/workspaces/train").await;
+    let second = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    assert_ne!(first, second);
+    let dir = world.workspace_dir(&second).await;
+    assert_eq!(fs::read(dir.join("models/w.bin")).unwrap(), vec![7_u8; 3 << 20]);
+    assert_eq!(fs::read_to_string(dir.join("a.txt")).unwrap(), "two, longer");
+    assert!(dir.join("models/empty").is_dir());
+    world.settles_at(1).await;
+
+    let (status, started) = world.call("DELETE", "/workspaces/train", None).await;
+    assert_eq!(status, 202);
+    world.done(&started["workflow_id"]).await;
+    world.settles_at(0).await;
+}

@@ -1,0 +1,190 @@
+//! A world for tests: the marketplace emulator with real machines, a real server, its REST API.
+//!
+//! Nothing inside dumont is replaced. Market and server run in this process on free loopback
+//! ports; machines are processes of their own, reached over SSH.
+#![allow(dead_code)]
+
+use dumont_market::{Market, MarketConfig};
+use dumont_server::providers::vast::{ApiKey, VastConfig};
+use dumont_server::{AgentBinary, Server, ServerConfig};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+pub struct World {
+    pub market: Market,
+    pub server: Option<Server>,
+    pub http: reqwest::Client,
+    pub dir: TempDir,
+    token: String,
+    url: String,
+}
+
+impl World {
+    /// Machines boot at once.
+    pub async fn instant() -> Self {
+        Self::with(0.0, 12).await
+    }
+
+    pub async fn with(time_scale: f64, machines: usize) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut config = MarketConfig::new(dir.path().join("market"));
+        config.time_scale = time_scale;
+        config.machines = machines;
+        config.seed = 7;
+        let market = dumont_market::start(config).await.expect("the market starts");
+        let mut world = Self {
+            market,
+            server: None,
+            http: reqwest::Client::new(),
+            dir,
+            token: String::new(),
+            url: String::new(),
+        };
+        world.start_server().await;
+        world
+    }
+
+    pub fn server_config(&self) -> ServerConfig {
+        ServerConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            data_dir: self.data_dir(),
+            agent: AgentBinary { gz: dumont_agent_embed::AGENT_GZ, digest: dumont_agent_embed::AGENT_DIGEST },
+            vast: VastConfig::new(&self.market.url(), ApiKey::new("test-key").expect("a key")).expect("a URL"),
+            race: Default::default(),
+            blacklist: Default::default(),
+            timing: Default::default(),
+            crash_at: None,
+        }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("server")
+    }
+
+    pub async fn start_server(&mut self) {
+        let server = dumont_server::start(self.server_config()).await.expect("the server starts");
+        self.url = server.url().to_owned();
+        self.token = std::fs::read_to_string(self.data_dir().join("admin.token")).expect("an admin token");
+        self.server = Some(server);
+    }
+
+    pub async fn stop_server(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.shutdown().await;
+        }
+    }
+
+    /// Status and body of an API call; a 4xx is an answer too.
+    pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let method = method.parse().expect("a method");
+        let mut request = self
+            .http
+            .request(method, format!("{}/api/v1{path}", self.url))
+            .bearer_auth(self.token.trim())
+            .timeout(Duration::from_secs(60));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.send().await.expect("the server answers");
+        (response.status().as_u16(), response.json().await.expect("JSON"))
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.call("GET", path, None).await;
+        assert_eq!(status, 200, "GET {path}: {body}");
+        body
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Value {
+        let (status, answer) = self.call("POST", path, Some(body)).await;
+        assert!((200..300).contains(&status), "POST {path}: {status} {answer}");
+        answer
+    }
+
+    /// Waits for a workflow's end and gives it, done or failed.
+    pub async fn ended(&self, workflow_id: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            let workflow = self.get(&format!("/workflows/{workflow_id}")).await;
+            if workflow["status"] != "running" {
+                return workflow;
+            }
+            assert!(Instant::now() < deadline, "no end in sight: {workflow:#}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Like `ended`, and it must have gone well.
+    pub async fn done(&self, workflow_id: &Value) -> Value {
+        let workflow = self.ended(workflow_id.as_str().expect("an id")).await;
+        assert_eq!(workflow["status"], "done", "{workflow:#}");
+        workflow
+    }
+
+    /// A running workspace with a workload that says so outside its directory.
+    pub async fn deployed(&self, name: &str) -> Value {
+        let created = self.post("/workspaces", json!({ "spec": spec(name) })).await;
+        self.done(&created["workflow_id"]).await;
+        self.get(&format!("/workspaces/{name}")).await
+    }
+
+    pub async fn admin(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+        let method = method.parse().expect("a method");
+        let mut request = self.http.request(method, format!("{}{path}", self.market.admin_url()));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.send().await.expect("the admin port answers");
+        assert!(response.status().is_success(), "{path}: {}", response.status());
+        response.json().await.expect("JSON")
+    }
+
+    /// Where an instance's workspace lies on this host.
+    pub async fn workspace_dir(&self, instance_id: &str) -> PathBuf {
+        let about = self.admin("GET", &format!("/admin/instances/{instance_id}"), None).await;
+        PathBuf::from(about["workspace_dir"].as_str().expect("a directory"))
+    }
+
+    pub async fn kill(&self, instance_id: &str) {
+        self.admin("POST", &format!("/admin/instances/{instance_id}/kill"), None).await;
+    }
+
+    /// Instances that still cost money.
+    pub async fn alive(&self) -> u64 {
+        self.admin("GET", "/admin/ledger", None).await["alive"].as_u64().expect("a count")
+    }
+
+    /// Waits until exactly `n` instances cost money.
+    pub async fn settles_at(&self, n: u64) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.alive().await != n {
+            let ledger = self.admin("GET", "/admin/ledger", None).await;
+            assert!(Instant::now() < deadline, "expected {n} alive: {ledger:#}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits for the failover that the monitor starts, and gives its event.
+    pub async fn failed_over(&self, name: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            let events = self.get(&format!("/failovers?workspace={name}")).await;
+            if let Some(event) = events["items"].as_array().and_then(|a| a.first()) {
+                return event.clone();
+            }
+            assert!(Instant::now() < deadline, "no failover: {:#}", self.get(&format!("/workflows?workspace={name}")).await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+pub fn spec(name: &str) -> Value {
+    json!({
+        "name": name,
+        "start": "echo up > /tmp/ready; exec sleep 100000",
+        "probe": { "kind": "command", "command": "test -s /tmp/ready", "timeout_s": 20 },
+    })
+}
