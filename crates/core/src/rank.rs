@@ -83,10 +83,12 @@ pub fn rank(offers: Vec<Offer>, standing: impl Fn(&MachineRef) -> Standing) -> R
     out
 }
 
-/// Among the offers of one machine: the cheapest; the id only makes it certain.
+/// Among the offers of one machine: the cheapest. The rest only makes it certain, also where
+/// two pages of a search show the same offer with figures that changed in between.
 fn cheaper(a: &Offer, b: &Offer) -> Ordering {
     a.price
         .total_cmp(&b.price)
+        .then_with(|| b.provider_reliability.total_cmp(&a.provider_reliability))
         .then_with(|| a.offer_id.cmp(&b.offer_id))
 }
 
@@ -158,6 +160,13 @@ mod tests {
             .map(|r| r.offer.offer_id)
             .collect();
         assert_eq!(ids, ["30", "11", "40", "20"]);
+    }
+
+    #[test]
+    fn one_offer_seen_twice_gives_the_same_choice_either_way() {
+        let (a, b) = (offer(4, 20, 0.25, 0.925), offer(4, 20, 0.25, 0.95));
+        let known = |_: &MachineRef| Standing::default();
+        assert_eq!(rank(vec![a.clone(), b.clone()], known), rank(vec![b, a], known));
     }
 
     fn market() -> impl Strategy<Value = Vec<Offer>> {
