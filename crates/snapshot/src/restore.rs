@@ -1,0 +1,261 @@
+//! Bringing a snapshot back.
+//!
+//! In order: read indexes and tree; check all of it and the disk's space; make room; create
+//! directories; fetch, verify and write; hard links; directories' modes and times; compare the
+//! result with the manifest; remember it in the cache. Until the tree is read and found sound
+//! nothing in the target is touched.
+//!
+//! A restore that was broken off is simply run again over what it left: every file is written
+//! anew, so the result does not depend on what was there.
+
+mod fetch;
+mod load;
+mod plan;
+mod replace;
+mod target;
+mod validate;
+
+use crate::cache::{self, Cache};
+use crate::error::Error;
+use crate::events::{Abort, Events, Meter};
+use crate::fsutil::{io_at, now_ns, open_root};
+use crate::index::ChunkMap;
+use crate::scan::scan;
+use crate::store::ObjectSource;
+use dumont_core::id::Digest;
+use dumont_core::snapshot::{RestoreReport, SnapshotHead, Validation, Verdict};
+use fetch::{Download, Fetcher};
+use load::Manifest;
+use plan::Plan;
+use replace::Replacement;
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+use target::{Hands, Target};
+use validate::{Check, validate};
+
+/// Four connections saturate a 10 Gbit/s link in what was measured; more only cost memory.
+const MIN_WORKERS: usize = 4;
+/// Each holds a range of 16 MiB and a chunk of 4 MiB.
+const MAX_WORKERS: usize = 8;
+
+/// What to restore where.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions<'a> {
+    /// The directory; created with its parents if it does not exist.
+    pub path: PathBuf,
+    /// Remove what the snapshot does not have.
+    pub delete: bool,
+    /// Where this machine's cache lies; without one the next snapshot is a full one.
+    pub cache_path: Option<PathBuf>,
+    /// Transfers at the same time; 0 for 4 to 8 by the number of cores.
+    pub workers: usize,
+    /// Once true, the engine stops within about a second with [`Error::Cancelled`].
+    pub cancelled: &'a AtomicBool,
+}
+
+/// Restores a snapshot into a directory and compares the result with its manifest.
+///
+/// # Errors
+/// Any [`Error`]. A validation that fails is not an error: the report says so.
+pub fn restore(
+    opts: &RestoreOptions<'_>,
+    head: &SnapshotHead,
+    source: &dyn ObjectSource,
+    events: &dyn Events,
+) -> Result<RestoreReport, Error> {
+    let begun = Instant::now();
+    let abort = Abort::new(opts.cancelled);
+    let fetcher = Fetcher::new(source, &abort);
+    let (manifest, plan) = run(opts, head, &fetcher, events).map_err(|e| abort.explain(e))?;
+    // Before the first look: whatever changes from now on must look fresh to the next snapshot.
+    let started_ns = now_ns();
+    let root = open_root(&opts.path).map_err(|e| no_such_path(&opts.path, e.into()))?;
+    let check = Check {
+        root: &root,
+        manifest: &manifest,
+        content: false,
+    };
+    let (validation, known) = validate(&check, head.files, workers(opts.workers), &abort)?;
+    if let Some(path) = opts
+        .cache_path
+        .as_ref()
+        .filter(|_| validation.validation == Verdict::Ok)
+    {
+        let chunks: HashSet<Digest> = plan
+            .chunks
+            .iter()
+            .map(|c| c.place.entry.id)
+            .chain(manifest.chunks.iter().copied())
+            .collect();
+        let cache = Cache {
+            snapshot_id: head.snapshot_id.clone(),
+            root: head.root,
+            started_ns,
+            entries: known,
+            chunks,
+        };
+        if let Err(e) = cache::write_current(path, &cache) {
+            events.log(&format!("The next snapshot will be a full one: {e}"));
+        }
+    }
+    let elapsed = begun.elapsed();
+    events.log(&format!(
+        "✓ Restored {} files ({}) in {:.1} seconds",
+        manifest.files,
+        megabytes(manifest.bytes),
+        elapsed.as_secs_f64()
+    ));
+    Ok(RestoreReport {
+        files_restored: manifest.files,
+        bytes_restored: manifest.bytes,
+        downloaded_bytes: fetcher.bytes.load(Relaxed),
+        requests: fetcher.requests.load(Relaxed),
+        elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+        validation,
+    })
+}
+
+/// Compares a directory with a snapshot: names, types, sizes, modes, mtimes, link targets, and
+/// with `content` the hash of every chunk of every file. Reads only the tree from the source.
+///
+/// # Errors
+/// Any [`Error`] of reading the snapshot. What differs in the directory is in the answer.
+pub fn verify_tree(
+    opts: &RestoreOptions<'_>,
+    head: &SnapshotHead,
+    source: &dyn ObjectSource,
+    content: bool,
+) -> Result<Validation, Error> {
+    let abort = Abort::new(opts.cancelled);
+    let fetcher = Fetcher::new(source, &abort);
+    let map = load::indexes(head, &fetcher)?;
+    let manifest = load::manifest(head, &map, &fetcher)?;
+    let root = open_root(&opts.path).map_err(|e| no_such_path(&opts.path, e.into()))?;
+    let check = Check {
+        root: &root,
+        manifest: &manifest,
+        content,
+    };
+    validate(&check, head.files, workers(opts.workers), &abort).map(|v| v.0)
+}
+
+fn run(
+    opts: &RestoreOptions<'_>,
+    head: &SnapshotHead,
+    fetcher: &Fetcher<'_>,
+    events: &dyn Events,
+) -> Result<(Manifest, Plan), Error> {
+    let map = load::indexes(head, fetcher)?;
+    let manifest = load::manifest(head, &map, fetcher)?;
+    let plan = Plan::new(&head.snapshot_id, &manifest, &map)?;
+    let shown = opts.path.as_path();
+    std::fs::create_dir_all(shown).map_err(|e| no_such_path(shown, e))?;
+    let root = open_root(shown).map_err(|e| no_such_path(shown, e.into()))?;
+    let existing = scan(&root, shown, workers(opts.workers), fetcher.abort)?;
+    let replacement = Replacement::plan(&manifest, &existing, opts.delete);
+    check_space(&root, shown, plan.disk_bytes.saturating_sub(replacement.freed))?;
+    replacement.clear(&root, shown, &existing)?;
+    drop(existing);
+    let mut target = Target::new(root, shown, &manifest, &plan.remaining, events);
+    target.exists = replacement.exists;
+    write(opts, &plan, &map, &manifest, &target, fetcher, events)?;
+    drop(target);
+    Ok((manifest, plan))
+}
+
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one call, each argument a part of the run"
+)]
+fn write(
+    opts: &RestoreOptions<'_>,
+    plan: &Plan,
+    map: &ChunkMap,
+    manifest: &Manifest,
+    target: &Target<'_>,
+    fetcher: &Fetcher<'_>,
+    events: &dyn Events,
+) -> Result<(), Error> {
+    let (mut hands, mut others) = (Hands::default(), Hands::default());
+    target.create_dirs(&mut hands)?;
+    for &leaf in &plan.large {
+        fetcher.abort.check()?;
+        target.create_large(leaf, &mut hands)?;
+    }
+    let meter = Meter::new(events, plan.data_bytes, manifest.files, true);
+    let download = Download {
+        plan,
+        map,
+        manifest,
+        target,
+        fetcher,
+        meter: &meter,
+        next: AtomicUsize::new(0),
+        announced: Mutex::new(0),
+    };
+    std::thread::scope(|s| {
+        for _ in 0..workers(opts.workers).min(plan.jobs.len()) {
+            s.spawn(|| download.work());
+        }
+    });
+    fetcher.abort.check()?;
+    for (name, first) in &plan.links {
+        target.link(*name, *first, &mut hands, &mut others)?;
+        meter.add(0, 1);
+    }
+    target.finish_dirs(&mut hands)?;
+    meter.finish();
+    Ok(())
+}
+
+fn workers(asked: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    if asked == 0 {
+        cores.clamp(MIN_WORKERS, MAX_WORKERS)
+    } else {
+        asked.min(MAX_WORKERS)
+    }
+}
+
+fn check_space(root: &OwnedFd, shown: &Path, needed: u64) -> Result<(), Error> {
+    let fs = rustix::fs::fstatvfs(root).map_err(|e| io_at(shown, b"", "ask for the free space of", e))?;
+    let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+    if needed > free {
+        return Err(Error::NoSpace {
+            path: shown.display().to_string(),
+            needed,
+            free,
+        });
+    }
+    Ok(())
+}
+
+fn no_such_path(path: &Path, e: std::io::Error) -> Error {
+    if e.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) {
+        return Error::DiskFull {
+            path: path.display().to_string(),
+        };
+    }
+    Error::NoSuchPath {
+        path: path.display().to_string(),
+        reason: e.to_string(),
+    }
+}
+
+/// The document's `(Y MB)`.
+fn megabytes(bytes: u64) -> String {
+    let mb = bytes as f64 / 1e6;
+    if mb < 10.0 {
+        format!("{mb:.1} MB")
+    } else {
+        format!("{mb:.0} MB")
+    }
+}
+
+#[cfg(test)]
+#[path = "restore/hostile_tests.rs"]
+mod tests;

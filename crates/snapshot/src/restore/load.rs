@@ -1,0 +1,417 @@
+//! Reading what a snapshot consists of: its indexes, then its tree.
+//!
+//! The tree is walked level by level, so that all directories of a level are fetched together:
+//! the number of round trips is the depth of the tree and not its size. Tree packs are small and
+//! dense, so up to a size they are fetched whole at the first touch; the levels below usually
+//! find what they need already there.
+//!
+//! Everything here may come from a hostile machine. What bounds it is the head, which the
+//! controller keeps: no more files and bytes than it says are ever accepted.
+
+use super::fetch::{Fetcher, parallel};
+use crate::blob::{self, Broken};
+use crate::codec::Decoder;
+use crate::error::Error;
+use crate::format::digest;
+use crate::fsutil::{Attrs, join};
+use crate::index::{ChunkMap, ChunkPlace, Index};
+use crate::printable::printable;
+use crate::tree::{Body, Extent, Extents, Node, decode_extents};
+use dumont_core::id::Digest;
+use dumont_core::snapshot::{ObjectRef, SnapshotHead};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Entries of all types; what an honest workspace has is far below.
+const MAX_ENTRIES: usize = 10_000_000;
+/// Bytes; up to here a tree pack is fetched whole.
+const WHOLE_PACK: u64 = 8 << 20;
+/// Bytes of tree packs that are kept while the tree is walked.
+const KEEP: usize = 64 << 20;
+/// Nodes fetched at once.
+const BATCH: usize = 4096;
+
+#[derive(Debug)]
+pub(crate) enum LeafBody {
+    File {
+        size: u64,
+        group: u64,
+        extents: Arc<[Extent]>,
+    },
+    Symlink(Box<[u8]>),
+    Fifo,
+}
+
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    pub dir: usize,
+    pub name: Box<[u8]>,
+    pub attrs: Attrs,
+    pub body: LeafBody,
+}
+
+#[derive(Debug)]
+pub(crate) struct Dir {
+    /// Smaller than the directory's own number, but for the root.
+    pub parent: usize,
+    pub name: Box<[u8]>,
+    pub attrs: Attrs,
+    /// Sorted by name.
+    pub leaves: Range<usize>,
+    /// Sorted by name.
+    pub subdirs: Vec<usize>,
+}
+
+/// The whole tree of a snapshot.
+#[derive(Debug, Default)]
+pub(crate) struct Manifest {
+    pub dirs: Vec<Dir>,
+    pub leaves: Vec<Leaf>,
+    /// Files and symlinks.
+    pub files: u64,
+    /// An inode counted once.
+    pub bytes: u64,
+    /// All tree chunks read, and so verified.
+    pub chunks: HashSet<Digest>,
+}
+
+impl Manifest {
+    pub fn dir_path(&self, dir: usize) -> Vec<u8> {
+        let (mut names, mut at) = (Vec::new(), dir);
+        while at != 0 {
+            names.push(&*self.dirs[at].name);
+            at = self.dirs[at].parent;
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+
+    pub fn path(&self, leaf: usize) -> Vec<u8> {
+        let l = &self.leaves[leaf];
+        join(&self.dir_path(l.dir), &l.name)
+    }
+}
+
+/// All indexes of the head as one table.
+pub(super) fn indexes(head: &SnapshotHead, fetcher: &Fetcher<'_>) -> Result<ChunkMap, Error> {
+    let keys: Vec<String> = head.indexes.iter().map(|o| o.key.clone()).collect();
+    fetcher.prepare(&keys)?;
+    let decoded = parallel(4, &head.indexes, fetcher.abort, |object| {
+        Index::decode(&object.key, &whole(object, fetcher)?)
+    })?;
+    let mut map = ChunkMap::default();
+    decoded.into_iter().for_each(|index| map.add(index));
+    Ok(map)
+}
+
+/// An object read completely and held to its digest; read once more if that fails.
+fn whole(object: &ObjectRef, fetcher: &Fetcher<'_>) -> Result<Vec<u8>, Error> {
+    for _ in 0..2 {
+        match fetcher.get(&object.key, None, object.size) {
+            Ok(bytes) if digest(&bytes) == object.digest => return Ok(bytes),
+            Ok(_) | Err(Error::Corrupt { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(Error::corrupt(
+        &object.key,
+        "its bytes are not those of its digest",
+    ))
+}
+
+/// The tree under the head's root.
+pub(super) fn manifest(
+    head: &SnapshotHead,
+    map: &ChunkMap,
+    fetcher: &Fetcher<'_>,
+) -> Result<Manifest, Error> {
+    let mut loader = Loader {
+        head,
+        reader: TreeReader {
+            head,
+            map,
+            fetcher,
+            decoder: Decoder::new()?,
+            kept: HashMap::new(),
+            bytes: 0,
+        },
+        groups: HashSet::new(),
+        extents: 0,
+        out: Manifest::default(),
+    };
+    let mut level = vec![(0, Box::default(), head.root)];
+    while !level.is_empty() {
+        let mut below = Vec::new();
+        for batch in level.chunks(BATCH) {
+            loader.batch(batch, &mut below)?;
+        }
+        level = below;
+    }
+    Ok(loader.out)
+}
+
+/// A directory to read: its parent's number, its name, its node.
+type Wanted = (usize, Box<[u8]>, Digest);
+
+struct Loader<'a> {
+    head: &'a SnapshotHead,
+    reader: TreeReader<'a>,
+    groups: HashSet<u64>,
+    extents: u64,
+    out: Manifest,
+}
+
+impl Loader<'_> {
+    fn batch(&mut self, batch: &[Wanted], below: &mut Vec<Wanted>) -> Result<(), Error> {
+        let ids: Vec<Digest> = batch.iter().map(|w| w.2).collect();
+        let nodes = self.reader.objects(&ids, &mut self.out.chunks)?;
+        let mut listed = Vec::new();
+        for ((parent, name, id), bytes) in batch.iter().zip(nodes) {
+            let this = self.out.dirs.len();
+            let node = Node::decode(&bytes).map_err(|e| {
+                let path = join(&self.out_path(*parent, this), name);
+                Error::corrupt(format_args!("directory \"{}\" (chunk {id})", printable(&path)), e)
+            })?;
+            if this > 0 {
+                self.out.dirs[*parent].subdirs.push(this);
+            }
+            let first = self.out.leaves.len();
+            let dir = Dir {
+                parent: *parent,
+                name: name.clone(),
+                attrs: node.attrs,
+                leaves: first..first,
+                subdirs: Vec::new(),
+            };
+            self.out.dirs.push(dir);
+            for entry in node.entries {
+                let body = match entry.body {
+                    Body::Dir { node } => {
+                        below.push((this, entry.name, node));
+                        continue;
+                    }
+                    Body::Symlink { target } => LeafBody::Symlink(target),
+                    Body::Fifo => LeafBody::Fifo,
+                    Body::File { size, group, extents } => {
+                        let extents = match extents {
+                            Extents::Here(list) => list,
+                            Extents::Listed(id) => {
+                                listed.push((self.out.leaves.len(), id));
+                                [].into()
+                            }
+                        };
+                        LeafBody::File { size, group, extents }
+                    }
+                };
+                self.count(&body)?;
+                self.out.leaves.push(Leaf {
+                    dir: this,
+                    name: entry.name,
+                    attrs: entry.attrs,
+                    body,
+                });
+            }
+            self.out.dirs[this].leaves.end = self.out.leaves.len();
+            if self.out.leaves.len() + self.out.dirs.len() + below.len() > MAX_ENTRIES {
+                return Err(Error::corrupt(
+                    &self.head.snapshot_id,
+                    "its tree has more entries than any can",
+                ));
+            }
+        }
+        self.lists(&listed)
+    }
+
+    fn out_path(&self, parent: usize, this: usize) -> Vec<u8> {
+        if this == 0 {
+            Vec::new()
+        } else {
+            self.out.dir_path(parent)
+        }
+    }
+
+    fn count(&mut self, body: &LeafBody) -> Result<(), Error> {
+        match body {
+            LeafBody::Fifo => return Ok(()),
+            LeafBody::Symlink(_) => {}
+            LeafBody::File { size, group, extents } => {
+                if *group == 0 || self.groups.insert(*group) {
+                    self.out.bytes = self.out.bytes.saturating_add(*size);
+                    self.count_extents(extents)?;
+                }
+            }
+        }
+        self.out.files += 1;
+        if self.out.files > self.head.files || self.out.bytes > self.head.bytes {
+            return Err(Error::corrupt(
+                &self.head.snapshot_id,
+                "its tree holds more than its head says",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Chunks and holes are long, so there cannot be many of them: a list of tiny ones would
+    /// cost far more memory than the files it describes.
+    fn count_extents(&mut self, list: &[Extent]) -> Result<(), Error> {
+        self.extents += list.len() as u64;
+        let most = (self.head.bytes / 4096)
+            .saturating_add(self.head.files.saturating_mul(2))
+            .saturating_add(1024);
+        if self.extents <= most {
+            return Ok(());
+        }
+        Err(Error::corrupt(
+            &self.head.snapshot_id,
+            "its files are in more parts than files of their size can be",
+        ))
+    }
+
+    /// Reads the extents that did not fit into their nodes.
+    fn lists(&mut self, listed: &[(usize, Digest)]) -> Result<(), Error> {
+        let ids: Vec<Digest> = listed.iter().map(|l| l.1).collect();
+        let lists = self.reader.objects(&ids, &mut self.out.chunks)?;
+        for ((leaf, id), bytes) in listed.iter().zip(lists) {
+            let list = decode_extents(&bytes).map_err(|e| {
+                let path = printable(&self.out.path(*leaf));
+                Error::corrupt(format_args!("the extents of {path} (chunk {id})"), e)
+            })?;
+            if let LeafBody::File { extents, group, .. } = &mut self.out.leaves[*leaf].body {
+                let again = *group != 0;
+                *extents = Arc::clone(&list);
+                if !again {
+                    self.count_extents(&list)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct TreeReader<'a> {
+    head: &'a SnapshotHead,
+    map: &'a ChunkMap,
+    fetcher: &'a Fetcher<'a>,
+    decoder: Decoder,
+    /// Whole packs, by number.
+    kept: HashMap<u32, Vec<u8>>,
+    bytes: usize,
+}
+
+/// A range of a pack to read.
+struct Want {
+    pack: u32,
+    range: Range<u64>,
+}
+
+impl TreeReader<'_> {
+    /// The tree objects of these ids, in the same order, put together where they are in pieces.
+    fn objects(&mut self, ids: &[Digest], seen: &mut HashSet<Digest>) -> Result<Vec<Vec<u8>>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        seen.extend(ids);
+        let firsts = self.chunks(ids)?;
+        let mut fetch = |more: &[Digest]| {
+            seen.extend(more);
+            self.chunks(more)
+        };
+        blob::assemble(firsts, &mut fetch).map_err(|e| match e {
+            Broken::Object(i, why) => Error::corrupt(format_args!("tree chunk {}", ids[i]), why),
+            Broken::Fetch(e) => e,
+        })
+    }
+
+    fn chunks(&mut self, ids: &[Digest]) -> Result<Vec<Vec<u8>>, Error> {
+        let places: Vec<ChunkPlace> = ids.iter().map(|id| self.place(id)).collect::<Result<_, _>>()?;
+        let ranges = self.fetch(&places)?;
+        let mut out = Vec::with_capacity(places.len());
+        for place in &places {
+            let key = &self.map.pack(place)?.key;
+            let bytes = match self.kept.get(&place.pack) {
+                Some(pack) => slice(pack, 0, place),
+                None => ranges
+                    .get(&place.pack)
+                    .and_then(|r| r.range(..=place.entry.offset).next_back())
+                    .and_then(|(start, bytes)| slice(bytes, *start, place)),
+            };
+            let opened = bytes.and_then(|b| place.entry.open(b, &mut self.decoder).ok().map(<[u8]>::to_vec));
+            out.push(match opened {
+                Some(raw) => raw,
+                None => self
+                    .fetcher
+                    .chunk_again(key, place, &mut self.decoder, &|| "the tree".into())?,
+            });
+        }
+        if self.bytes > KEEP {
+            self.kept.clear();
+            self.bytes = 0;
+        }
+        Ok(out)
+    }
+
+    fn place(&self, id: &Digest) -> Result<ChunkPlace, Error> {
+        let found = self.map.get(id).copied();
+        found.ok_or_else(|| {
+            Error::corrupt(
+                &self.head.snapshot_id,
+                format_args!("tree chunk {id} is in no index"),
+            )
+        })
+    }
+
+    /// Fetches what is not there yet. Whole packs are kept; other ranges are returned by pack
+    /// and start.
+    fn fetch(&mut self, places: &[ChunkPlace]) -> Result<HashMap<u32, BTreeMap<u64, Vec<u8>>>, Error> {
+        let mut sorted: Vec<_> = places
+            .iter()
+            .filter(|p| !self.kept.contains_key(&p.pack))
+            .collect();
+        sorted.sort_unstable_by_key(|p| (p.pack, p.entry.offset));
+        let mut wants: Vec<Want> = Vec::new();
+        for p in sorted {
+            let size = self.map.pack(p)?.size;
+            let range = if size <= WHOLE_PACK {
+                0..size
+            } else {
+                p.entry.offset..p.entry.end()
+            };
+            match wants.last_mut().filter(|w| w.pack == p.pack) {
+                Some(w)
+                    if range.start <= w.range.end + (64 << 10) && range.end - w.range.start <= 16 << 20 =>
+                {
+                    w.range.end = w.range.end.max(range.end);
+                }
+                _ => wants.push(Want { pack: p.pack, range }),
+            }
+        }
+        let packs: HashSet<u32> = wants.iter().map(|w| w.pack).collect();
+        let key = |pack: u32| self.map.packs[pack as usize].key.clone();
+        let keys: Vec<String> = packs.iter().map(|p| key(*p)).collect();
+        if !keys.is_empty() {
+            self.fetcher.prepare(&keys)?;
+        }
+        let fetched = parallel(4, &wants, self.fetcher.abort, |w| {
+            self.fetcher
+                .get(&key(w.pack), Some(w.range.clone()), w.range.end - w.range.start)
+        })?;
+        let mut out: HashMap<u32, BTreeMap<u64, Vec<u8>>> = HashMap::new();
+        for (w, bytes) in wants.iter().zip(fetched) {
+            if w.range.start == 0 {
+                self.bytes += bytes.len();
+                self.kept.insert(w.pack, bytes);
+            } else {
+                out.entry(w.pack).or_default().insert(w.range.start, bytes);
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// A chunk's frame in bytes that begin at `start` of its pack.
+fn slice<'a>(bytes: &'a [u8], start: u64, place: &ChunkPlace) -> Option<&'a [u8]> {
+    let from = usize::try_from(place.entry.offset.checked_sub(start)?).ok()?;
+    let to = usize::try_from(place.entry.end().checked_sub(start)?).ok()?;
+    bytes.get(from..to)
+}

@@ -1,0 +1,236 @@
+//! What to fetch, in which order, and where each chunk goes.
+//!
+//! Every chunk is fetched once, wherever and however often it is needed, in the order in which it
+//! lies in its pack: neighbours become one request. All checks that need no data are made here,
+//! before the first byte is written.
+
+use super::load::{LeafBody, Manifest};
+use crate::error::Error;
+use crate::index::{ChunkMap, ChunkPlace};
+use crate::printable::printable;
+use crate::tree::Extent;
+use dumont_core::id::Digest;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::AtomicU32;
+
+/// Bytes; the longest range that is asked for.
+const MAX_RANGE: u64 = 16 << 20;
+/// Bytes; a gap up to here is read along, because a request costs more.
+const MAX_GAP: u64 = 256 << 10;
+/// Bytes that files take on disk in multiples of.
+const BLOCK: u64 = 4096;
+/// Entries without content that are created in one go.
+const PLAIN_BATCH: usize = 512;
+
+/// One place of a chunk.
+pub(super) struct Piece {
+    pub leaf: usize,
+    /// Bytes from the start of the file.
+    pub at: u64,
+}
+
+pub(super) struct PlannedChunk {
+    pub place: ChunkPlace,
+    pub pieces: Range<usize>,
+}
+
+pub(super) enum Job {
+    /// Of one pack; `chunks` are those in the range.
+    Fetch {
+        pack: u32,
+        range: Range<u64>,
+        chunks: Range<usize>,
+    },
+    /// A stretch of [`Plan::plain`].
+    Plain(Range<usize>),
+}
+
+impl Job {
+    pub fn pack(&self) -> Option<u32> {
+        match self {
+            Self::Fetch { pack, .. } => Some(*pack),
+            Self::Plain(_) => None,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Plan {
+    pub jobs: Vec<Job>,
+    pub chunks: Vec<PlannedChunk>,
+    pub pieces: Vec<Piece>,
+    /// Leaves without any chunk: symlinks, fifos, empty files, files that are one hole.
+    pub plain: Vec<usize>,
+    /// Files of several pieces, or with holes: created at their full length first.
+    pub large: Vec<usize>,
+    /// (name to make, the first name of the same file).
+    pub links: Vec<(usize, usize)>,
+    /// Per leaf, the pieces still to be written.
+    pub remaining: Vec<AtomicU32>,
+    /// Bytes that will be written.
+    pub data_bytes: u64,
+    /// Bytes that they take on disk.
+    pub disk_bytes: u64,
+}
+
+struct Item {
+    pack: u32,
+    offset: u64,
+    id: Digest,
+    leaf: usize,
+    at: u64,
+}
+
+impl Plan {
+    pub fn new(snapshot_id: &str, manifest: &Manifest, map: &ChunkMap) -> Result<Self, Error> {
+        let mut plan = Self::default();
+        let (mut items, mut groups) = (Vec::new(), HashMap::new());
+        for (i, leaf) in manifest.leaves.iter().enumerate() {
+            let mut pieces = 0;
+            if let LeafBody::File { size, group, extents } = &leaf.body {
+                if let Some(first) = (*group != 0)
+                    .then(|| *groups.entry(*group).or_insert(i))
+                    .filter(|f| *f != i)
+                {
+                    same_file(manifest, i, first)?;
+                    plan.links.push((i, first));
+                    plan.remaining.push(AtomicU32::new(0));
+                    continue;
+                }
+                pieces = file(snapshot_id, manifest, map, i, *size, extents, &mut items)?;
+                let whole = pieces == 1 && extents.len() == 1;
+                if pieces > 0 && !whole {
+                    plan.large.push(i);
+                }
+            }
+            if pieces == 0 {
+                plan.plain.push(i);
+            }
+            plan.remaining.push(AtomicU32::new(pieces));
+        }
+        plan.add_disk(manifest);
+        plan.add_jobs(items, map)?;
+        Ok(plan)
+    }
+
+    fn add_disk(&mut self, manifest: &Manifest) {
+        for leaf in &manifest.leaves {
+            if let LeafBody::File { extents, .. } = &leaf.body {
+                let data: u64 = extents
+                    .iter()
+                    .filter(|e| matches!(e, Extent::Chunk { .. }))
+                    .map(Extent::len)
+                    .sum();
+                self.disk_bytes = self.disk_bytes.saturating_add(data.next_multiple_of(BLOCK));
+            }
+        }
+        for (link, _) in &self.links {
+            if let LeafBody::File { size, .. } = &manifest.leaves[*link].body {
+                self.disk_bytes = self.disk_bytes.saturating_sub(size.next_multiple_of(BLOCK));
+            }
+        }
+    }
+
+    fn add_jobs(&mut self, mut items: Vec<Item>, map: &ChunkMap) -> Result<(), Error> {
+        items.sort_unstable_by_key(|i| (i.pack, i.offset, i.id, i.leaf, i.at));
+        for same in items.chunk_by(|a, b| a.id == b.id && a.pack == b.pack && a.offset == b.offset) {
+            let place = *map
+                .get(&same[0].id)
+                .ok_or_else(|| Error::internal("a planned chunk is in no index"))?;
+            let from = self.pieces.len();
+            self.pieces.extend(same.iter().map(|i| Piece {
+                leaf: i.leaf,
+                at: i.at,
+            }));
+            self.data_bytes += u64::from(place.entry.raw_len) * same.len() as u64;
+            let number = self.chunks.len();
+            self.chunks.push(PlannedChunk {
+                place,
+                pieces: from..self.pieces.len(),
+            });
+            let (start, end) = (place.entry.offset, place.entry.end());
+            match self.jobs.last_mut() {
+                Some(Job::Fetch { pack, range, chunks })
+                    if *pack == place.pack
+                        && start <= range.end + MAX_GAP
+                        && end.max(range.end) - range.start <= MAX_RANGE =>
+                {
+                    range.end = range.end.max(end);
+                    chunks.end = number + 1;
+                }
+                _ => self.jobs.push(Job::Fetch {
+                    pack: place.pack,
+                    range: start..end,
+                    chunks: number..number + 1,
+                }),
+            }
+        }
+        for from in (0..self.plain.len()).step_by(PLAIN_BATCH) {
+            self.jobs
+                .push(Job::Plain(from..self.plain.len().min(from + PLAIN_BATCH)));
+        }
+        Ok(())
+    }
+}
+
+/// Plans one file's chunks and returns how many there are.
+fn file(
+    snapshot_id: &str,
+    manifest: &Manifest,
+    map: &ChunkMap,
+    leaf: usize,
+    size: u64,
+    extents: &[Extent],
+    items: &mut Vec<Item>,
+) -> Result<u32, Error> {
+    let name = || printable(&manifest.path(leaf));
+    let bad = |why: &str| Err(Error::corrupt(snapshot_id, format_args!("{}: {why}", name())));
+    let (mut at, mut pieces) = (0u64, 0u32);
+    for e in extents {
+        if let Extent::Chunk { id, len } = e {
+            let Some(place) = map.get(id) else {
+                return bad(&format!("chunk {id} is in no index"));
+            };
+            if place.entry.raw_len != *len {
+                return bad(&format!("chunk {id} is of another length in the index"));
+            }
+            items.push(Item {
+                pack: place.pack,
+                offset: place.entry.offset,
+                id: *id,
+                leaf,
+                at,
+            });
+            pieces = pieces.saturating_add(1);
+        }
+        at = at.saturating_add(e.len());
+    }
+    if at == size {
+        Ok(pieces)
+    } else {
+        bad("its parts do not add up to its size")
+    }
+}
+
+/// Two names of one hard-link group must be one file.
+fn same_file(manifest: &Manifest, i: usize, first: usize) -> Result<(), Error> {
+    let (a, b) = (&manifest.leaves[i], &manifest.leaves[first]);
+    match (&a.body, &b.body) {
+        (
+            LeafBody::File {
+                size: s, extents: e, ..
+            },
+            LeafBody::File {
+                size: t, extents: f, ..
+            },
+        ) if s == t && e == f && a.attrs == b.attrs => Ok(()),
+        _ => Err(Error::corrupt(
+            format_args!("the hard link {}", printable(&manifest.path(i))),
+            format_args!(
+                "it differs from its other name {}",
+                printable(&manifest.path(first))
+            ),
+        )),
+    }
+}

@@ -1,0 +1,120 @@
+//! Making room in a target that already holds something.
+//!
+//! Only what stands in the way of a directory (or is one where a file belongs) is removed up
+//! front, and with `delete` what the snapshot does not have. Files that will be rewritten are
+//! merely noted: each is unlinked when its replacement is at hand.
+
+use super::load::Manifest;
+use super::target::{Hands, unlink};
+use crate::error::Error;
+use crate::fsutil::io_at;
+use crate::scan::{LeafKind, Scan};
+use rustix::fs::{AtFlags, unlinkat};
+use rustix::io::Errno;
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+#[derive(Default)]
+pub(super) struct Replacement {
+    /// Leaves of the manifest whose name is taken by something that can be unlinked.
+    pub exists: HashSet<usize>,
+    /// Bytes on disk that will become free.
+    pub freed: u64,
+    /// Directories of the scan to remove with all they hold.
+    trees: Vec<usize>,
+    /// Leaves of the scan to remove: (directory, number).
+    leaves: Vec<(usize, usize)>,
+}
+
+impl Replacement {
+    pub fn plan(manifest: &Manifest, scan: &Scan, delete: bool) -> Self {
+        let mut out = Self::default();
+        let mut pairs = vec![(0, 0)];
+        while let Some((here, there)) = pairs.pop() {
+            let (d, s) = (&manifest.dirs[here], &scan.dirs[there]);
+            let leaf = |name: &[u8]| {
+                let names = &manifest.leaves[d.leaves.clone()];
+                names
+                    .binary_search_by(|l| (*l.name).cmp(name))
+                    .ok()
+                    .map(|i| d.leaves.start + i)
+            };
+            let subdir = |name: &[u8]| {
+                let found = d
+                    .subdirs
+                    .binary_search_by(|i| (*manifest.dirs[*i].name).cmp(name));
+                found.ok().map(|i| d.subdirs[i])
+            };
+            for (i, l) in s.leaves.iter().enumerate() {
+                if let Some(number) = leaf(&l.name) {
+                    out.exists.insert(number);
+                } else if subdir(&l.name).is_some() || delete {
+                    out.leaves.push((there, i));
+                } else {
+                    continue;
+                }
+                out.freed += freed(&l.kind, &l.meta);
+            }
+            for &sub in &s.subdirs {
+                let name = &scan.dirs[sub].name;
+                if let Some(number) = subdir(name) {
+                    pairs.push((number, sub));
+                } else if leaf(name).is_some() || delete {
+                    out.tree(scan, sub);
+                }
+            }
+        }
+        out
+    }
+
+    /// All of a directory, parents before children.
+    fn tree(&mut self, scan: &Scan, top: usize) {
+        let mut stack = vec![top];
+        while let Some(dir) = stack.pop() {
+            self.trees.push(dir);
+            for (i, l) in scan.dirs[dir].leaves.iter().enumerate() {
+                self.leaves.push((dir, i));
+                self.freed += freed(&l.kind, &l.meta);
+            }
+            stack.extend(&scan.dirs[dir].subdirs);
+        }
+    }
+
+    /// Removes what stands in the way.
+    pub fn clear(&self, root: &OwnedFd, shown: &Path, scan: &Scan) -> Result<(), Error> {
+        if self.leaves.is_empty() && self.trees.is_empty() {
+            return Ok(());
+        }
+        let paths = scan.paths();
+        let mut hands = Hands::default();
+        let of = |i: usize| (scan.dirs[i].parent, scan.dirs[i].name.clone());
+        for (dir, i) in &self.leaves {
+            let name = &scan.dirs[*dir].leaves[*i].name;
+            hands
+                .dir(root, *dir, &of)
+                .and_then(|fd| unlink(fd, name))
+                .map_err(|e| io_at(shown, &crate::fsutil::join(&paths[*dir], name), "remove", e))?;
+        }
+        for dir in self.trees.iter().rev() {
+            let (parent, name) = of(*dir);
+            let mut fresh = Hands::default();
+            match fresh
+                .dir(root, parent, &of)
+                .and_then(|fd| unlinkat(fd, &*name, AtFlags::REMOVEDIR))
+            {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(io_at(shown, &paths[*dir], "remove", e)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn freed(kind: &LeafKind, meta: &crate::fsutil::Meta) -> u64 {
+    if *kind == LeafKind::File && meta.nlink == 1 {
+        meta.allocated
+    } else {
+        0
+    }
+}

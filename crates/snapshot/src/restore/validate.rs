@@ -1,0 +1,229 @@
+//! Does the directory hold what the snapshot says?
+//!
+//! Content was proven while it was written: every chunk had its hash before a byte of it went
+//! into a file. What is left to check is that everything is there, under its name, with its type,
+//! size, mode, mtime and target: one `lstat` per entry. The same pass collects the inode numbers
+//! and ctimes for the machine's cache.
+
+use super::fetch::parallel;
+use super::load::{LeafBody, Manifest};
+use super::target::Hands;
+use crate::cache::{Known, KnownBody};
+use crate::error::Error;
+use crate::events::Abort;
+use crate::format::digest;
+use crate::fsutil::{Attrs, Meta};
+use crate::printable::printable;
+use crate::tree::Extent;
+use dumont_core::snapshot::{Validation, Verdict};
+use rustix::fs::{self, FileType, Mode, OFlags};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// More are counted but not listed.
+const MAX_PROBLEMS: usize = 100;
+/// Directories looked at in one go.
+const BATCH: usize = 64;
+
+pub(super) struct Check<'a> {
+    pub root: &'a OwnedFd,
+    pub manifest: &'a Manifest,
+    /// Also read every file and compare its chunks' hashes.
+    pub content: bool,
+}
+
+#[derive(Default)]
+struct Part {
+    problems: Vec<String>,
+    good: u64,
+    known: Vec<(Vec<u8>, Known)>,
+}
+
+/// What a cache would remember, by path.
+pub(super) type Seen = HashMap<Vec<u8>, Known>;
+
+/// The verdict, and what was seen on the way.
+pub(super) fn validate(
+    check: &Check<'_>,
+    expected: u64,
+    threads: usize,
+    abort: &Abort<'_>,
+) -> Result<(Validation, Seen), Error> {
+    let n = check.manifest.dirs.len();
+    let batches: Vec<Range<usize>> = (0..n).step_by(BATCH).map(|i| i..n.min(i + BATCH)).collect();
+    let parts = parallel(threads, &batches, abort, |dirs| {
+        let (mut part, mut hands) = (Part::default(), Hands::default());
+        for dir in dirs.clone() {
+            abort.check()?;
+            check.dir(dir, &mut hands, &mut part);
+        }
+        Ok(part)
+    })?;
+    let (mut problems, mut good, mut known) = (Vec::new(), 0, HashMap::new());
+    for part in parts {
+        problems.extend(part.problems);
+        good += part.good;
+        known.extend(part.known);
+    }
+    let missing = good != expected;
+    if missing && problems.is_empty() {
+        problems.push(format!("the tree holds {good} files, {expected} were expected"));
+    }
+    let validation = if problems.is_empty() {
+        Verdict::Ok
+    } else {
+        Verdict::Failed
+    };
+    problems.truncate(MAX_PROBLEMS);
+    Ok((
+        Validation {
+            validation,
+            files_restored: good,
+            files_expected: expected,
+            problems,
+        },
+        known,
+    ))
+}
+
+impl Check<'_> {
+    fn dir(&self, dir: usize, hands: &mut Hands, part: &mut Part) {
+        let (m, path) = (self.manifest, self.manifest.dir_path(dir));
+        let of = |i: usize| (m.dirs[i].parent, m.dirs[i].name.clone());
+        let shown = || {
+            if path.is_empty() {
+                ".".into()
+            } else {
+                printable(&path)
+            }
+        };
+        let fd = match hands.dir(self.root, dir, &of) {
+            Ok(fd) => fd,
+            Err(e) => return part.problems.push(format!("{}: {e}", shown())),
+        };
+        match Meta::fstat(fd) {
+            Ok(meta) => differences(&m.dirs[dir].attrs, &meta.attrs)
+                .into_iter()
+                .for_each(|d| part.problems.push(format!("{}: {d}", shown()))),
+            Err(e) => part.problems.push(format!("{}: {e}", shown())),
+        }
+        for leaf in m.dirs[dir].leaves.clone() {
+            let l = &m.leaves[leaf];
+            let path = crate::fsutil::join(&path, &l.name);
+            match self.leaf(leaf, fd) {
+                Ok(known) => {
+                    part.good += u64::from(!matches!(l.body, LeafBody::Fifo));
+                    part.known.push((path, known));
+                }
+                Err(problem) => part.problems.push(format!("{}: {problem}", printable(&path))),
+            }
+        }
+    }
+
+    fn leaf(&self, leaf: usize, dir: &OwnedFd) -> Result<Known, String> {
+        let l = &self.manifest.leaves[leaf];
+        let meta = Meta::lstat_at(dir, &l.name).map_err(|e| e.to_string())?;
+        let (kind, body) = match &l.body {
+            LeafBody::File { size, extents, .. } => {
+                let body = KnownBody::File {
+                    size: *size,
+                    extents: Arc::clone(extents),
+                };
+                if meta.kind == FileType::RegularFile && meta.size != *size {
+                    return Err(format!("{} bytes where {size} were expected", meta.size));
+                }
+                (FileType::RegularFile, body)
+            }
+            LeafBody::Symlink(target) => {
+                let found = fs::readlinkat(dir, &*l.name, Vec::new()).map(std::ffi::CString::into_bytes);
+                if found.as_ref().is_ok_and(|f| f[..] != target[..]) {
+                    return Err("the link points somewhere else".into());
+                }
+                (FileType::Symlink, KnownBody::Symlink(target.clone()))
+            }
+            LeafBody::Fifo => (FileType::Fifo, KnownBody::Fifo),
+        };
+        if meta.kind != kind {
+            return Err(format!("it is a {:?} where a {kind:?} was expected", meta.kind));
+        }
+        // A symlink's own mode means nothing and cannot be set.
+        let mode = if kind == FileType::Symlink {
+            l.attrs.mode
+        } else {
+            meta.attrs.mode
+        };
+        if let Some(problem) = differences(&l.attrs, &Attrs { mode, ..meta.attrs })
+            .into_iter()
+            .next()
+        {
+            return Err(problem);
+        }
+        if self.content
+            && let LeafBody::File { extents, .. } = &l.body
+        {
+            self.content(dir, &l.name, extents)?;
+        }
+        // Owners are recorded as they are here: they may not be settable on this machine.
+        Ok(Known {
+            attrs: Attrs {
+                mode: l.attrs.mode,
+                ..meta.attrs
+            },
+            ctime: meta.ctime,
+            ino: meta.ino,
+            body,
+        })
+    }
+
+    fn content(&self, dir: &OwnedFd, name: &[u8], extents: &[Extent]) -> Result<(), String> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = fs::openat(dir, name, flags, Mode::empty()).map_err(|e| e.to_string())?;
+        let (mut at, mut buf) = (0u64, Vec::new());
+        for e in extents {
+            let mut left = e.len();
+            while left > 0 {
+                let n = left.min(crate::chunk::MAX_CHUNK as u64);
+                buf.resize(usize::try_from(n).unwrap_or(0), 0);
+                let mut done = 0;
+                while done < buf.len() {
+                    match rustix::io::pread(&fd, &mut buf[done..], at + done as u64) {
+                        Ok(0) => return Err("it ends too early".into()),
+                        Ok(n) => done += n,
+                        Err(e) => return Err(e.to_string()),
+                    }
+                }
+                let same = match e {
+                    Extent::Chunk { id, .. } => digest(&buf) == *id,
+                    Extent::Hole { .. } => buf.iter().all(|b| *b == 0),
+                };
+                if !same {
+                    return Err(format!("its bytes differ somewhere in {at} to {}", at + n));
+                }
+                at += n;
+                left -= n;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How an entry's mode and mtime differ from what was recorded.
+fn differences(expected: &Attrs, found: &Attrs) -> Vec<String> {
+    let mut out = Vec::new();
+    if expected.mode != found.mode {
+        out.push(format!(
+            "mode {:o} where {:o} was expected",
+            found.mode, expected.mode
+        ));
+    }
+    if expected.mtime != found.mtime {
+        let (a, b) = (found.mtime, expected.mtime);
+        out.push(format!(
+            "mtime {}.{:09} where {}.{:09} was expected",
+            a.sec, a.ns, b.sec, b.ns
+        ));
+    }
+    out
+}

@@ -1,0 +1,256 @@
+//! What a directory tree holds now, by `lstat`; no file is opened.
+//!
+//! The whole list is kept in memory (about 150 bytes a name): hard links can only be told apart
+//! from single names once every name has been seen, and the manifest's hard-link groups must not
+//! depend on the order in which threads happen to look.
+
+use crate::error::Error;
+use crate::events::{Abort, lock};
+use crate::fsutil::{DIR_FLAGS, Meta, io_at, join};
+use rustix::fs::{Dir, FileType, Mode, openat, readlinkat};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Condvar, Mutex};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LeafKind {
+    File,
+    Symlink(Box<[u8]>),
+    Fifo,
+    /// A socket or device: no snapshot keeps it, but a restore may have to remove it.
+    Other,
+}
+
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    pub name: Box<[u8]>,
+    pub meta: Meta,
+    pub kind: LeafKind,
+}
+
+#[derive(Debug)]
+pub(crate) struct ScanDir {
+    /// Number of the directory it is in; the root's own is 0. Parents come before children.
+    pub parent: usize,
+    pub name: Box<[u8]>,
+    pub meta: Meta,
+    /// Sorted by name.
+    pub leaves: Vec<Leaf>,
+    /// Sorted by name.
+    pub subdirs: Vec<usize>,
+    /// It was removed while we looked.
+    pub gone: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Scan {
+    pub dirs: Vec<ScanDir>,
+}
+
+impl Scan {
+    /// Path of every directory below the root; the root's is empty.
+    pub fn paths(&self) -> Vec<Vec<u8>> {
+        let mut out: Vec<Vec<u8>> = Vec::with_capacity(self.dirs.len());
+        for (i, d) in self.dirs.iter().enumerate() {
+            out.push(if i == 0 {
+                Vec::new()
+            } else {
+                join(&out[d.parent], &d.name)
+            });
+        }
+        out
+    }
+
+    /// Directory numbers in the order a person would list them: this is the order in which files
+    /// are read and so lie in packs, which lets a restore create neighbours together.
+    pub fn depth_first(&self) -> Vec<usize> {
+        let (mut out, mut stack) = (Vec::with_capacity(self.dirs.len()), vec![0]);
+        while let Some(i) = stack.pop() {
+            if !self.dirs[i].gone {
+                out.push(i);
+                stack.extend(self.dirs[i].subdirs.iter().rev());
+            }
+        }
+        out
+    }
+}
+
+struct Shared {
+    dirs: Vec<ScanDir>,
+    todo: Vec<(usize, Vec<u8>)>,
+    active: usize,
+}
+
+struct Listing {
+    leaves: Vec<Leaf>,
+    subdirs: Vec<(Box<[u8]>, Meta)>,
+}
+
+/// Lists everything under the open directory `root`, with `threads` threads. `shown` is its
+/// path for errors.
+pub(crate) fn scan(root: &OwnedFd, shown: &Path, threads: usize, abort: &Abort<'_>) -> Result<Scan, Error> {
+    let meta = Meta::fstat(root).map_err(|e| io_at(shown, b"", "read", e))?;
+    let top = ScanDir {
+        parent: 0,
+        name: Box::default(),
+        meta,
+        leaves: Vec::new(),
+        subdirs: Vec::new(),
+        gone: false,
+    };
+    let shared = Mutex::new(Shared {
+        dirs: vec![top],
+        todo: vec![(0, Vec::new())],
+        active: 0,
+    });
+    let wake = Condvar::new();
+    std::thread::scope(|s| {
+        for _ in 0..threads.max(1) {
+            s.spawn(|| {
+                if let Err(e) = worker(root.as_fd(), shown, &shared, &wake, abort) {
+                    abort.fail(e);
+                    wake.notify_all();
+                }
+            });
+        }
+    });
+    abort.result()?;
+    let shared = shared
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    Ok(Scan { dirs: shared.dirs })
+}
+
+fn worker(
+    root: BorrowedFd<'_>,
+    shown: &Path,
+    shared: &Mutex<Shared>,
+    wake: &Condvar,
+    abort: &Abort<'_>,
+) -> Result<(), Error> {
+    let mut state = lock(shared);
+    loop {
+        abort.check()?;
+        let Some((index, path)) = state.todo.pop() else {
+            if state.active == 0 {
+                wake.notify_all();
+                return Ok(());
+            }
+            state = wake
+                .wait_timeout(state, std::time::Duration::from_millis(50))
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0;
+            continue;
+        };
+        state.active += 1;
+        drop(state);
+        let listed = list(root, shown, &path);
+        state = lock(shared);
+        state.active -= 1;
+        match listed? {
+            None if index == 0 => return Err(io_at(shown, b"", "read", Errno::NOENT)),
+            None => state.dirs[index].gone = true,
+            Some(listing) => store(&mut state, index, &path, listing),
+        }
+        wake.notify_all();
+    }
+}
+
+fn store(state: &mut Shared, index: usize, path: &[u8], listing: Listing) {
+    for (name, meta) in listing.subdirs {
+        let child = state.dirs.len();
+        state.todo.push((child, join(path, &name)));
+        state.dirs[index].subdirs.push(child);
+        let dir = ScanDir {
+            parent: index,
+            name,
+            meta,
+            leaves: Vec::new(),
+            subdirs: Vec::new(),
+            gone: false,
+        };
+        state.dirs.push(dir);
+    }
+    state.dirs[index].leaves = listing.leaves;
+}
+
+/// One directory, sorted; `None` if it is no longer there.
+fn list(root: BorrowedFd<'_>, shown: &Path, path: &[u8]) -> Result<Option<Listing>, Error> {
+    let fail = |e| io_at(shown, path, "read", e);
+    let fd = match open_beneath(root, path) {
+        Err(e) if vanished(e) => return Ok(None),
+        other => other.map_err(fail)?,
+    };
+    let mut out = Listing {
+        leaves: Vec::new(),
+        subdirs: Vec::new(),
+    };
+    for entry in Dir::read_from(&fd).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." {
+            continue;
+        }
+        let one = |e| io_at(shown, &join(path, name), "read", e);
+        let meta = match Meta::lstat_at(&fd, name) {
+            Err(e) if vanished(e) => continue,
+            other => other.map_err(one)?,
+        };
+        let kind = match meta.kind {
+            FileType::Directory => {
+                out.subdirs.push((name.into(), meta));
+                continue;
+            }
+            FileType::RegularFile => LeafKind::File,
+            FileType::Fifo => LeafKind::Fifo,
+            FileType::Symlink => match readlinkat(&fd, name, Vec::new()) {
+                Err(e) if vanished(e) || e == Errno::INVAL => continue,
+                other => LeafKind::Symlink(other.map_err(one)?.into_bytes().into()),
+            },
+            _ => LeafKind::Other,
+        };
+        out.leaves.push(Leaf {
+            name: name.into(),
+            meta,
+            kind,
+        });
+    }
+    out.leaves.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    out.subdirs.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    Ok(Some(out))
+}
+
+/// The entry went away, or became something else, since its name was read.
+pub(crate) fn vanished(e: Errno) -> bool {
+    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].contains(&e)
+}
+
+/// Longest path given to one system call; the limit is 4096 with the final NUL.
+const PATH_STEP: usize = 2048;
+
+/// Opens a directory by its path below `root`, however long that path is. Only for reading what
+/// the user's own machine holds: links in the middle of the path are not refused here.
+pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let Some((head, tail)) = split(path) else {
+        return openat(
+            root,
+            if path.is_empty() { b"." } else { path },
+            DIR_FLAGS,
+            Mode::empty(),
+        );
+    };
+    let mut fd = openat(root, head, DIR_FLAGS, Mode::empty())?;
+    let mut rest = tail;
+    while let Some((head, tail)) = split(rest) {
+        fd = openat(&fd, head, DIR_FLAGS, Mode::empty())?;
+        rest = tail;
+    }
+    openat(&fd, rest, DIR_FLAGS, Mode::empty())
+}
+
+/// The first part of a path too long for one call, and the rest.
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = path.get(..PATH_STEP)?.iter().rposition(|b| *b == b'/')?;
+    Some((&path[..at], &path[at + 1..]))
+}

@@ -1,0 +1,322 @@
+//! Taking a snapshot: look, read what changed, upload what is new, say what the root is.
+//!
+//! The tree is listed completely first, then changed files are read, then the directories are
+//! encoded from the leaves up. Nodes are always encoded and never looked up in a cache: it
+//! costs microseconds per directory, and a node that comes out as before is simply a chunk that
+//! the store already has. So "nothing changed" needs no code of its own and uploads nothing.
+//!
+//! **Changed files** ([`SnapshotReport::files_changed`]) are the paths, directories aside, that
+//! are new, gone, or recorded differently than in the parent (type, content, size, mode, owner,
+//! mtime, target). A file that was read again because its times were too fresh, and turned out
+//! the same, is not counted. A full snapshot counts every path.
+
+mod manifest;
+mod read;
+
+use crate::cache::{self, Cache};
+use crate::chunk::Window;
+use crate::codec::Encoder;
+use crate::error::Error;
+use crate::events::{Abort, Events, Meter};
+use crate::fsutil::{Time, now_ns, open_root};
+use crate::index::Index;
+use crate::metadata;
+use crate::scan::{Scan, scan};
+use crate::store::ObjectSink;
+use crate::upload::{Packed, Packer, UPLOADS, put};
+use dumont_core::snapshot::{ObjectKind, ObjectRef, SnapshotReport, SnapshotType};
+use manifest::{Manifest, Plan};
+use read::ReadPool;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Condvar, Mutex, OnceLock};
+use std::time::Instant;
+
+/// More workers than this are of no use to any network, and each costs up to 18 MB.
+const MAX_WORKERS: usize = 6;
+
+/// What to snapshot and how.
+#[derive(Debug, Clone)]
+pub struct SnapshotOptions<'a> {
+    /// The directory. Anything mounted below it is part of it.
+    pub path: PathBuf,
+    /// `{instance}-{unix}`, of letters, digits and `._-`.
+    pub stamp: String,
+    /// The last committed snapshot that this machine took or restored; none means full.
+    pub parent: Option<String>,
+    /// Read every file even if its times say it did not change.
+    pub full: bool,
+    /// Where this machine's cache lies; should be outside of `path`.
+    pub cache_path: PathBuf,
+    /// 0 for one per core, at most 6.
+    pub workers: usize,
+    /// Once true, the engine stops within about a second with [`Error::Cancelled`].
+    pub cancelled: &'a AtomicBool,
+}
+
+/// What each worker keeps for itself.
+struct Tools {
+    window: Window,
+    encoder: Encoder,
+}
+
+impl Tools {
+    fn new() -> Result<Self, Error> {
+        Ok(Self {
+            window: Window::new(),
+            encoder: Encoder::new()?,
+        })
+    }
+}
+
+/// What the snapshot builds on.
+struct Base {
+    id: String,
+    kind: SnapshotType,
+    full_because: Option<String>,
+    cache: Option<Cache>,
+}
+
+impl Base {
+    fn of(opts: &SnapshotOptions<'_>) -> Result<Self, Error> {
+        let invalid = || Error::Invalid {
+            what: format!("stamp {:?} is not {{instance}}-{{unix}}", opts.stamp),
+        };
+        let plain = |s: &str| {
+            s.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        };
+        let (instance, unix) = opts.stamp.rsplit_once('-').ok_or_else(invalid)?;
+        let unix: i64 = unix.parse().map_err(|_| invalid())?;
+        if instance.is_empty() || opts.stamp.len() > 200 || !plain(&opts.stamp) {
+            return Err(invalid());
+        }
+        // A parent becomes part of a file name.
+        let parent = opts.parent.as_deref();
+        if let Some(p) = parent.filter(|p| !plain(p) || p.len() > 220 || p.is_empty()) {
+            return Err(Error::Invalid {
+                what: format!("parent {p:?} is not a snapshot id"),
+            });
+        }
+        let (cache, because) = match parent.map(|p| cache::load(&opts.cache_path, p)) {
+            Some(Ok(cache)) => (Some(cache), None),
+            Some(Err(why)) => (None, Some(why)),
+            None => {
+                cache::clean(&opts.cache_path, None);
+                (None, None)
+            }
+        };
+        let kind = if cache.is_none() || opts.full {
+            SnapshotType::Full
+        } else {
+            SnapshotType::Incremental
+        };
+        let full_because = because.filter(|_| !opts.full);
+        Ok(Self {
+            id: kind.snapshot_id(instance, unix),
+            kind,
+            full_because,
+            cache,
+        })
+    }
+}
+
+/// Takes a snapshot of a directory. When it returns, every object that the report names is
+/// stored; whether the snapshot exists is up to whoever commits it.
+///
+/// # Errors
+/// Any [`Error`]; objects already uploaded then belong to no snapshot.
+pub fn snapshot(
+    opts: &SnapshotOptions<'_>,
+    sink: &dyn ObjectSink,
+    events: &dyn Events,
+) -> Result<SnapshotReport, Error> {
+    let begun = Instant::now();
+    let started_ns = now_ns();
+    let root = open_root(&opts.path).map_err(|e| Error::NoSuchPath {
+        path: opts.path.display().to_string(),
+        reason: std::io::Error::from(e).to_string(),
+    })?;
+    let mut base = Base::of(opts)?;
+    if let Some(why) = &base.full_because {
+        events.log(&format!("Full snapshot: {why}"));
+    }
+    let abort = Abort::new(opts.cancelled);
+    let workers = workers(opts.workers);
+    let scan = scan(&root, &opts.path, workers, &abort)?;
+    let known = base
+        .cache
+        .as_mut()
+        .map(|c| std::mem::take(&mut c.chunks))
+        .unwrap_or_default();
+    let packer = Packer::new(sink, &abort, known);
+    let plan = Plan::new(&scan, base.cache.as_ref(), opts.full);
+    let manifest = run(opts, &root, &scan, plan, &packer, events, &abort, workers)?;
+    let packed = packer.finish();
+    finish(opts, base, manifest, packed, sink, events, started_ns, begun)
+}
+
+fn workers(asked: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    if asked == 0 {
+        cores.clamp(1, MAX_WORKERS)
+    } else {
+        asked.min(MAX_WORKERS)
+    }
+}
+
+/// Reads, uploads and encodes. Afterwards all packs are stored.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one call, each argument a part of the run"
+)]
+fn run(
+    opts: &SnapshotOptions<'_>,
+    root: &OwnedFd,
+    scan: &Scan,
+    plan: Plan,
+    packer: &Packer<'_>,
+    events: &dyn Events,
+    abort: &Abort<'_>,
+    workers: usize,
+) -> Result<Manifest, Error> {
+    let meter = Meter::new(events, plan.bytes_to_read, plan.jobs.len() as u64, false);
+    let pool = ReadPool {
+        root,
+        shown: &opts.path,
+        jobs: &plan.jobs,
+        packer,
+        meter: &meter,
+        abort,
+        results: plan.jobs.iter().map(|_| OnceLock::new()).collect(),
+        queue: Mutex::default(),
+        wake: Condvar::new(),
+    };
+    let encoded = std::thread::scope(|s| {
+        for _ in 0..UPLOADS {
+            s.spawn(|| packer.upload());
+        }
+        std::thread::scope(|readers| {
+            for _ in 0..if plan.jobs.is_empty() { 0 } else { workers } {
+                readers.spawn(|| pool.work());
+            }
+        });
+        let encoded = abort.check().and_then(|()| {
+            manifest::build(
+                scan,
+                &plan.leaves,
+                &plan.jobs,
+                pool.results,
+                packer,
+                events,
+                &mut Tools::new()?,
+            )
+        });
+        // Always closed, or the upload threads would wait for ever.
+        let closed = packer.close();
+        encoded.and_then(|m| closed.map(|()| m))
+    });
+    abort.result()?;
+    meter.finish();
+    encoded
+}
+
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one call, each argument a part of the report"
+)]
+fn finish(
+    opts: &SnapshotOptions<'_>,
+    base: Base,
+    manifest: Manifest,
+    packed: Packed,
+    sink: &dyn ObjectSink,
+    events: &dyn Events,
+    started_ns: i64,
+    begun: Instant,
+) -> Result<SnapshotReport, Error> {
+    let changed = changed(
+        &manifest,
+        base.cache
+            .as_ref()
+            .filter(|_| base.kind == SnapshotType::Incremental),
+    );
+    let index = put_index(&packed, sink)?;
+    let metadata = if base.kind == SnapshotType::Full || changed > 0 {
+        let mut files = manifest.files_by_path();
+        files.sort_unstable();
+        let taken = Time {
+            sec: started_ns.div_euclid(1_000_000_000),
+            ns: u32::try_from(started_ns.rem_euclid(1_000_000_000)).unwrap_or(0),
+        };
+        let body = metadata::encode(&base.id, taken, &files, manifest.bytes)?;
+        Some(put(sink, ObjectKind::Metadata, &body)?)
+    } else {
+        None
+    };
+    if base.kind == SnapshotType::Incremental {
+        events.log(&format!(
+            "Incremental: {changed} files changed out of {} total",
+            manifest.files
+        ));
+    }
+    let packs: Vec<ObjectRef> = packed.packs.into_iter().map(|p| p.0).collect();
+    let uploaded_bytes = packs.iter().chain(&index).chain(&metadata).map(|o| o.size).sum();
+    let cache = Cache {
+        snapshot_id: base.id.clone(),
+        root: manifest.root,
+        started_ns,
+        entries: manifest.entries,
+        chunks: packed.known,
+    };
+    // The snapshot itself is complete; without a cache the next one is only slower.
+    if let Err(e) = cache::write_pending(&opts.cache_path, &cache) {
+        events.log(&format!("The next snapshot will be a full one: {e}"));
+    }
+    Ok(SnapshotReport {
+        snapshot_id: base.id,
+        snapshot_type: base.kind,
+        full_because: base.full_because,
+        root: manifest.root,
+        files_total: manifest.files,
+        files_changed: changed,
+        total_bytes: manifest.bytes,
+        packs,
+        index,
+        metadata,
+        uploaded_bytes,
+        torn: manifest.torn,
+        elapsed_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+fn put_index(packed: &Packed, sink: &dyn ObjectSink) -> Result<Option<ObjectRef>, Error> {
+    if packed.packs.is_empty() {
+        return Ok(None);
+    }
+    let mut index = Index::default();
+    for (number, (object, entries)) in (0u32..).zip(&packed.packs) {
+        index.packs.push(object.clone());
+        index.entries.extend(entries.iter().map(|e| (number, *e)));
+    }
+    put(sink, ObjectKind::Index, &index.encode()?).map(Some)
+}
+
+/// New, gone and differently recorded paths.
+fn changed(now: &Manifest, then: Option<&Cache>) -> u64 {
+    let Some(then) = then else {
+        return now.entries.len() as u64;
+    };
+    let (mut matched, mut changed) = (0, 0);
+    for (path, known) in &now.entries {
+        match then.entries.get(path) {
+            Some(old) => {
+                matched += 1;
+                changed += u64::from((old.attrs, &old.body) != (known.attrs, &known.body));
+            }
+            None => changed += 1,
+        }
+    }
+    changed + (then.entries.len() as u64).saturating_sub(matched)
+}

@@ -1,0 +1,345 @@
+//! Reading, cutting, hashing and compressing files on all cores.
+//!
+//! Cutting one file is sequential, but hashing and compressing its chunks is not, and a
+//! workspace may be one checkpoint of 50 GB. So a worker that reads a file does everything
+//! itself as long as the others are busy with files of their own, and hands chunks over as soon
+//! as somebody is idle. No file has to be cut at artificial places to be read in parallel, and
+//! with many small files nothing is ever handed over.
+
+use super::Tools;
+use crate::error::Error;
+use crate::events::{Abort, Meter, lock};
+use crate::format::digest;
+use crate::fsutil::{Meta, io_at};
+use crate::pack::Class;
+use crate::scan::{open_beneath, vanished};
+use crate::tree::Extent;
+use crate::upload::Packer;
+use dumont_core::id::Digest;
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, openat, seek};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// Times a file is read before it is recorded as torn.
+const ATTEMPTS: u32 = 3;
+/// Bytes; shorter holes are read as the zeros they are.
+const MIN_HOLE: u64 = 64 << 10;
+
+/// A file to read, by any of its names.
+pub(super) struct ReadJob {
+    pub paths: Vec<Vec<u8>>,
+}
+
+pub(super) enum ReadOutcome {
+    Read {
+        /// As it was when this content was read; size and extents agree.
+        meta: Meta,
+        extents: Arc<[Extent]>,
+        torn: bool,
+        /// How many of the job's names were gone before one was found.
+        gone: usize,
+    },
+    Gone,
+}
+
+pub(super) struct ReadPool<'a> {
+    pub root: &'a OwnedFd,
+    pub shown: &'a Path,
+    pub jobs: &'a [ReadJob],
+    pub packer: &'a Packer<'a>,
+    pub meter: &'a Meter<'a>,
+    pub abort: &'a Abort<'a>,
+    pub results: Vec<OnceLock<ReadOutcome>>,
+    pub queue: Mutex<Queue>,
+    pub wake: Condvar,
+}
+
+#[derive(Default)]
+pub(super) struct Queue {
+    next: usize,
+    reading: usize,
+    idle: usize,
+    chunks: VecDeque<ChunkJob>,
+}
+
+/// A chunk handed over by the reader of its file.
+struct ChunkJob {
+    raw: Vec<u8>,
+    slot: usize,
+    file: Arc<Handed>,
+}
+
+/// What a reader waits for.
+#[derive(Default)]
+struct Handed {
+    open: AtomicUsize,
+    ids: Mutex<Vec<(usize, Digest)>>,
+}
+
+enum Work {
+    Chunk(ChunkJob),
+    File(usize),
+    End,
+}
+
+impl ReadPool<'_> {
+    /// The body of each worker.
+    pub fn work(&self) {
+        if let Err(e) = self.run() {
+            self.abort.fail(e);
+        }
+        self.wake.notify_all();
+    }
+
+    fn run(&self) -> Result<(), Error> {
+        let mut tools = Tools::new()?;
+        loop {
+            match self.next()? {
+                Work::End => return Ok(()),
+                Work::Chunk(job) => self.run_chunk(&job, &mut tools)?,
+                Work::File(i) => {
+                    let outcome = self.read_any(&self.jobs[i], &mut tools)?;
+                    _ = self.results[i].set(outcome);
+                    self.meter.add(0, 1);
+                    lock(&self.queue).reading -= 1;
+                }
+            }
+        }
+    }
+
+    fn next(&self) -> Result<Work, Error> {
+        let mut q = lock(&self.queue);
+        loop {
+            self.abort.check()?;
+            if let Some(job) = q.chunks.pop_front() {
+                return Ok(Work::Chunk(job));
+            }
+            if q.next < self.jobs.len() {
+                q.next += 1;
+                q.reading += 1;
+                return Ok(Work::File(q.next - 1));
+            }
+            if q.reading == 0 {
+                return Ok(Work::End);
+            }
+            q.idle += 1;
+            q = self
+                .wake
+                .wait_timeout(q, Duration::from_millis(20))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            q.idle -= 1;
+        }
+    }
+
+    fn store(&self, raw: &[u8], tools: &mut Tools) -> Result<Digest, Error> {
+        let id = digest(raw);
+        if self.packer.claim(id) {
+            let (codec, stored) = tools.encoder.encode(raw)?;
+            self.packer.add(Class::Data, id, raw.len(), codec, stored)?;
+        }
+        Ok(id)
+    }
+
+    fn run_chunk(&self, job: &ChunkJob, tools: &mut Tools) -> Result<(), Error> {
+        let id = self.store(&job.raw, tools)?;
+        lock(&job.file.ids).push((job.slot, id));
+        if job.file.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.wake.notify_all();
+        }
+        Ok(())
+    }
+
+    /// Hands a chunk over if somebody is waiting for one.
+    fn hand_over(&self, raw: &[u8], slot: usize, file: &Arc<Handed>) -> bool {
+        let mut q = lock(&self.queue);
+        if q.idle <= q.chunks.len() {
+            return false;
+        }
+        file.open.fetch_add(1, Ordering::AcqRel);
+        q.chunks.push_back(ChunkJob {
+            raw: raw.to_vec(),
+            slot,
+            file: Arc::clone(file),
+        });
+        drop(q);
+        self.wake.notify_all();
+        true
+    }
+
+    /// Waits for the chunks of one file, working on anybody's meanwhile.
+    fn wait_for(&self, file: &Handed, tools: &mut Tools) -> Result<(), Error> {
+        while file.open.load(Ordering::Acquire) > 0 {
+            self.abort.check()?;
+            let mut q = lock(&self.queue);
+            if let Some(job) = q.chunks.pop_front() {
+                drop(q);
+                self.run_chunk(&job, tools)?;
+            } else {
+                q = self
+                    .wake
+                    .wait_timeout(q, Duration::from_millis(5))
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+                drop(q);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_any(&self, job: &ReadJob, tools: &mut Tools) -> Result<ReadOutcome, Error> {
+        for (gone, path) in job.paths.iter().enumerate() {
+            let fd = match self.open(path) {
+                Err(e) if vanished(e) => continue,
+                other => other.map_err(|e| io_at(self.shown, path, "open", e))?,
+            };
+            let meta = self.fstat(&fd, path)?;
+            if meta.kind == FileType::RegularFile {
+                return self.read_settled(&fd, path, meta, gone, tools);
+            }
+        }
+        Ok(ReadOutcome::Gone)
+    }
+
+    fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        // Nonblocking: a fifo may have taken the file's place.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if path.len() < 2048 {
+            return openat(self.root, path, flags, Mode::empty());
+        }
+        let at = path.iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
+        let dir = open_beneath(self.root.as_fd(), &path[..at])?;
+        openat(&dir, &path[at + 1..], flags, Mode::empty())
+    }
+
+    fn fstat(&self, fd: &OwnedFd, path: &[u8]) -> Result<Meta, Error> {
+        Meta::fstat(fd).map_err(|e| io_at(self.shown, path, "read", e))
+    }
+
+    /// Reads until nothing changed meanwhile, or gives up and calls it torn.
+    fn read_settled(
+        &self,
+        fd: &OwnedFd,
+        path: &[u8],
+        mut before: Meta,
+        gone: usize,
+        tools: &mut Tools,
+    ) -> Result<ReadOutcome, Error> {
+        for attempt in 1.. {
+            let extents = self.read_once(fd, path, &before, attempt == 1, tools)?;
+            let read: u64 = extents.iter().map(Extent::len).sum();
+            let after = self.fstat(fd, path)?;
+            let settled = before.same_content(&after) && read == before.size;
+            if settled || attempt == ATTEMPTS {
+                before.size = read;
+                return Ok(ReadOutcome::Read {
+                    meta: before,
+                    extents: extents.into(),
+                    torn: !settled,
+                    gone,
+                });
+            }
+            before = after;
+        }
+        Err(Error::internal("a file was read too often"))
+    }
+
+    fn read_once(
+        &self,
+        fd: &OwnedFd,
+        path: &[u8],
+        meta: &Meta,
+        count: bool,
+        tools: &mut Tools,
+    ) -> Result<Vec<Extent>, Error> {
+        let handed = Arc::new(Handed::default());
+        let mut out = Vec::new();
+        let mut window = std::mem::replace(&mut tools.window, crate::chunk::Window::new());
+        let name = || format!("{}/{}", self.shown.display(), crate::printable(path));
+        for region in regions(fd, meta).map_err(|e| io_at(self.shown, path, "read", e))? {
+            if region.hole {
+                out.push(Extent::Hole { len: region.len });
+                continue;
+            }
+            let read = window.cut(fd, &name, region.at, region.len, &mut |raw| {
+                self.abort.check()?;
+                let id = if self.hand_over(raw, out.len(), &handed) {
+                    Digest([0; 32])
+                } else {
+                    self.store(raw, tools)?
+                };
+                out.push(Extent::Chunk {
+                    id,
+                    len: u32::try_from(raw.len()).unwrap_or(u32::MAX),
+                });
+                if count {
+                    self.meter.add(raw.len() as u64, 0);
+                }
+                Ok(())
+            })?;
+            if read < region.len {
+                break;
+            }
+        }
+        tools.window = window;
+        self.wait_for(&handed, tools)?;
+        for (slot, id) in lock(&handed.ids).drain(..) {
+            if let Some(Extent::Chunk { id: at, .. }) = out.get_mut(slot) {
+                *at = id;
+            }
+        }
+        Ok(out)
+    }
+}
+
+struct Region {
+    at: u64,
+    len: u64,
+    hole: bool,
+}
+
+/// Data and holes, in order. A file without holes is not asked twice.
+fn regions(fd: &OwnedFd, meta: &Meta) -> Result<Vec<Region>, Errno> {
+    let size = meta.size;
+    let (mut out, mut data_from, mut at) = (Vec::new(), 0, 0);
+    while meta.allocated < size && at < size {
+        let data = match seek(fd, SeekFrom::Data(at)) {
+            Ok(p) => p.min(size),
+            Err(Errno::NXIO) => size,
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => break,
+            Err(e) => return Err(e),
+        };
+        if data - at >= MIN_HOLE {
+            if at > data_from {
+                out.push(Region {
+                    at: data_from,
+                    len: at - data_from,
+                    hole: false,
+                });
+            }
+            out.push(Region {
+                at,
+                len: data - at,
+                hole: true,
+            });
+            data_from = data;
+        }
+        if data >= size {
+            break;
+        }
+        at = seek(fd, SeekFrom::Hole(data))?.clamp(data + 1, size);
+    }
+    if data_from < size {
+        out.push(Region {
+            at: data_from,
+            len: size - data_from,
+            hole: false,
+        });
+    }
+    Ok(out)
+}
