@@ -1,10 +1,10 @@
 //! The embedded agent is the one promised: small, static, and able to run where nothing is.
 
 use flate2::read::GzDecoder;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 fn unpacked() -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -74,24 +74,58 @@ fn it_is_static() {
     assert!(!kinds.contains(&PT_INTERP), "{kinds:?}");
 }
 
-/// Nothing but the program itself: no libraries, no /proc, no /etc.
-#[test]
-fn it_runs_in_an_empty_directory_as_its_root() {
-    let dir = tempfile::tempdir().unwrap();
-    install(dir.path());
+/// Nothing but the program itself: no libraries, no /proc, no /etc, no HOME.
+fn in_an_empty_root(dir: &Path) -> Command {
+    install(dir);
     let id = Command::new("id").arg("-u").output().unwrap();
-    if id.stdout.trim_ascii() != b"0" {
-        eprintln!("skipped: only root may change its root directory");
-        return;
-    }
-    let output = Command::new("chroot")
-        .arg(dir.path())
-        .args(["/agent", "--version"])
-        .output()
-        .unwrap();
+    // Only root may change its root directory, if only the root of a user namespace.
+    let mut words = vec!["unshare", "--map-root-user", "chroot"];
+    words.drain(..if id.stdout.trim_ascii() == b"0" { 2 } else { 0 });
+    let mut command = Command::new(words[0]);
+    command
+        .args(&words[1..])
+        .arg(dir)
+        .arg("/agent")
+        .env_remove("HOME");
+    command
+}
+
+#[test]
+fn it_runs_where_nothing_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = in_an_empty_root(dir.path()).arg("--version").output().unwrap();
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn it_says_hello_where_nothing_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = in_an_empty_root(dir.path());
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let hello = br#"{"id":1,"body":{"type":"hello","protocol":1,"now":0,"path":"/w","heartbeat_ms":0}}"#;
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&(hello.len() as u32).to_le_bytes()).unwrap();
+    stdin.write_all(hello).unwrap();
+    // The end of input ends the agent, so read the answer before it.
+    let (mut said, mut buffer, mut stdout) = (Vec::new(), [0; 4096], child.stdout.take().unwrap());
+    while !said.ends_with(b"}}") {
+        let n = stdout.read(&mut buffer).unwrap();
+        assert!(n > 0, "it ended: {}", String::from_utf8_lossy(&said));
+        said.extend_from_slice(&buffer[..n]);
+    }
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
+    let said = String::from_utf8_lossy(&said);
+    assert!(
+        said.contains(r#""of":"hello""#) && said.contains("nvidia-smi: not found"),
+        "{said}"
     );
 }

@@ -20,6 +20,7 @@ pub fn take_snapshot(job: &Job, home: &Home, request: SnapshotRequest) -> Result
         parent: request.parent,
         full: request.full,
         cache_path,
+        workers: 0,
         cancelled: &job.stop,
     };
     let report = snapshot(&options, &Sink { job }, &Reporter { job }).map_err(|e| explain(job, &e))?;
@@ -32,7 +33,8 @@ pub fn do_restore(job: &Job, home: &Home, request: &RestoreRequest) -> Result<Ou
     let options = RestoreOptions {
         path,
         delete: request.delete,
-        cache_path,
+        cache_path: Some(cache_path),
+        workers: 0,
         cancelled: &job.stop,
     };
     let report = restore(&options, &request.head, &Source::new(job), &Reporter { job });
