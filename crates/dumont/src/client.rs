@@ -30,7 +30,10 @@ impl Client {
             ));
         }
         if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(usage("the API token is empty or holds blanks", "set DUMONT_TOKEN to the token alone"));
+            return Err(usage(
+                "the API token is empty or holds blanks",
+                "set DUMONT_TOKEN to the token alone",
+            ));
         }
         // No proxy for loopback servers, whatever the environment says.
         let mut builder = reqwest::Client::builder()
@@ -40,15 +43,15 @@ impl Client {
         if is_loopback(&base) {
             builder = builder.no_proxy();
         }
-        Ok(Self { http: builder.build()?, base, token: token.into() })
+        Ok(Self {
+            http: builder.build()?,
+            base,
+            token: token.into(),
+        })
     }
 
     pub fn url(&self) -> &str {
         &self.base
-    }
-
-    pub fn token(&self) -> &str {
-        &self.token
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
@@ -85,12 +88,6 @@ impl Client {
         }
     }
 
-    /// Whether anybody answers there; needs no token.
-    pub async fn healthy(&self) -> bool {
-        let request = self.http.get(format!("{}/api/v1/healthz", self.base)).timeout(Duration::from_secs(2));
-        request.send().await.is_ok_and(|r| !r.status().is_server_error())
-    }
-
     /// PUT of one object to the URL of a grant.
     pub async fn put_object(
         &self,
@@ -98,7 +95,11 @@ impl Client {
         headers: &std::collections::BTreeMap<String, String>,
         bytes: Vec<u8>,
     ) -> Result<()> {
-        let absolute = if url.starts_with('/') { format!("{}{url}", self.base) } else { url.to_owned() };
+        let absolute = if url.starts_with('/') {
+            format!("{}{url}", self.base)
+        } else {
+            url.to_owned()
+        };
         let mut request = self.http.put(&absolute);
         for (name, value) in headers {
             request = request.header(name, value);
@@ -113,7 +114,10 @@ impl Client {
         if response.status().is_success() {
             return Ok(());
         }
-        Err(error_of(response.status(), &response.bytes().await.unwrap_or_default()))
+        Err(error_of(
+            response.status(),
+            &response.bytes().await.unwrap_or_default(),
+        ))
     }
 
     async fn call<B: Serialize, T: DeserializeOwned>(
@@ -122,8 +126,10 @@ impl Client {
         path: &str,
         body: Option<&B>,
     ) -> Result<T> {
-        let mut request =
-            self.http.request(method.clone(), format!("{}/api/v1{path}", self.base)).bearer_auth(&self.token);
+        let mut request = self
+            .http
+            .request(method.clone(), format!("{}/api/v1{path}", self.base))
+            .bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
         } else if method == Method::POST {
@@ -169,7 +175,8 @@ pub const UNREACHABLE: &str = "server_unreachable";
 
 /// Whether the server could not be reached at all, so that trying again makes sense.
 pub fn is_unreachable(e: &anyhow::Error) -> bool {
-    e.downcast_ref::<ErrorBody>().is_some_and(|b| b.code == UNREACHABLE)
+    e.downcast_ref::<ErrorBody>()
+        .is_some_and(|b| b.code == UNREACHABLE)
 }
 
 /// What an answer that is not a success means.
@@ -183,7 +190,11 @@ fn error_of(status: StatusCode, bytes: &[u8]) -> anyhow::Error {
         StatusCode::NOT_FOUND => "is this URL a dumont server, of this version?",
         _ => "look at the server's log",
     };
-    fail("unexpected_answer", format!("the server answered {status} {text}").trim_end(), hint)
+    fail(
+        "unexpected_answer",
+        format!("the server answered {status} {text}").trim_end(),
+        hint,
+    )
 }
 
 /// Whether the URL leads to this very machine.
@@ -191,7 +202,9 @@ pub fn is_loopback(url: &str) -> bool {
     reqwest::Url::parse(url).is_ok_and(|u| {
         u.host_str().is_some_and(|h| {
             h == "localhost"
-                || h.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+                || h.trim_matches(['[', ']'])
+                    .parse::<std::net::IpAddr>()
+                    .is_ok_and(|ip| ip.is_loopback())
         })
     })
 }

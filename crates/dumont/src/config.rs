@@ -20,7 +20,13 @@ pub struct Globals {
     #[arg(long, short, global = true, help_heading = "Common options")]
     pub quiet: bool,
     /// Where the server listens [default: the one that was started with this data directory]
-    #[arg(long, env = "DUMONT_URL", value_name = "URL", global = true, help_heading = "Common options")]
+    #[arg(
+        long,
+        env = "DUMONT_URL",
+        value_name = "URL",
+        global = true,
+        help_heading = "Common options"
+    )]
     pub url: Option<String>,
     /// API token; the variable is better, others can read a command line
     #[arg(
@@ -33,7 +39,13 @@ pub struct Globals {
     )]
     pub token: Option<String>,
     /// Where data, keys and the server's address are kept [default: $XDG_DATA_HOME/dumont]
-    #[arg(long, env = "DUMONT_DATA_DIR", value_name = "DIR", global = true, help_heading = "Common options")]
+    #[arg(
+        long,
+        env = "DUMONT_DATA_DIR",
+        value_name = "DIR",
+        global = true,
+        help_heading = "Common options"
+    )]
     pub data_dir: Option<PathBuf>,
     /// End when the parent process ends (the drill's children)
     #[arg(long, hide = true, global = true)]
@@ -72,12 +84,19 @@ impl Globals {
         if let Some(dir) = &self.data_dir {
             return std::path::absolute(dir).with_context(|| format!("data directory {}", dir.display()));
         }
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+        let absolute = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|p| p.is_absolute())
+        };
         absolute("XDG_DATA_HOME")
             .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
             .map(|base| base.join("dumont"))
             .ok_or_else(|| {
-                usage("neither XDG_DATA_HOME nor HOME is set", "pass --data-dir or set DUMONT_DATA_DIR")
+                usage(
+                    "neither XDG_DATA_HOME nor HOME is set",
+                    "pass --data-dir or set DUMONT_DATA_DIR",
+                )
             })
     }
 
@@ -131,7 +150,11 @@ impl Globals {
         if same || is_loopback(url) {
             return Ok(());
         }
-        Err(fail("no_token", format!("no API token is given for {url}"), "set DUMONT_TOKEN to that server's token"))
+        Err(fail(
+            "no_token",
+            format!("no API token is given for {url}"),
+            "set DUMONT_TOKEN to that server's token",
+        ))
     }
 }
 
@@ -163,7 +186,12 @@ pub fn write_private(path: &Path, text: &str) -> Result<()> {
     let temporary = PathBuf::from(temporary);
     let write = || -> std::io::Result<()> {
         let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(text.as_bytes())?;
         fs::rename(&temporary, path)
     };
@@ -190,15 +218,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let body = crate::fail::body_of(&globals(dir.path()).client().err().unwrap());
         assert_eq!(body.code, "no_server");
-        assert!(body.message.contains("server.json") && body.hint.contains("dumont serve"), "{body:?}");
+        assert!(
+            body.message.contains("server.json") && body.hint.contains("dumont serve"),
+            "{body:?}"
+        );
         write_private(&dir.path().join(SERVER_FILE), r#"{"url":"http://127.0.0.1:1"}"#).unwrap();
         let body = crate::fail::body_of(&globals(dir.path()).client().err().unwrap());
         assert_eq!(body.code, "no_token");
         write_private(&dir.path().join(TOKEN_FILE), "abc\n").unwrap();
         assert!(globals(dir.path()).client().is_ok());
-        let mode = fs::metadata(dir.path().join(TOKEN_FILE)).unwrap().permissions().mode();
+        let mode = fs::metadata(dir.path().join(TOKEN_FILE))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
-        let elsewhere = Globals { url: Some("https://example.org".into()), ..globals(dir.path()) };
-        assert_eq!(crate::fail::body_of(&elsewhere.client().err().unwrap()).code, "no_token");
+        let elsewhere = Globals {
+            url: Some("https://example.org".into()),
+            ..globals(dir.path())
+        };
+        assert_eq!(
+            crate::fail::body_of(&elsewhere.client().err().unwrap()).code,
+            "no_token"
+        );
     }
 }

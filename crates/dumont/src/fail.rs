@@ -14,7 +14,12 @@ const SILENT: &str = "silent";
 
 /// An error with a stable word, a message and the next step.
 pub fn fail(code: &str, message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
-    ErrorBody { code: code.into(), message: message.into(), hint: hint.into() }.into()
+    ErrorBody {
+        code: code.into(),
+        message: message.into(),
+        hint: hint.into(),
+    }
+    .into()
 }
 
 /// Something in the command line or in a file it names is wrong.
@@ -31,8 +36,15 @@ pub fn silent() -> anyhow::Error {
 pub fn body_of(error: &anyhow::Error) -> ErrorBody {
     let message = chain(error);
     match error.downcast_ref::<ErrorBody>() {
-        Some(body) => ErrorBody { message, ..body.clone() },
-        None => ErrorBody { code: "failed".into(), message, hint: String::new() },
+        Some(body) => ErrorBody {
+            message,
+            ..body.clone()
+        },
+        None => ErrorBody {
+            code: "failed".into(),
+            message,
+            hint: String::new(),
+        },
     }
 }
 
@@ -66,7 +78,11 @@ pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
             output::note(&format!("{} {}", output::dim_err(" hint:"), body.hint));
         }
     }
-    if body.code == USAGE { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if body.code == USAGE {
+        ExitCode::from(2)
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,11 @@ fn colours(terminal: bool) -> bool {
 /// One line of result on stdout.
 pub fn line(text: &str) {
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).is_err() {
+    if out
+        .write_all(text.as_bytes())
+        .and_then(|()| out.write_all(b"\n"))
+        .is_err()
+    {
         // Nobody reads any more; what was asked for is done or belongs to the server.
         std::process::exit(0);
     }
@@ -151,7 +155,11 @@ pub fn ago(t: Timestamp) -> String {
 
 /// A count with its noun: `1 file`, `3 files`.
 pub fn count(n: u64, noun: &str) -> String {
-    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+    if n == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{n} {noun}s")
+    }
 }
 
 /// The word of an enum as the API writes it.

@@ -33,7 +33,12 @@ impl Show {
             bar.set_style(spinner());
             bar
         });
-        Self { bar, quiet, seen_steps: 0, last_log: Vec::new() }
+        Self {
+            bar,
+            quiet,
+            seen_steps: 0,
+            last_log: Vec::new(),
+        }
     }
 
     /// A line that stays, above the moving one.
@@ -76,11 +81,19 @@ impl Show {
         }
         self.last_log.clone_from(&wf.log);
         let over = wf.status != WorkflowStatus::Running;
-        let ended = if over { wf.steps.len() } else { wf.steps.len().saturating_sub(1) };
+        let ended = if over {
+            wf.steps.len()
+        } else {
+            wf.steps.len().saturating_sub(1)
+        };
         // Before the first look at a longer list, steps may have been dropped: never go back.
         for (i, step) in wf.steps.iter().enumerate().take(ended).skip(self.seen_steps) {
             let failed = wf.status == WorkflowStatus::Failed && i + 1 == wf.steps.len();
-            let mark = if failed { output::red_err("x") } else { output::green_err("+") };
+            let mark = if failed {
+                output::red_err("x")
+            } else {
+                output::green_err("+")
+            };
             let took = output::millis(i64::try_from(step.elapsed_ms).unwrap_or(i64::MAX));
             self.line(&format!("  {mark} {:<10} {}", step.step, output::dim_err(&took)));
         }
@@ -172,9 +185,18 @@ async fn watch(client: &Client, id: &str, quiet: bool) -> Result<Workflow> {
 }
 
 fn error_of(wf: &Workflow) -> anyhow::Error {
-    let what = format!("{} of {} failed in step {}", output::word(&wf.kind), wf.workspace, wf.step);
+    let what = format!(
+        "{} of {} failed in step {}",
+        output::word(&wf.kind),
+        wf.workspace,
+        wf.step
+    );
     match &wf.error {
-        Some(body) => ErrorBody { message: format!("{what}: {}", body.message), ..body.clone() }.into(),
+        Some(body) => ErrorBody {
+            message: format!("{what}: {}", body.message),
+            ..body.clone()
+        }
+        .into(),
         None => fail("workflow_failed", what, "look at the server's log"),
     }
 }

@@ -21,6 +21,9 @@ pub enum FailoverCommand {
         /// Why, for the record
         #[arg(long)]
         reason: Option<String>,
+        /// Restore this snapshot [default: the newest]
+        #[arg(long, value_name = "ID")]
+        snapshot: Option<String>,
         /// Return at once
         #[arg(long)]
         no_wait: bool,
@@ -42,7 +45,24 @@ pub enum FailoverCommand {
 pub async fn run(globals: &Globals, command: FailoverCommand) -> Result<()> {
     let client = globals.client()?;
     match command {
-        FailoverCommand::Run { name, reason, no_wait } => run_verb(globals, &client, &name, reason, no_wait).await,
+        FailoverCommand::Run {
+            name,
+            reason,
+            snapshot,
+            no_wait,
+        } => {
+            run_verb(
+                globals,
+                &client,
+                &name,
+                &RunFailover {
+                    reason,
+                    snapshot_id: snapshot,
+                },
+                no_wait,
+            )
+            .await
+        }
         FailoverCommand::Show { id } => show(globals, &find(&client, &id).await?),
         FailoverCommand::List { workspace } => list(globals, &client, workspace.as_ref()).await,
     }
@@ -52,10 +72,10 @@ async fn run_verb(
     globals: &Globals,
     client: &Client,
     name: &WorkspaceName,
-    reason: Option<String>,
+    body: &RunFailover,
     no_wait: bool,
 ) -> Result<()> {
-    let began: Started = client.post(&format!("{}/failover", path_of(name)), &RunFailover { reason }).await?;
+    let began: Started = client.post(&format!("{}/failover", path_of(name)), body).await?;
     if no_wait {
         return if globals.json {
             output::json(&began)
@@ -65,7 +85,9 @@ async fn run_verb(
         };
     }
     progress::follow(client, &began.workflow_id, globals.quiet).await?;
-    let event: FailoverEvent = client.get(&format!("/failovers/{}", encode(&began.workflow_id))).await?;
+    let event: FailoverEvent = client
+        .get(&format!("/failovers/{}", encode(&began.workflow_id)))
+        .await?;
     show(globals, &event)
 }
 
@@ -73,8 +95,13 @@ async fn run_verb(
 async fn find(client: &Client, id: &str) -> Result<FailoverEvent> {
     match client.get(&format!("/failovers/{}", encode(id))).await {
         Ok(event) => Ok(event),
-        Err(e) if e.downcast_ref::<ErrorBody>().is_some_and(|b| b.code.ends_with("not_found")) => {
-            let Ok(name) = id.parse::<WorkspaceName>() else { return Err(e) };
+        Err(e)
+            if e.downcast_ref::<ErrorBody>()
+                .is_some_and(|b| b.code.ends_with("not_found")) =>
+        {
+            let Ok(name) = id.parse::<WorkspaceName>() else {
+                return Err(e);
+            };
             newest(client, &name).await?.ok_or_else(|| {
                 fail(
                     "failover_not_found",
@@ -94,7 +121,10 @@ pub async fn newest(client: &Client, name: &WorkspaceName) -> Result<Option<Fail
 
 /// Newest first.
 pub async fn of_workspace(client: &Client, name: Option<&WorkspaceName>) -> Result<Vec<FailoverEvent>> {
-    let path = name.map_or_else(|| "/failovers".into(), |n| format!("/failovers?workspace={}", encode(n.as_str())));
+    let path = name.map_or_else(
+        || "/failovers".into(),
+        |n| format!("/failovers?workspace={}", encode(n.as_str())),
+    );
     let mut all: Vec<FailoverEvent> = client.list(&path).await?;
     all.sort_by_key(|e| std::cmp::Reverse(e.detected_at));
     Ok(all)
@@ -124,7 +154,16 @@ async fn list(globals: &Globals, client: &Client, name: Option<&WorkspaceName>) 
             ]
         })
         .collect();
-    let header = ["FAILOVER", "WORKSPACE", "RESULT", "TRIGGER", "TOTAL MS", "WORK LOST", "TRIED", "WHEN"];
+    let header = [
+        "FAILOVER",
+        "WORKSPACE",
+        "RESULT",
+        "TRIGGER",
+        "TOTAL MS",
+        "WORK LOST",
+        "TRIED",
+        "WHEN",
+    ];
     output::table(&header, &[4, 5, 6], &rows);
     Ok(())
 }
@@ -133,7 +172,11 @@ fn show(globals: &Globals, event: &FailoverEvent) -> Result<()> {
     if globals.json {
         return output::json(event);
     }
-    let result = if event.success { output::green("ok") } else { output::red("failed") };
+    let result = if event.success {
+        output::green("ok")
+    } else {
+        output::red("failed")
+    };
     let mut pairs = vec![
         ("failover", output::bold(&event.id)),
         ("workspace", event.workspace.to_string()),
@@ -175,13 +218,22 @@ pub fn what_moved(event: &FailoverEvent) -> Vec<(&'static str, String)> {
         ));
     }
     if let Some(v) = &event.validation {
-        let text =
-            format!("{}, {} of {} files", output::word(&v.validation), v.files_restored, v.files_expected);
+        let text = format!(
+            "{}, {} of {} files",
+            output::word(&v.validation),
+            v.files_restored,
+            v.files_expected
+        );
         pairs.push(("validation", text));
     }
     let lost = event.data_loss_ms.map_or_else(
         || "unknown: no snapshot was restored".into(),
-        |ms| format!("{} (age of the snapshot when the machine was lost)", output::millis(ms)),
+        |ms| {
+            format!(
+                "{} (age of the snapshot when the machine was lost)",
+                output::millis(ms)
+            )
+        },
     );
     pairs.push(("work lost", lost));
     pairs
@@ -203,9 +255,15 @@ pub fn phase_rows(e: &FailoverEvent) -> [(&'static str, i64); 8] {
 
 /// The phase table, with the plan's total beside ours.
 pub fn phases(event: &FailoverEvent) {
-    let mut rows: Vec<_> =
-        phase_rows(event).iter().map(|(name, ms)| vec![(*name).into(), ms.to_string(), String::new()]).collect();
-    rows.push(vec!["total (MTTR)".into(), event.total_ms.to_string(), beside_plan(event.total_ms)]);
+    let mut rows: Vec<_> = phase_rows(event)
+        .iter()
+        .map(|(name, ms)| vec![(*name).into(), ms.to_string(), String::new()])
+        .collect();
+    rows.push(vec![
+        "total (MTTR)".into(),
+        event.total_ms.to_string(),
+        beside_plan(event.total_ms),
+    ]);
     output::table(&["PHASE", "MS", "PLAN"], &[1], &rows);
 }
 
@@ -242,11 +300,28 @@ pub fn attempts(all: &[Attempt]) {
                     Some(false) => "against".into(),
                     None => "no".into(),
                 },
-                if why.is_empty() { "-".into() } else { why.join(": ") },
+                if why.is_empty() {
+                    "-".into()
+                } else {
+                    why.join(": ")
+                },
             ]
         })
         .collect();
-    output::table(&["MACHINE TRIED", "OUTCOME", "REACHED", "S", "GPU", "$/H", "COUNTS", "WHY"], &[3, 5], &rows);
+    output::table(
+        &[
+            "MACHINE TRIED",
+            "OUTCOME",
+            "REACHED",
+            "S",
+            "GPU",
+            "$/H",
+            "COUNTS",
+            "WHY",
+        ],
+        &[3, 5],
+        &rows,
+    );
 }
 
 #[cfg(test)]

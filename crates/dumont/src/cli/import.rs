@@ -3,17 +3,166 @@
 
 use super::workspace::path_of;
 use crate::client::{Client, encode};
+use crate::fail::fail;
 use crate::output;
-use anyhow::Result;
-use dumont_core::id::WorkspaceName;
-use dumont_wire::rest::{Import, Snapshot};
+use crate::progress::Show;
+use anyhow::{Context, Result};
+use dumont_core::id::{Digest, WorkspaceName};
+use dumont_core::snapshot::{ObjectKind, ObjectRef, Progress};
+use dumont_snapshot::{Error, Events, ObjectSink, SnapshotOptions, StoreError};
+use dumont_wire::agent::UploadGrant;
+use dumont_wire::rest::{CommitImport, Import, ImportUpload, Snapshot};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::runtime::Handle;
 
-/// Stores `dir` as the first snapshot of the draft `name`.
+/// How often an object is sent before the import is given up.
+const TRIES: u32 = 4;
+
+/// Stores `dir` as the first snapshot of the draft `name`. What was sent before an error
+/// belongs to no snapshot; the draft is as before.
 pub async fn import(client: &Client, name: &WorkspaceName, dir: &Path, quiet: bool) -> Result<Snapshot> {
-    let _import: Import = client.post(&format!("{}/imports", path_of(name)), &serde_json::json!({})).await?;
-    let _ = (dir, quiet, encode(""));
-    Err(crate::fail::fail("not_built", "this build has no snapshot engine", "build a newer version"))
+    let begun: Import = client
+        .post(&format!("{}/imports", path_of(name)), &serde_json::json!({}))
+        .await?;
+    let base = format!("/imports/{}", encode(&begun.import_id));
+    let cache = tempfile::tempdir().context("make a temporary directory")?;
+    let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
+    let job = Job {
+        sink: Sink {
+            client: client.clone(),
+            path: format!("{base}/uploads"),
+            runtime: Handle::current(),
+        },
+        dir: dir.to_owned(),
+        stamp: begun.stamp,
+        cache_path: cache.path().join("cache"),
+        stop: Arc::clone(&stop.0),
+        quiet,
+    };
+    let report = tokio::task::spawn_blocking(move || job.run()).await?;
+    let report = report.map_err(|e| explained(&e, dir))?;
+    client
+        .post(&format!("{base}/commit"), &CommitImport { report })
+        .await
+}
+
+/// When whoever waits goes away, the engine's threads stop, too.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Job {
+    sink: Sink,
+    dir: std::path::PathBuf,
+    stamp: String,
+    cache_path: std::path::PathBuf,
+    stop: Arc<AtomicBool>,
+    quiet: bool,
+}
+
+impl Job {
+    fn run(self) -> Result<dumont_core::snapshot::SnapshotReport, Error> {
+        let options = SnapshotOptions {
+            path: self.dir,
+            stamp: self.stamp,
+            parent: None,
+            full: true,
+            cache_path: self.cache_path,
+            workers: 0,
+            cancelled: &self.stop,
+        };
+        dumont_snapshot::snapshot(&options, &self.sink, &Shown(Show::new(self.quiet)))
+    }
+}
+
+/// The engine's progress on the terminal; its log lines are for machines.
+struct Shown(Show);
+
+impl Events for Shown {
+    fn progress(&self, progress: Progress) {
+        self.0.bytes("import", &progress);
+    }
+    fn log(&self, _: &str) {}
+}
+
+/// Each object: leave to create it, then its bytes.
+struct Sink {
+    client: Client,
+    path: String,
+    runtime: Handle,
+}
+
+impl Sink {
+    async fn send(&self, wanted: &ImportUpload, body: &[u8]) -> Result<ObjectRef> {
+        let grant: UploadGrant = self.client.post(&self.path, wanted).await?;
+        self.client
+            .put_object(&grant.url, &grant.headers, body.to_vec())
+            .await?;
+        Ok(ObjectRef {
+            key: grant.key,
+            size: wanted.size,
+            digest: wanted.digest,
+            version: None,
+        })
+    }
+
+    async fn send_stubbornly(&self, wanted: &ImportUpload, body: &[u8]) -> Result<ObjectRef> {
+        let mut pause = Duration::from_millis(200);
+        for _ in 1..TRIES {
+            match self.send(wanted, body).await {
+                Err(e) if worth_trying_again(&e) => tokio::time::sleep(pause).await,
+                done => return done,
+            }
+            pause *= 3;
+        }
+        self.send(wanted, body).await
+    }
+}
+
+/// A refusal in the server's own words stays one; what the network did may pass.
+fn worth_trying_again(e: &anyhow::Error) -> bool {
+    crate::client::is_unreachable(e) || crate::fail::body_of(e).code == "unexpected_answer"
+}
+
+impl ObjectSink for Sink {
+    fn put(&self, kind: ObjectKind, digest: Digest, body: &[u8]) -> Result<ObjectRef, StoreError> {
+        let wanted = ImportUpload {
+            kind,
+            size: body.len() as u64,
+            digest,
+        };
+        self.runtime
+            .block_on(self.send_stubbornly(&wanted, body))
+            .map_err(|e| {
+                let body = crate::fail::body_of(&e);
+                if body.code.contains("full") || body.code.contains("space") {
+                    StoreError::Full(body.message)
+                } else {
+                    StoreError::Transfer(body.message)
+                }
+            })
+    }
+}
+
+fn explained(e: &Error, dir: &Path) -> anyhow::Error {
+    let (code, hint) = match e {
+        Error::NoSuchPath { .. } => ("no_such_path", "check the directory's name"),
+        Error::Io { .. } => ("io", "can this user read every file below it?"),
+        Error::StoreFull { .. } => ("store_full", "make room where the server keeps its data"),
+        Error::Cancelled => ("cancelled", "run it again"),
+        _ => (
+            "import_failed",
+            "run it again; if it stays, report it with the server's log",
+        ),
+    };
+    fail(code, format!("{}: {e}", dir.display()), hint)
 }
 
 /// What was stored, in one line.

@@ -20,7 +20,11 @@ pub async fn run(globals: &Globals) -> Result<()> {
         .iter()
         .map(|i| {
             let owner = RentLabel::parse(&i.label).map_or_else(|| i.label.clone(), |l| l.workspace);
-            let ssh = i.ssh_host.as_ref().zip(i.ssh_port).map(|(host, port)| format!("{host}:{port}"));
+            let ssh = i
+                .ssh_host
+                .as_ref()
+                .zip(i.ssh_port)
+                .map(|(host, port)| format!("{host}:{port}"));
             vec![
                 format!("{}:{}", i.provider, i.instance_id),
                 i.machine.to_string(),
@@ -33,8 +37,24 @@ pub async fn run(globals: &Globals) -> Result<()> {
             ]
         })
         .collect();
-    output::table(&["INSTANCE", "MACHINE", "WORKSPACE", "GPU", "$/H", "REGION", "SSH", "RENTED"], &[4], &rows);
+    output::table(
+        &[
+            "INSTANCE",
+            "MACHINE",
+            "WORKSPACE",
+            "GPU",
+            "$/H",
+            "REGION",
+            "SSH",
+            "RENTED",
+        ],
+        &[4],
+        &rows,
+    );
     let total: f64 = all.iter().map(|i| i.price).sum();
-    output::note(&format!("{}, ${total:.3} per hour", output::count(all.len() as u64, "instance")));
+    output::note(&format!(
+        "{}, ${total:.3} per hour",
+        output::count(all.len() as u64, "instance")
+    ));
     Ok(())
 }

@@ -21,7 +21,10 @@ pub fn ensure(dir: &Path) -> Result<Key> {
     let file = dir.join("id_ed25519");
     let key = match read_if_there(&file)? {
         Some(text) => PrivateKey::from_openssh(text.as_bytes()).with_context(|| {
-            format!("{} is not an OpenSSH private key; move it away and a new one is made", file.display())
+            format!(
+                "{} is not an OpenSSH private key; move it away and a new one is made",
+                file.display()
+            )
         })?,
         None => make(&file)?,
     };

@@ -28,12 +28,26 @@ pub async fn run(globals: &Globals) -> Result<()> {
                 m.uncounted_attempts.to_string(),
                 output::or_dash(m.avg_boot_time.map(|s| format!("{s:.1} s"))),
                 output::or_dash(m.last_attempt_at.map(output::ago)),
-                if m.is_blacklisted { m.blacklist_reason.clone().unwrap_or_else(|| "yes".into()) } else { "-".into() },
+                if m.is_blacklisted {
+                    m.blacklist_reason.clone().unwrap_or_else(|| "yes".into())
+                } else {
+                    "-".into()
+                },
             ]
         })
         .collect();
-    let header =
-        ["MACHINE", "STATUS", "SUCCESS", "TRIES", "WON", "FAILED", "UNCOUNTED", "BOOT", "LAST", "BLACKLISTED"];
+    let header = [
+        "MACHINE",
+        "STATUS",
+        "SUCCESS",
+        "TRIES",
+        "WON",
+        "FAILED",
+        "UNCOUNTED",
+        "BOOT",
+        "LAST",
+        "BLACKLISTED",
+    ];
     output::table(&header, &[2, 3, 4, 5, 6, 7], &rows);
     Ok(())
 }

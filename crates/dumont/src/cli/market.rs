@@ -1,9 +1,11 @@
 //! `dumont market`: the emulated marketplace.
 
-use crate::config::{Globals, private_dir};
-use crate::fail::fail;
+use crate::config::{Globals, MARKET_FILE, MarketFile, private_dir, write_private};
+use crate::fail::{fail, usage};
+use crate::output;
 use anyhow::Result;
 use clap::Args;
+use dumont_market::{MarketConfig, MarketError};
 use std::net::SocketAddr;
 
 #[derive(Debug, Args)]
@@ -18,8 +20,8 @@ pub struct MarketArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Physical machines; each lists up to three offers
-    #[arg(long, default_value_t = 100)]
-    pub machines: usize,
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub machines: u32,
     /// Multiplies the market's own waits only; 0 boots at once
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = super::factor)]
     pub time_scale: f64,
@@ -27,8 +29,62 @@ pub struct MarketArgs {
 
 pub async fn run(globals: &Globals, args: MarketArgs) -> Result<()> {
     super::log_to_stderr();
-    let data_dir = globals.data_dir()?.join("market");
+    let base = globals.data_dir()?;
+    let data_dir = base.join("market");
     private_dir(&data_dir)?;
-    let _ = args;
-    Err(fail("not_built", "this build has no market", "build a newer version"))
+    let config = MarketConfig {
+        listen: args.listen,
+        admin_listen: args.admin_listen,
+        seed: args.seed,
+        machines: args.machines as usize,
+        time_scale: args.time_scale,
+        ..MarketConfig::new(&data_dir)
+    };
+    let stop = super::until_stopped()?;
+    let market = dumont_market::start(config).await.map_err(refused)?;
+    let file = MarketFile {
+        url: market.url(),
+        admin_url: market.admin_url(),
+    };
+    // Written when both ports are open: whoever sees the file can connect.
+    write_private(&data_dir.join(MARKET_FILE), &serde_json::to_string(&file)?)?;
+    if globals.json {
+        output::json(&file)?;
+    } else if !globals.quiet {
+        output::facts(&[
+            (
+                "market",
+                format!("{}  ({} isolation)", file.url, market.isolation()),
+            ),
+            ("admin", file.admin_url.clone()),
+            (
+                "use it",
+                format!("VAST_URL={} VAST_API_KEY=any dumont serve", file.url),
+            ),
+        ]);
+    }
+    stop.await;
+    let _ = std::fs::remove_file(data_dir.join(MARKET_FILE));
+    market.shutdown().await;
+    Ok(())
+}
+
+fn refused(e: MarketError) -> anyhow::Error {
+    match e {
+        MarketError::AdminNotLoopback(_) | MarketError::Invalid(_) => usage(
+            e.to_string(),
+            "choose another value; `dumont market --help` lists them",
+        ),
+        other => {
+            let mut message = other.to_string();
+            if let Some(cause) = std::error::Error::source(&other) {
+                message = format!("{message}: {cause}");
+            }
+            fail(
+                "market_not_started",
+                message,
+                "is the port taken? choose another one with --listen and --admin-listen",
+            )
+        }
+    }
 }

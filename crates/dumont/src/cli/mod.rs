@@ -20,8 +20,16 @@ use clap::{Parser, Subcommand};
 /// Keeps a GPU workspace alive on rented machines: snapshots it, and when its machine is
 /// lost, races for another one, restores, validates and goes on.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
-#[command(after_help = "Start here: `dumont drill` shows a whole failover on this machine; nothing is paid for.")]
+#[command(
+    version,
+    about,
+    propagate_version = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Start here: `dumont drill` shows a whole failover on this machine; nothing is paid for."
+)]
 pub struct Args {
     #[command(flatten)]
     pub globals: Globals,
@@ -91,6 +99,20 @@ fn factor(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Completes when somebody asks this process to stop (Ctrl-C, SIGTERM). The handlers are in
+/// place when this returns.
+fn until_stopped() -> Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
 /// The log of a long-running process: on stderr, `DUMONT_LOG` filters it.
 fn log_to_stderr() {
     use std::io::IsTerminal;
@@ -143,7 +165,9 @@ mod tests {
     fn a_remote_command_keeps_its_own_options() {
         let args = parse("ssh box -- ls --json -l").unwrap();
         assert!(!args.globals.json);
-        let Command::Ssh(ssh) = args.command else { panic!("not ssh") };
+        let Command::Ssh(ssh) = args.command else {
+            panic!("not ssh")
+        };
         assert_eq!(ssh.command, ["ls", "--json", "-l"]);
     }
 }

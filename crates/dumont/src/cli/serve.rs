@@ -24,7 +24,10 @@ pub struct ServeArgs {
 pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
     if !args.listen.ip().is_loopback() && !args.allow_remote {
         return Err(usage(
-            format!("{} is reachable from other machines, and the API is plain HTTP", args.listen),
+            format!(
+                "{} is reachable from other machines, and the API is plain HTTP",
+                args.listen
+            ),
             "keep to 127.0.0.1 behind a TLS proxy, or pass --allow-remote if the network is trusted",
         ));
     }
@@ -33,5 +36,9 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
     private_dir(&data_dir)?;
     let _ = args.crash_at;
     output::note("");
-    Err(fail("not_built", "this build has no server", "build a newer version"))
+    Err(fail(
+        "not_built",
+        "this build has no server",
+        "build a newer version",
+    ))
 }

@@ -54,8 +54,16 @@ pub async fn run(globals: &Globals, command: SnapshotCommand) -> Result<()> {
             Ok(())
         }
         SnapshotCommand::List { name } => list(globals, &client, &name).await,
-        SnapshotCommand::Restore { name, snapshot, delete, no_wait } => {
-            let body = RestoreSnapshot { snapshot_id: snapshot, delete };
+        SnapshotCommand::Restore {
+            name,
+            snapshot,
+            delete,
+            no_wait,
+        } => {
+            let body = RestoreSnapshot {
+                snapshot_id: snapshot,
+                delete,
+            };
             let began: Started = client.post(&format!("{}/restore", path_of(&name)), &body).await?;
             if no_wait {
                 return started(globals, &began);
@@ -75,14 +83,18 @@ fn started(globals: &Globals, started: &Started) -> Result<()> {
 }
 
 async fn start(client: &Client, name: &WorkspaceName, full: bool) -> Result<Started> {
-    client.post(&format!("{}/snapshots", path_of(name)), &CreateSnapshot { full }).await
+    client
+        .post(&format!("{}/snapshots", path_of(name)), &CreateSnapshot { full })
+        .await
 }
 
 /// Takes a snapshot and waits until it is visible.
 pub async fn create(client: &Client, name: &WorkspaceName, full: bool, quiet: bool) -> Result<Snapshot> {
     let began = start(client, name, full).await?;
     let wf = progress::follow(client, &began.workflow_id, quiet).await?;
-    let result = wf.result.context("the finished snapshot workflow has no result")?;
+    let result = wf
+        .result
+        .context("the finished snapshot workflow has no result")?;
     serde_json::from_value(result).context("the result of the snapshot workflow is not a snapshot")
 }
 
@@ -90,10 +102,17 @@ pub async fn create(client: &Client, name: &WorkspaceName, full: bool, quiet: bo
 pub fn headline(s: &Snapshot) -> String {
     match s.snapshot_type {
         SnapshotType::Incremental => {
-            format!("Incremental: {} files changed out of {} total", s.files_changed, s.files_total)
+            format!(
+                "Incremental: {} files changed out of {} total",
+                s.files_changed, s.files_total
+            )
         }
         SnapshotType::Full => {
-            format!("Full: {}, {}", output::count(s.files_total, "file"), output::bytes(s.total_bytes))
+            format!(
+                "Full: {}, {}",
+                output::count(s.files_total, "file"),
+                output::bytes(s.total_bytes)
+            )
         }
     }
 }
@@ -124,7 +143,9 @@ async fn list(globals: &Globals, client: &Client, name: &WorkspaceName) -> Resul
         return output::json(&all);
     }
     if all.is_empty() {
-        output::note(&format!("No snapshots yet: `dumont snapshot create {name}` takes one."));
+        output::note(&format!(
+            "No snapshots yet: `dumont snapshot create {name}` takes one."
+        ));
         return Ok(());
     }
     let rows: Vec<_> = all
@@ -142,7 +163,9 @@ async fn list(globals: &Globals, client: &Client, name: &WorkspaceName) -> Resul
             ]
         })
         .collect();
-    let header = ["SNAPSHOT", "TYPE", "FILES", "CHANGED", "SIZE", "UPLOADED", "MS", "TAKEN"];
+    let header = [
+        "SNAPSHOT", "TYPE", "FILES", "CHANGED", "SIZE", "UPLOADED", "MS", "TAKEN",
+    ];
     output::table(&header, &[2, 3, 4, 5, 6], &rows);
     Ok(())
 }

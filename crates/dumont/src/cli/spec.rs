@@ -62,7 +62,10 @@ pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
         Some(path) => read(path)?,
         None => Value::Object(serde_json::Map::new()),
     };
-    let source = args.spec.as_deref().map_or_else(|| "the options".into(), |p| p.display().to_string());
+    let source = args
+        .spec
+        .as_deref()
+        .map_or_else(|| "the options".into(), |p| p.display().to_string());
     let Some(object) = value.as_object_mut() else {
         return Err(usage(format!("{source} is not a table of fields"), SPEC_HINT));
     };
@@ -78,7 +81,8 @@ pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
     let mut spec: WorkspaceSpec = serde_json::from_value(value)
         .map_err(|e| usage(format!("{source}: {}", e.to_string().trim()), SPEC_HINT))?;
     apply(&mut spec, args);
-    spec.check().map_err(|e| usage(e.to_string(), "change this field and try again"))?;
+    spec.check()
+        .map_err(|e| usage(e.to_string(), "change this field and try again"))?;
     Ok(spec)
 }
 
@@ -86,14 +90,22 @@ const SPEC_HINT: &str = "fields: name, gpu {name, count, min_ram_gb}, image, dis
      env, ports, probe {kind = \"command\", command, timeout_s}, failover {automatic, racers}";
 
 fn read(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| usage(format!("cannot read {}: {e}", path.display()), "check the path after --spec"))?;
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        usage(
+            format!("cannot read {}: {e}", path.display()),
+            "check the path after --spec",
+        )
+    })?;
     match path.extension().and_then(|e| e.to_str()) {
-        Some("json") => serde_json::from_str(&text).map_err(|e| usage(format!("{}: {e}", path.display()), SPEC_HINT)),
-        Some("toml") => {
-            toml::from_str(&text).map_err(|e| usage(format!("{}: {}", path.display(), e.to_string().trim()), SPEC_HINT))
+        Some("json") => {
+            serde_json::from_str(&text).map_err(|e| usage(format!("{}: {e}", path.display()), SPEC_HINT))
         }
-        _ => Err(usage(format!("{} is neither .json nor .toml", path.display()), "name the file spec.toml or spec.json")),
+        Some("toml") => toml::from_str(&text)
+            .map_err(|e| usage(format!("{}: {}", path.display(), e.to_string().trim()), SPEC_HINT)),
+        _ => Err(usage(
+            format!("{} is neither .json nor .toml", path.display()),
+            "name the file spec.toml or spec.json",
+        )),
     }
     .with_context(|| "specification")
 }
@@ -126,7 +138,10 @@ fn apply(spec: &mut WorkspaceSpec, args: &SpecArgs) {
             Some(Probe::Command { timeout_s, .. }) => *timeout_s,
             None => 60,
         };
-        spec.probe = Some(Probe::Command { command: command.clone(), timeout_s });
+        spec.probe = Some(Probe::Command {
+            command: command.clone(),
+            timeout_s,
+        });
     }
     set(&mut spec.failover.racers, &args.racers);
 }
@@ -139,7 +154,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(format!("s.{extension}"));
         std::fs::write(&path, text).unwrap();
-        let mut args = SpecArgs { spec: Some(path), ..SpecArgs::default() };
+        let mut args = SpecArgs {
+            spec: Some(path),
+            ..SpecArgs::default()
+        };
         change(&mut args);
         build(&"box".parse().unwrap(), &args)
     }
@@ -152,7 +170,10 @@ mod tests {
             a.env = vec![("B".into(), "2=3".into())];
         })
         .unwrap();
-        assert_eq!((spec.disk_gb, spec.gpu.name.as_deref(), spec.ports.as_slice()), (80, Some("H100"), &[8000][..]));
+        assert_eq!(
+            (spec.disk_gb, spec.gpu.name.as_deref(), spec.ports.as_slice()),
+            (80, Some("H100"), &[8000][..])
+        );
         assert_eq!(spec.env.len(), 2);
         assert_eq!(spec.name.as_str(), "box");
     }
@@ -171,7 +192,10 @@ mod tests {
         for (extension, text, word) in cases {
             let body = crate::fail::body_of(&with_file(extension, text, |_| ()).expect_err(text));
             assert_eq!(body.code, "usage", "{text}");
-            assert!(body.message.contains(word) && !body.hint.is_empty(), "{text}: {body:?}");
+            assert!(
+                body.message.contains(word) && !body.hint.is_empty(),
+                "{text}: {body:?}"
+            );
         }
     }
 }

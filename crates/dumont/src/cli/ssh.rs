@@ -37,8 +37,14 @@ pub async fn run(globals: &Globals, args: SshArgs) -> Result<()> {
     }
     let mut ssh = access.command();
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    ssh.arg(if args.command.is_empty() && terminal { "-t" } else { "-T" });
-    ssh.arg("--").arg(access.destination()).arg(remote(&access.target.path, &args.command));
+    ssh.arg(if args.command.is_empty() && terminal {
+        "-t"
+    } else {
+        "-T"
+    });
+    ssh.arg("--")
+        .arg(access.destination())
+        .arg(remote(&access.target.path, &args.command));
     // Only returns when it could not start.
     Err(no_ssh(&ssh.exec()))
 }
@@ -56,7 +62,9 @@ impl Access {
     pub async fn get(client: &Client, data_dir: &Path, name: &WorkspaceName) -> Result<Self> {
         let dir = data_dir.join("ssh");
         let key = keys::ensure(&dir)?;
-        let body = SshAccess { public_key: key.public.clone() };
+        let body = SshAccess {
+            public_key: key.public.clone(),
+        };
         let target: SshTarget = client.post(&format!("{}/ssh", path_of(name)), &body).await?;
         check(&target)?;
         let alias = format!("dumont-{name}");
@@ -68,7 +76,12 @@ impl Access {
         let stamp = format!("{}:{} {line}{}", target.host, target.port, key.public);
         let known = read_if_there(&worked)?.is_some_and(|there| there == stamp);
         write_private(&known_hosts, &line)?;
-        let access = Self { target, key, known_hosts, alias };
+        let access = Self {
+            target,
+            key,
+            known_hosts,
+            alias,
+        };
         if !known {
             access.wait_until_let_in().await?;
             write_private(&worked, &stamp)?;
@@ -114,24 +127,35 @@ impl Access {
         let mut pause = Duration::from_millis(200);
         loop {
             let mut ssh = tokio::process::Command::from(self.command());
-            ssh.args(["-T", "-o", "BatchMode=yes", "--"]).arg(self.destination()).arg("true");
+            ssh.args(["-T", "-o", "BatchMode=yes", "--"])
+                .arg(self.destination())
+                .arg("true");
             ssh.stdin(Stdio::null()).kill_on_drop(true);
             let said = ssh.output().await.map_err(|e| no_ssh(&e))?;
             if said.status.success() {
                 return Ok(());
             }
             let words = String::from_utf8_lossy(&said.stderr).trim().to_owned();
-            if words.contains("Host key verification failed") || words.contains("HOST IDENTIFICATION HAS CHANGED") {
+            if words.contains("Host key verification failed")
+                || words.contains("HOST IDENTIFICATION HAS CHANGED")
+            {
                 return Err(fail(
                     "host_key_changed",
-                    format!("{} answers with another host key than the controller pinned", self.destination()),
+                    format!(
+                        "{} answers with another host key than the controller pinned",
+                        self.destination()
+                    ),
                     "somebody may be in between; do not go on. A fresh machine: `dumont failover run NAME`",
                 ));
             }
             if Instant::now() + pause > deadline {
                 return Err(fail(
                     "ssh_refused",
-                    format!("no SSH connection to {}:{}: {words}", self.destination(), self.target.port),
+                    format!(
+                        "no SSH connection to {}:{}: {words}",
+                        self.destination(),
+                        self.target.port
+                    ),
                     "is the machine up? `dumont workspace show NAME`; then try again",
                 ));
             }
@@ -143,26 +167,42 @@ impl Access {
     /// Runs a shell line in the workspace's directory; its output, and the exit code if not 0.
     pub async fn output(&self, line: &str) -> Result<std::process::Output> {
         let mut ssh = tokio::process::Command::from(self.command());
-        ssh.args(["-T", "-o", "BatchMode=yes", "--"]).arg(self.destination());
+        ssh.args(["-T", "-o", "BatchMode=yes", "--"])
+            .arg(self.destination());
         ssh.arg(remote(&self.target.path, std::slice::from_ref(&line.to_owned())));
-        ssh.stdin(Stdio::null()).kill_on_drop(true).output().await.context("run ssh")
+        ssh.stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("run ssh")
     }
 }
 
 /// What comes from the server goes onto a command line: nothing that could be an option.
 fn check(target: &SshTarget) -> Result<()> {
     let plain = |s: &str| {
-        !s.is_empty() && !s.starts_with('-') && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:[]".contains(&b))
+        !s.is_empty()
+            && !s.starts_with('-')
+            && s.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-:[]".contains(&b))
     };
     let key_is_one_line = !target.host_key.trim().contains(['\n', '\r']);
     if plain(&target.host) && plain(&target.user) && key_is_one_line {
         return Ok(());
     }
-    Err(fail("unexpected_answer", format!("the server named a strange SSH target: {target:?}"), "report this"))
+    Err(fail(
+        "unexpected_answer",
+        format!("the server named a strange SSH target: {target:?}"),
+        "report this",
+    ))
 }
 
 fn no_ssh(e: &std::io::Error) -> anyhow::Error {
-    fail("no_ssh", format!("`ssh` did not start: {e}"), "install an OpenSSH client (Debian: openssh-client)")
+    fail(
+        "no_ssh",
+        format!("`ssh` did not start: {e}"),
+        "install an OpenSSH client (Debian: openssh-client)",
+    )
 }
 
 /// The remote shell line: in the workspace's directory, a login shell or the command.
@@ -191,9 +231,17 @@ mod tests {
     #[test]
     fn words_arrive_as_they_were_typed() {
         let words = ["printf", "%s|", "a b", "it's", "$HOME", ""].map(String::from);
-        let out = Command::new("sh").arg("-c").arg(remote("/", &words)).output().unwrap();
+        let out = Command::new("sh")
+            .arg("-c")
+            .arg(remote("/", &words))
+            .output()
+            .unwrap();
         assert_eq!(String::from_utf8(out.stdout).unwrap(), "a b|it's|$HOME||");
-        let out = Command::new("sh").arg("-c").arg(remote("/", &["echo a | tr a b".into()])).output().unwrap();
+        let out = Command::new("sh")
+            .arg("-c")
+            .arg(remote("/", &["echo a | tr a b".into()]))
+            .output()
+            .unwrap();
         assert_eq!(out.stdout, b"b\n");
     }
 
@@ -208,9 +256,29 @@ mod tests {
         };
         assert!(check(&good).is_ok());
         for bad in ["-oProxyCommand=x", "", "a b", "a;b", "a\nb"] {
-            assert!(check(&SshTarget { host: bad.into(), ..good.clone() }).is_err(), "{bad:?}");
-            assert!(check(&SshTarget { user: bad.into(), ..good.clone() }).is_err(), "{bad:?}");
+            assert!(
+                check(&SshTarget {
+                    host: bad.into(),
+                    ..good.clone()
+                })
+                .is_err(),
+                "{bad:?}"
+            );
+            assert!(
+                check(&SshTarget {
+                    user: bad.into(),
+                    ..good.clone()
+                })
+                .is_err(),
+                "{bad:?}"
+            );
         }
-        assert!(check(&SshTarget { host_key: "a b\n* c d".into(), ..good }).is_err());
+        assert!(
+            check(&SshTarget {
+                host_key: "a b\n* c d".into(),
+                ..good
+            })
+            .is_err()
+        );
     }
 }

@@ -77,24 +77,39 @@ async fn create_verb(globals: &Globals, args: &CreateArgs) -> Result<()> {
     let spec = spec::build(&args.name, &args.spec)?;
     if let Some(dir) = &args.from {
         // Before anything is made on the server.
-        let meta = std::fs::metadata(dir)
-            .map_err(|e| usage(format!("cannot read {}: {e}", dir.display()), "check the path after --from"))?;
+        let meta = std::fs::metadata(dir).map_err(|e| {
+            usage(
+                format!("cannot read {}: {e}", dir.display()),
+                "check the path after --from",
+            )
+        })?;
         if !meta.is_dir() {
-            return Err(usage(format!("{} is not a directory", dir.display()), "--from takes a directory"));
+            return Err(usage(
+                format!("{} is not a directory", dir.display()),
+                "--from takes a directory",
+            ));
         }
     }
     let client = globals.client()?;
-    let begin = CreateWorkspace { spec, deploy: args.from.is_none() && !args.no_deploy };
+    let begin = CreateWorkspace {
+        spec,
+        deploy: args.from.is_none() && !args.no_deploy,
+    };
     let made: Workspace = client.post("/workspaces", &begin).await?;
     if let Some(dir) = &args.from {
-        let snapshot = import::import(&client, &args.name, dir, globals.quiet).await.map_err(|e| {
-            let body = crate::fail::body_of(&e);
-            fail(
-                &body.code,
-                format!("the files of {} were not stored: {}", dir.display(), body.message),
-                format!("{} (the empty draft stays: `dumont workspace delete {}`)", body.hint, args.name),
-            )
-        })?;
+        let snapshot = import::import(&client, &args.name, dir, globals.quiet)
+            .await
+            .map_err(|e| {
+                let body = crate::fail::body_of(&e);
+                fail(
+                    &body.code,
+                    format!("the files of {} were not stored: {}", dir.display(), body.message),
+                    format!(
+                        "{} (the empty draft stays: `dumont workspace delete {}`)",
+                        body.hint, args.name
+                    ),
+                )
+            })?;
         if !globals.quiet && !globals.json {
             output::note(&import::summary(&snapshot));
         }
@@ -102,16 +117,22 @@ async fn create_verb(globals: &Globals, args: &CreateArgs) -> Result<()> {
             deploy(&client, &args.name, !args.no_wait, globals.quiet).await?;
         }
     } else if let Some(id) = made.workflow_id.as_deref().filter(|_| !args.no_wait) {
-        progress::follow(&client, id, globals.quiet).await.map_err(|e| left_over(&e, &args.name))?;
+        progress::follow(&client, id, globals.quiet)
+            .await
+            .map_err(|e| left_over(&e, &args.name))?;
     }
     show(globals, &client, &args.name).await
 }
 
 /// Starts a deploy and, if asked to, waits for it.
 pub async fn deploy(client: &Client, name: &WorkspaceName, wait: bool, quiet: bool) -> Result<()> {
-    let started: Started = client.post(&format!("{}/deploy", path_of(name)), &serde_json::json!({})).await?;
+    let started: Started = client
+        .post(&format!("{}/deploy", path_of(name)), &serde_json::json!({}))
+        .await?;
     if wait {
-        progress::follow(client, &started.workflow_id, quiet).await.map_err(|e| left_over(&e, name))?;
+        progress::follow(client, &started.workflow_id, quiet)
+            .await
+            .map_err(|e| left_over(&e, name))?;
     }
     Ok(())
 }
@@ -120,7 +141,11 @@ pub async fn deploy(client: &Client, name: &WorkspaceName, wait: bool, quiet: bo
 fn left_over(e: &anyhow::Error, name: &WorkspaceName) -> anyhow::Error {
     let body = crate::fail::body_of(e);
     let next = format!("again: `dumont workspace deploy {name}`; give up: `dumont workspace delete {name}`");
-    let hint = if body.hint.is_empty() { next } else { format!("{}; {next}", body.hint) };
+    let hint = if body.hint.is_empty() {
+        next
+    } else {
+        format!("{}; {next}", body.hint)
+    };
     fail(&body.code, body.message, hint)
 }
 
@@ -147,13 +172,21 @@ async fn list(globals: &Globals) -> Result<()> {
             ]
         })
         .collect();
-    output::table(&["NAME", "STATE", "MACHINE", "GPU", "$/H", "LAST SNAPSHOT"], &[4], &rows);
+    output::table(
+        &["NAME", "STATE", "MACHINE", "GPU", "$/H", "LAST SNAPSHOT"],
+        &[4],
+        &rows,
+    );
     Ok(())
 }
 
 /// `2x RTX 4090`, or without the count where it is one.
 pub fn gpu(name: &str, count: u32) -> String {
-    if count == 1 { name.into() } else { format!("{count}x {name}") }
+    if count == 1 {
+        name.into()
+    } else {
+        format!("{count}x {name}")
+    }
 }
 
 async fn show(globals: &Globals, client: &Client, name: &WorkspaceName) -> Result<()> {
@@ -210,11 +243,18 @@ async fn delete_verb(globals: &Globals, name: &WorkspaceName, yes: bool, no_wait
     let w: Workspace = client.get(&path_of(name)).await?;
     if !yes {
         let what = match &w.instance {
-            Some(i) => format!("Delete {name}, its snapshots, and destroy instance {}?", i.instance_id),
-            None => format!("Delete {name} and its snapshots?"),
+            Some(i) => format!(
+                "Delete {name} and destroy its instance {} with everything since the last snapshot?",
+                i.instance_id
+            ),
+            None => format!("Delete {name}?"),
         };
         if !confirm(&what)? {
-            return Err(fail("not_confirmed", "nothing was deleted", "answer y, or pass --yes"));
+            return Err(fail(
+                "not_confirmed",
+                "nothing was deleted",
+                "answer y, or pass --yes",
+            ));
         }
     }
     let started = delete(&client, name, !no_wait, globals.quiet).await?;
@@ -222,7 +262,11 @@ async fn delete_verb(globals: &Globals, name: &WorkspaceName, yes: bool, no_wait
         return output::json(&started);
     }
     if !globals.quiet {
-        output::note(&if no_wait { format!("Deleting {name}.") } else { format!("Deleted {name}.") });
+        output::note(&if no_wait {
+            format!("Deleting {name}.")
+        } else {
+            format!("Deleted {name}.")
+        });
     }
     Ok(())
 }
