@@ -139,6 +139,18 @@ mod tests {
     }
 
     #[test]
+    fn a_crash_point_is_checked_before_anything_starts() {
+        assert!(parse("serve --crash-at restore").is_ok());
+        assert!(parse("drill --kill-server-at restore").is_ok());
+        assert_eq!(
+            parse("drill --kill-server-at nowhere")
+                .expect_err("nowhere")
+                .exit_code(),
+            2
+        );
+    }
+
+    #[test]
     fn common_options_stand_before_and_after_the_verb() {
         assert!(parse("--json workspace list").unwrap().globals.json);
         assert!(parse("workspace list --json").unwrap().globals.json);

@@ -1,10 +1,13 @@
 //! `dumont serve`: the controller.
 
-use crate::config::{Globals, private_dir};
+use crate::config::Globals;
 use crate::fail::{fail, usage};
 use crate::output;
 use anyhow::Result;
 use clap::Args;
+use dumont_agent_embed::{AGENT_DIGEST, AGENT_GZ};
+use dumont_server::providers::vast::VastConfig;
+use dumont_server::{AgentBinary, CrashPoint, ServerConfig, ServerError, Timing};
 use std::net::SocketAddr;
 
 #[derive(Debug, Args)]
@@ -16,9 +19,9 @@ pub struct ServeArgs {
     /// read every workspace: put a TLS proxy before it
     #[arg(long)]
     pub allow_remote: bool,
-    /// Kill this process hard when it begins that step of a failover (for drills)
+    /// Kill this process hard at that step of a failover (for drills)
     #[arg(long, value_name = "STEP", hide = true)]
-    pub crash_at: Option<String>,
+    pub crash_at: Option<CrashPoint>,
 }
 
 pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
@@ -31,14 +34,62 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
             "keep to 127.0.0.1 behind a TLS proxy, or pass --allow-remote if the network is trusted",
         ));
     }
+    let vast = VastConfig::from_env().map_err(|e| fail("bad_vast_settings", e.message, e.hint))?;
     super::log_to_stderr();
     let data_dir = globals.data_dir()?;
-    private_dir(&data_dir)?;
-    let _ = args.crash_at;
-    output::note("");
-    Err(fail(
-        "not_built",
-        "this build has no server",
-        "build a newer version",
-    ))
+    let config = ServerConfig {
+        listen: args.listen,
+        data_dir: data_dir.clone(),
+        agent: AgentBinary {
+            gz: AGENT_GZ,
+            digest: AGENT_DIGEST,
+        },
+        vast,
+        race: dumont_core::plan::RaceSettings::default(),
+        blacklist: dumont_core::blacklist::Settings::default(),
+        timing: Timing::default(),
+        crash_at: args.crash_at,
+    };
+    let stop = super::until_stopped()?;
+    let mut server = dumont_server::start(config).await.map_err(refused)?;
+    if !globals.quiet {
+        output::facts(&[
+            ("server", server.url().to_owned()),
+            ("data", data_dir.display().to_string()),
+            (
+                "token",
+                format!(
+                    "{} (the CLI on this machine finds it)",
+                    data_dir.join("admin.token").display()
+                ),
+            ),
+            ("next", "dumont workspace create NAME --from DIR".into()),
+        ]);
+    }
+    tokio::select! {
+        ended = server.wait() => return ended.map_err(refused),
+        () = stop => {}
+    }
+    server.shutdown().await;
+    Ok(())
+}
+
+fn refused(e: ServerError) -> anyhow::Error {
+    let (code, hint) = match &e {
+        ServerError::DataDir { .. } => (
+            "data_dir",
+            "check its owner and free space, or choose another --data-dir",
+        ),
+        ServerError::InUse(_) => (
+            "data_dir_in_use",
+            "`dumont workspace list` talks to the one that runs",
+        ),
+        ServerError::Listen { .. } => (
+            "cannot_listen",
+            "choose another port with --listen 127.0.0.1:PORT",
+        ),
+        ServerError::Provider(_) => ("provider", "check VAST_URL and VAST_API_KEY"),
+        _ => ("server_failed", "look at the log above"),
+    };
+    fail(code, e.to_string(), hint)
 }

@@ -40,6 +40,7 @@ pub enum WorkspaceCommand {
 
 #[derive(Debug, Args)]
 pub struct CreateArgs {
+    /// What to call it: lower-case letters, digits, dashes
     pub name: WorkspaceName,
     #[command(flatten)]
     pub spec: spec::SpecArgs,

@@ -43,8 +43,9 @@ pub struct DrillArgs {
     /// Machines boot at once: shows what dumont itself costs
     #[arg(long, conflicts_with = "time_scale")]
     instant: bool,
-    /// Kill the server hard at that step of the failover (e.g. race, restore, switch)
-    #[arg(long, value_name = "STEP")]
+    /// Kill the server hard at that step of the failover, e.g. race, restore, switch (at its
+    /// end, before it is committed; STEP:begin for its begin)
+    #[arg(long, value_name = "STEP", value_parser = crash_step)]
     kill_server_at: Option<String>,
     /// Stay and say how to look around, until Ctrl-C; nothing is torn down before
     #[arg(long)]
@@ -52,6 +53,11 @@ pub struct DrillArgs {
     /// Give up after so many seconds
     #[arg(long, value_name = "S", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
+}
+
+/// A step the server knows, kept as it was written.
+fn crash_step(text: &str) -> Result<String, String> {
+    text.parse::<dumont_server::CrashPoint>().map(|_| text.to_owned())
 }
 
 pub async fn run(globals: &Globals, args: DrillArgs) -> Result<()> {
