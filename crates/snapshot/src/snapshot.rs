@@ -18,17 +18,18 @@ use crate::chunk::Window;
 use crate::codec::Encoder;
 use crate::error::Error;
 use crate::events::{Abort, Events, Meter};
+use crate::format::plausible;
 use crate::fsutil::{Time, now_ns, open_root};
 use crate::index::Index;
 use crate::metadata;
-use crate::scan::{Scan, scan};
+use crate::scan::{LeafKind, Scan, scan};
 use crate::store::ObjectSink;
 use crate::upload::{Packed, Packer, UPLOADS, put};
 use dumont_core::snapshot::{ObjectKind, ObjectRef, SnapshotReport, SnapshotType};
 use manifest::{Manifest, Plan};
 use read::ReadPool;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex, OnceLock};
 use std::time::Instant;
@@ -145,6 +146,7 @@ pub fn snapshot(
     let abort = Abort::new(opts.cancelled);
     let workers = workers(opts.workers);
     let scan = scan(&root, &opts.path, workers, &abort)?;
+    plausible_tree(&scan, &opts.path)?;
     let known = base
         .cache
         .as_mut()
@@ -155,6 +157,23 @@ pub fn snapshot(
     let manifest = run(opts, &root, &scan, plan, &packer, events, &abort, workers)?;
     let packed = packer.finish();
     finish(opts, base, manifest, packed, sink, events, started_ns, begun)
+}
+
+/// What no restore would accept is refused now, while the files are still there.
+fn plausible_tree(scan: &Scan, path: &Path) -> Result<(), Error> {
+    let leaves = || scan.dirs.iter().flat_map(|d| &d.leaves);
+    let fifos = leaves().filter(|l| l.kind == LeafKind::Fifo).count();
+    if plausible(
+        (leaves().count() - fifos) as u64,
+        (scan.dirs.len() + fifos) as u64,
+    ) {
+        return Ok(());
+    }
+    let what = format!(
+        "{} holds over a million directories more than files",
+        path.display()
+    );
+    Err(Error::Invalid { what })
 }
 
 fn workers(asked: usize) -> usize {

@@ -12,7 +12,7 @@ use super::fetch::{Fetcher, parallel};
 use crate::blob::{self, Broken};
 use crate::codec::Decoder;
 use crate::error::Error;
-use crate::format::digest;
+use crate::format::{digest, plausible};
 use crate::fsutil::{Attrs, join};
 use crate::index::{ChunkMap, ChunkPlace, Index};
 use crate::printable::printable;
@@ -23,8 +23,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Entries of all types; what an honest workspace has is far below.
-const MAX_ENTRIES: usize = 10_000_000;
 /// Bytes; up to here a tree pack is fetched whole.
 const WHOLE_PACK: u64 = 8 << 20;
 /// Bytes of tree packs that are kept while the tree is walked.
@@ -213,10 +211,11 @@ impl Loader<'_> {
                 });
             }
             self.out.dirs[this].leaves.end = self.out.leaves.len();
-            if self.out.leaves.len() + self.out.dirs.len() + below.len() > MAX_ENTRIES {
+            let others = (self.out.leaves.len() + self.out.dirs.len() + below.len()) as u64 - self.out.files;
+            if !plausible(self.head.files, others) {
                 return Err(Error::corrupt(
                     &self.head.snapshot_id,
-                    "its tree has more entries than any can",
+                    "its tree has more directories than it can",
                 ));
             }
         }
