@@ -43,7 +43,8 @@ pub struct Disk {
 pub struct Incoming {
     file: File,
     path: PathBuf,
-    hasher: blake3::Hasher,
+    /// Two kilobytes, and this value moves between threads.
+    hasher: Box<blake3::Hasher>,
     size: u64,
     root: PathBuf,
 }
@@ -118,7 +119,7 @@ impl Disk {
         Ok(Incoming {
             file,
             path,
-            hasher: blake3::Hasher::new(),
+            hasher: Box::default(),
             size: 0,
             root: self.root.clone(),
         })
