@@ -16,6 +16,7 @@
 //! slow peer holds a thread: disk work is done in pieces on the blocking pool.
 
 mod disk;
+mod refusal;
 mod serve;
 mod sign;
 

@@ -1,6 +1,6 @@
 use crate::fake::{Fake, LABEL, Reply, Seen, class, instance, listing, offer, request};
 use dumont_server::providers::vast::Vast;
-use dumont_server::providers::{ErrorClass, Provider};
+use dumont_server::providers::{ErrorClass, Provider, RentRequest};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -105,8 +105,10 @@ async fn refusals_are_typed_and_prove_that_nothing_was_rented() {
     }
 }
 
+type Answer = fn(&Seen) -> Reply;
+
 /// Everything after which nobody knows whether the server has acted.
-fn unclear() -> Vec<(&'static str, fn(&Seen) -> Reply)> {
+fn unclear() -> Vec<(&'static str, Answer)> {
     vec![
         ("cut", |_| Reply::Cut),
         ("502", |_| Reply::Text(502, "<html>Bad gateway</html>".into())),
@@ -349,7 +351,8 @@ async fn creates_keep_their_distance() {
 async fn what_vast_would_refuse_late_is_refused_before_it_is_sent() {
     let fake = server(|_| Reply::Json(200, created()), |_| listing(vec![])).await;
     let client = fake.client();
-    let changes: Vec<(&str, fn(&mut dumont_server::providers::RentRequest))> = vec![
+    type Change = fn(&mut RentRequest);
+    let changes: Vec<(&str, Change)> = vec![
         ("offer", |r| r.offer.offer_id = "1/../../users".into()),
         ("provider", |r| r.offer.machine = "ssh:1".parse().unwrap()),
         ("label", |r| r.label = String::new()),

@@ -3,19 +3,19 @@
 //! A peer that gets an error before it has sent its body would often see only a broken pipe.
 //! So a refused upload is read to its end and thrown away, within bounds, before the answer.
 
-use super::disk::{Found, Incoming, Published};
-use super::sign::{Act, Refused, Signed};
 use super::FileStore;
+use super::disk::{Found, Incoming, Published};
+use super::refusal::Refusal;
+use super::sign::{Act, Refused, Signed};
 use crate::objects::ObjectError;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router, routing};
+use axum::{Router, routing};
 use bytes::Bytes;
 use dumont_core::id::Digest;
-use dumont_wire::rest::ErrorBody;
 use futures::{StreamExt, stream};
 use std::fs::File;
 use std::io;
@@ -320,97 +320,6 @@ fn allowed(store: &FileStore, key: &str, query: Checked) -> Result<Act, Refusal>
             format!("this URL worked until {at} (Unix seconds)"),
             "ask the controller for a new one",
         )),
-    }
-}
-
-/// An answer that is not a success. Hosts see it, so it names nothing of this machine.
-struct Refusal {
-    status: StatusCode,
-    body: ErrorBody,
-}
-
-impl Refusal {
-    fn new(status: StatusCode, code: &str, message: String, hint: &str) -> Self {
-        Self {
-            status,
-            body: ErrorBody {
-                code: code.into(),
-                message,
-                hint: hint.into(),
-            },
-        }
-    }
-
-    fn signature() -> Self {
-        let message = "the signature does not allow this act on this object".into();
-        Self::new(
-            StatusCode::FORBIDDEN,
-            "bad_signature",
-            message,
-            "use the URL as the controller gave it",
-        )
-    }
-
-    fn size(size: u64) -> Self {
-        let message = format!("the grant is for exactly {size} bytes");
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "size_mismatch",
-            message,
-            "send the object as it was announced",
-        )
-    }
-
-    fn broken(what: &str) -> Self {
-        let message = format!("the upload broke off: {what}");
-        Self::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "upload_broken",
-            message,
-            "send it again with the same URL",
-        )
-    }
-}
-
-impl From<ObjectError> for Refusal {
-    fn from(e: ObjectError) -> Self {
-        let (status, code, hint) = match &e {
-            ObjectError::Missing(_) => (StatusCode::NOT_FOUND, "object_missing", "check the key"),
-            ObjectError::Exists(_) => (
-                StatusCode::CONFLICT,
-                "object_exists",
-                "ask for a grant under a new key",
-            ),
-            ObjectError::InvalidKey(_) => (
-                StatusCode::BAD_REQUEST,
-                "invalid_key",
-                "use a key the controller gave",
-            ),
-            ObjectError::Full(_) | ObjectError::Io(_) => {
-                tracing::error!(error = %e, "the object store failed");
-                return match e {
-                    ObjectError::Full(_) => Self::new(
-                        StatusCode::INSUFFICIENT_STORAGE,
-                        "store_full",
-                        "no space left in the object store".into(),
-                        "free some space in the controller's data directory",
-                    ),
-                    _ => Self::new(
-                        StatusCode::INTERNAL_SERVER_ERROR,
-                        "store_failed",
-                        "the object store cannot read or write".into(),
-                        "see the controller's log",
-                    ),
-                };
-            }
-        };
-        Self::new(status, code, e.to_string(), hint)
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        (self.status, Json(self.body)).into_response()
     }
 }
 
