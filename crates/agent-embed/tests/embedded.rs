@@ -1,5 +1,11 @@
 //! The embedded agent is the one promised: small, static, and able to run where nothing is.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
 use flate2::read::GzDecoder;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;

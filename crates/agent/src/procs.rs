@@ -88,8 +88,15 @@ fn stat(pid: u32) -> Option<Stat> {
     })
 }
 
-/// Every process whose environment holds `mark`, zombies excluded.
+/// How every mark begins. Whoever is marked will be killed, so a mark read from a damaged
+/// file, an empty one above all, must not fit anybody.
+pub const MARK: &str = "DUMONT_WORKLOAD=";
+
+/// Every other process whose environment holds `mark`, zombies excluded.
 pub fn marked(mark: &str) -> Vec<Process> {
+    if mark.strip_prefix(MARK).is_none_or(str::is_empty) {
+        return Vec::new();
+    }
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -102,7 +109,9 @@ pub fn marked(mark: &str) -> Vec<Process> {
             .split(|b| *b == 0)
             .any(|entry| entry == mark.as_bytes())
     };
-    pids.filter(holds)
+    let others = pids.filter(|pid| *pid != std::process::id());
+    others
+        .filter(holds)
         .map(Process::new)
         .filter(|p| p.is_alive())
         .collect()
@@ -143,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_mark_finds_a_process_that_detached_itself() {
-        let mark = format!("DUMONT_TEST_MARK={}", std::process::id());
+        let mark = format!("{MARK}test{}", std::process::id());
         let (name, value) = mark.split_once('=').unwrap();
         let mut child = std::process::Command::new("setsid")
             .args(["sleep", "60"])
@@ -153,5 +162,12 @@ mod tests {
         while marked(&mark).is_empty() {}
         assert!(kill_marked(&mark, Duration::from_secs(5)));
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_damaged_mark_fits_nobody() {
+        for mark in ["", "PATH", MARK] {
+            assert!(marked(mark).is_empty(), "{mark:?}");
+        }
     }
 }

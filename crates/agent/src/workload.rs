@@ -111,7 +111,7 @@ pub fn start(dir: &Path, workload: Workload) -> Result<u32, Failure> {
     let random = RandomState::new().hash_one(std::process::id());
     let spec = Spec {
         workload,
-        mark: format!("DUMONT_WORKLOAD={random:016x}"),
+        mark: format!("{}{random:016x}", procs::MARK),
     };
     let (pid, ended) = launch(&files, &spec).map_err(|e| io_failure(&e))?;
     let until = Instant::now() + START_WAIT;

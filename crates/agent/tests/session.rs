@@ -1,5 +1,11 @@
 //! The protocol itself: greeting, noise, heartbeats, versions, probes, and the end.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
 mod common;
 
 use common::{Agent, BINARY, Machine, PATIENCE, alive, eventually, now};

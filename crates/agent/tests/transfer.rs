@@ -1,5 +1,11 @@
 //! Snapshots and restores over real sockets, and everything that happens to transfers.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
 mod common;
 
 use common::store::{Fault, Store};

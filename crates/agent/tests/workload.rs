@@ -1,5 +1,11 @@
 //! The workload and its supervisor: who lives on, who dies with whom.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
 mod common;
 
 use common::{Agent, Machine, PATIENCE, alive, eventually};
