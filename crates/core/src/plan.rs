@@ -112,7 +112,10 @@ mod tests {
             match next(&s, &racers, left) {
                 Move::Rent => prop_assert!(left > 0 && active < s.width && racers.len() < s.max_rents),
                 Move::Win(i) => prop_assert_eq!(racers[i], Racer::Ready),
-                Move::GiveUp(i) => prop_assert!(matches!(racers[i], Racer::Racing { elapsed } if elapsed >= s.racer_timeout)),
+                Move::GiveUp(i) => {
+                    let late = matches!(racers[i], Racer::Racing { elapsed } if elapsed >= s.racer_timeout);
+                    prop_assert!(late);
+                }
                 Move::Exhausted => prop_assert!(active == 0),
                 Move::Wait(d) => prop_assert!(active > 0 && d > Duration::ZERO),
             }
