@@ -81,7 +81,7 @@ impl Globals {
 
     /// `--data-dir`, else what the XDG rules say.
     pub fn data_dir(&self) -> Result<PathBuf> {
-        if let Some(dir) = &self.data_dir {
+        if let Some(dir) = self.data_dir.as_ref().filter(|d| !d.as_os_str().is_empty()) {
             return std::path::absolute(dir).with_context(|| format!("data directory {}", dir.display()));
         }
         let absolute = |name| {
@@ -106,8 +106,8 @@ impl Globals {
     }
 
     fn server_url(&self) -> Result<String> {
-        if let Some(url) = &self.url {
-            return Ok(url.clone());
+        if let Some(url) = given(&self.url) {
+            return Ok(url.to_owned());
         }
         let path = self.data_dir()?.join(SERVER_FILE);
         let text = read_if_there(&path)?.ok_or_else(|| {
@@ -123,7 +123,7 @@ impl Globals {
     }
 
     fn server_token(&self) -> Result<String> {
-        if let Some(token) = &self.token {
+        if let Some(token) = given(&self.token) {
             return Ok(token.trim().to_owned());
         }
         self.refuse_foreign_url()?;
@@ -143,7 +143,9 @@ impl Globals {
     /// The token in the data directory belongs to the server of that directory: it is not
     /// sent to another host that a `--url` happens to name.
     fn refuse_foreign_url(&self) -> Result<()> {
-        let Some(url) = &self.url else { return Ok(()) };
+        let Some(url) = given(&self.url) else {
+            return Ok(());
+        };
         let known = read_if_there(&self.data_dir()?.join(SERVER_FILE))?
             .and_then(|text| serde_json::from_str::<ServerFile>(&text).ok());
         let same = known.is_some_and(|k| k.url.trim_end_matches('/') == url.trim_end_matches('/'));
@@ -156,6 +158,11 @@ impl Globals {
             "set DUMONT_TOKEN to that server's token",
         ))
     }
+}
+
+/// An option's value; an empty variable counts as none.
+fn given(option: &Option<String>) -> Option<&str> {
+    option.as_deref().filter(|v| !v.trim().is_empty())
 }
 
 /// The text of a file, `None` where there is none.

@@ -57,6 +57,9 @@ enum Command {
     /// Everything that is rented now
     Instances,
     /// Run an emulated Vast.ai marketplace whose machines are real SSH servers
+    ///
+    /// It keeps its machines' disks, and market.json with its addresses, in `market/` below the
+    /// data directory. The machines end with it.
     Market(market::MarketArgs),
     /// Show a whole failover from start to end: rent, snapshot, kill, recover, compare
     Drill(drill::DrillArgs),

@@ -57,11 +57,26 @@ pub struct DrillArgs {
 
 /// A step the server knows, kept as it was written.
 fn crash_step(text: &str) -> Result<String, String> {
-    text.parse::<dumont_server::CrashPoint>().map(|_| text.to_owned())
+    let point: dumont_server::CrashPoint = text.parse()?;
+    if point.kind == "failover" {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "the drill kills the server in the failover; name its step only, e.g. {}",
+        point.step
+    ))
 }
 
 pub async fn run(globals: &Globals, args: DrillArgs) -> Result<()> {
     let stop = super::until_stopped()?;
+    let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
+    let stop = async move {
+        tokio::select! {
+            () = stop => {}
+            // The terminal was closed: nobody looks any more.
+            _ = hangup.recv() => {}
+        }
+    };
     let mut report = Report {
         seed: args.seed,
         plan_mttr_ms: super::failover::PLAN_MTTR_MS,
@@ -117,6 +132,9 @@ async fn act(
             quiet,
         };
         tokio::select! {
+            // The verbs inside notice a Ctrl-C, too; it is the drill's to answer.
+            biased;
+            () = &mut stop => true,
             played = tokio::time::timeout(limit, drill.play()) => {
                 let error = match played {
                     Ok(Ok(())) => None,
@@ -126,7 +144,6 @@ async fn act(
                 report.error = error;
                 false
             }
-            () = &mut stop => true,
         }
     };
     if !interrupted_early {
@@ -243,7 +260,9 @@ fn keep(world: &World) {
     let admin = &world.market_urls.admin_url;
     output::note("");
     output::note("Everything still runs. In another terminal:");
+    let program = std::env::current_exe().unwrap_or_else(|_| "dumont".into());
     for line in [
+        format!("alias dumont={}", super::ssh::quote(&program.to_string_lossy())),
         world::how_to_look(world),
         "dumont workspace show drill".into(),
         "dumont ssh drill".into(),

@@ -122,28 +122,29 @@ impl Report {
         output::table(&["PHASE", "MS", "THE PLAN'S MS"], &[1], &rows);
         output::line("");
         failover::attempts(&event.attempts);
-        output::line("");
-        output::facts(&failover::what_moved(event));
     }
 
     fn print_totals(&self) {
-        let mut pairs = vec![(
-            "moved",
+        let mut pairs = self.event.as_ref().map(failover::what_moved).unwrap_or_default();
+        pairs.push((
+            "bytes",
             format!(
-                "{} up, {} down",
+                "{} up, {} down, all snapshots and the failover together",
                 output::bytes(self.uploaded_bytes),
                 output::bytes(self.downloaded_bytes)
             ),
-        )];
+        ));
         if let Some(l) = &self.ledger {
             pairs.push((
                 "ledger",
                 format!(
-                    "{} rented, {} destroyed, {} alive, ${:.4}",
-                    l.created, l.destroyed, l.alive, l.cost
+                    "{} rented, {} destroyed, {} alive",
+                    l.created, l.destroyed, l.alive
                 ),
             ));
+            pairs.push(("dollars", format!("{:.4}", l.cost)));
         }
+        output::line("");
         output::facts(&pairs);
     }
 }

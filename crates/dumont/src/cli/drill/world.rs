@@ -3,6 +3,7 @@
 //! They end with the drill whatever happens to it: told to on the way out, killed when the
 //! guard is dropped, and by the kernel when the drill itself is killed.
 
+use crate::cli::ssh::quote;
 use crate::client::Client;
 use crate::config::{Globals, MARKET_FILE, MarketFile, SERVER_FILE, ServerFile, TOKEN_FILE, read_if_there};
 use crate::fail::fail;
@@ -238,7 +239,7 @@ pub fn how_to_look(world: &World) -> String {
     format!(
         "export DUMONT_URL={} DUMONT_TOKEN=$(cat {})",
         world.client.url(),
-        world.dir().join(TOKEN_FILE).display()
+        quote(&world.dir().join(TOKEN_FILE).to_string_lossy())
     )
 }
 
