@@ -63,7 +63,7 @@ impl Session {
     fn take_frames(self: &Arc<Self>, decoder: &mut Decoder) -> io::Result<()> {
         loop {
             // First any JSON, so that a message from a newer peer is answered under its id.
-            match decoder.next::<Value>() {
+            match decoder.next_frame::<Value>() {
                 Ok(None) => return Ok(()),
                 Ok(Some(value)) => self.take(value),
                 Err(FrameError::Malformed(e)) => self.invalid(0, &format!("not JSON: {e}")),

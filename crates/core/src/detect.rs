@@ -115,18 +115,30 @@ mod tests {
     const T0: Timestamp = Timestamp(1_000_000_000);
 
     fn heard() -> Evidence {
-        Evidence { last_heard: T0, session_reset: None, redial: None, provider: None }
+        Evidence {
+            last_heard: T0,
+            session_reset: None,
+            redial: None,
+            provider: None,
+        }
     }
 
     #[test]
     fn a_reset_and_a_refused_redial_decide_at_once() {
-        let e = Evidence { session_reset: Some(T0), redial: Some(Redial::Refused), ..heard() };
+        let e = Evidence {
+            session_reset: Some(T0),
+            redial: Some(Redial::Refused),
+            ..heard()
+        };
         assert_eq!(judge(&e, T0), Judgement::Lost(Cause::SessionResetAndRefused));
     }
 
     #[test]
     fn a_reset_alone_is_only_a_suspicion() {
-        let e = Evidence { session_reset: Some(T0), ..heard() };
+        let e = Evidence {
+            session_reset: Some(T0),
+            ..heard()
+        };
         assert_eq!(judge(&e, T0), Judgement::Suspect);
         let later = T0.plus(Duration::from_secs(60));
         assert_eq!(judge(&e, later), Judgement::Suspect, "no second source was asked");
@@ -134,10 +146,19 @@ mod tests {
 
     #[test]
     fn silence_needs_six_seconds_and_a_second_source() {
-        let e = Evidence { provider: Some(ProviderWord::Offline), ..heard() };
+        let e = Evidence {
+            provider: Some(ProviderWord::Offline),
+            ..heard()
+        };
         assert_eq!(judge(&e, T0.plus(Duration::from_millis(5_999))), Judgement::Alive);
-        assert_eq!(judge(&e, T0.plus(SILENCE)), Judgement::Lost(Cause::ProviderSaysOffline));
-        let no_word = Evidence { provider: Some(ProviderWord::NoWord), ..heard() };
+        assert_eq!(
+            judge(&e, T0.plus(SILENCE)),
+            Judgement::Lost(Cause::ProviderSaysOffline)
+        );
+        let no_word = Evidence {
+            provider: Some(ProviderWord::NoWord),
+            ..heard()
+        };
         assert_eq!(judge(&no_word, T0.plus(SILENCE)), Judgement::Suspect);
     }
 

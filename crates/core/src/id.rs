@@ -18,7 +18,11 @@ pub struct InvalidName {
 
 impl InvalidName {
     fn new(what: &'static str, value: &str, rule: &'static str) -> Self {
-        Self { what, value: value.chars().take(80).collect(), rule }
+        Self {
+            what,
+            value: value.chars().take(80).collect(),
+            rule,
+        }
     }
 }
 
@@ -35,12 +39,22 @@ impl MachineRef {
     pub fn new(provider: &str, machine_id: &str) -> Result<Self, InvalidName> {
         const RULE: &str = "write provider:machine, e.g. vast:12345 (letters, digits, '.', '_', '-')";
         let ok = |s: &str, max: usize| {
-            !s.is_empty() && s.len() <= max && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            !s.is_empty()
+                && s.len() <= max
+                && s.bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
         if ok(provider, 50) && ok(machine_id, 100) {
-            Ok(Self { provider: provider.into(), machine_id: machine_id.into() })
+            Ok(Self {
+                provider: provider.into(),
+                machine_id: machine_id.into(),
+            })
         } else {
-            Err(InvalidName::new("machine", &format!("{provider}:{machine_id}"), RULE))
+            Err(InvalidName::new(
+                "machine",
+                &format!("{provider}:{machine_id}"),
+                RULE,
+            ))
         }
     }
 }
@@ -86,7 +100,9 @@ impl WorkspaceName {
 impl FromStr for WorkspaceName {
     type Err = InvalidName;
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let inner = s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let inner = s
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         if inner && (1..=40).contains(&s.len()) && !s.starts_with('-') && !s.ends_with('-') {
             Ok(Self(s.into()))
         } else {
@@ -182,14 +198,25 @@ impl RentLabel {
             return None;
         }
         let mut next = || parts.next().filter(|p| !p.is_empty()).map(str::to_owned);
-        let out = Self { controller: next()?, workspace: next()?, attempt: next()? };
+        let out = Self {
+            controller: next()?,
+            workspace: next()?,
+            attempt: next()?,
+        };
         parts.next().is_none().then_some(out)
     }
 }
 
 impl fmt::Display for RentLabel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}/{}", Self::PREFIX, self.controller, self.workspace, self.attempt)
+        write!(
+            f,
+            "{}/{}/{}/{}",
+            Self::PREFIX,
+            self.controller,
+            self.workspace,
+            self.attempt
+        )
     }
 }
 
@@ -201,16 +228,37 @@ mod tests {
     fn machine_refs_round_trip_and_refuse_nonsense() {
         let m: MachineRef = "vast:12345".parse().unwrap();
         assert_eq!(m.to_string(), "vast:12345");
-        for bad in ["", ":", "vast", "vast:", ":1", "vast:1:2", "vast:a/b", "va st:1", "vast:\u{e9}"] {
+        for bad in [
+            "",
+            ":",
+            "vast",
+            "vast:",
+            ":1",
+            "vast:1:2",
+            "vast:a/b",
+            "va st:1",
+            "vast:\u{e9}",
+        ] {
             assert!(bad.parse::<MachineRef>().is_err(), "{bad:?} was accepted");
         }
     }
 
     #[test]
     fn labels_round_trip_and_foreign_ones_are_not_ours() {
-        let l = RentLabel { controller: "c1".into(), workspace: "w1".into(), attempt: "01A".into() };
+        let l = RentLabel {
+            controller: "c1".into(),
+            workspace: "w1".into(),
+            attempt: "01A".into(),
+        };
         assert_eq!(RentLabel::parse(&l.to_string()), Some(l));
-        for foreign in ["", "unit-a", "dumont/", "dumont/a/b", "dumont/a//c", "dumont/a/b/c/d"] {
+        for foreign in [
+            "",
+            "unit-a",
+            "dumont/",
+            "dumont/a/b",
+            "dumont/a//c",
+            "dumont/a/b/c/d",
+        ] {
             assert_eq!(RentLabel::parse(foreign), None, "{foreign:?}");
         }
     }

@@ -20,7 +20,11 @@ pub struct RaceSettings {
 impl Default for RaceSettings {
     /// 300 s: below it a learned timeout cuts off good machines (see docs/reliability.md).
     fn default() -> Self {
-        Self { width: 3, max_rents: 15, racer_timeout: Duration::from_secs(300) }
+        Self {
+            width: 3,
+            max_rents: 15,
+            racer_timeout: Duration::from_secs(300),
+        }
     }
 }
 
@@ -28,7 +32,9 @@ impl Default for RaceSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Racer {
     /// Rented or being rented; time since the rent was decided.
-    Racing { elapsed: Duration },
+    Racing {
+        elapsed: Duration,
+    },
     Ready,
     /// Failed, refused or given up.
     Out,
@@ -80,7 +86,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn racing(secs: u64) -> Racer {
-        Racer::Racing { elapsed: Duration::from_secs(secs) }
+        Racer::Racing {
+            elapsed: Duration::from_secs(secs),
+        }
     }
 
     #[test]
@@ -88,7 +96,10 @@ mod tests {
         let s = RaceSettings::default();
         assert_eq!(next(&s, &[], 9), Move::Rent);
         assert_eq!(next(&s, &[racing(1), racing(1)], 7), Move::Rent);
-        assert_eq!(next(&s, &[racing(10), racing(1), racing(1)], 6), Move::Wait(Duration::from_secs(290)));
+        assert_eq!(
+            next(&s, &[racing(10), racing(1), racing(1)], 6),
+            Move::Wait(Duration::from_secs(290))
+        );
         assert_eq!(next(&s, &[Racer::Out, racing(1), racing(1)], 6), Move::Rent);
     }
 

@@ -122,7 +122,10 @@ pub struct RestoreReport {
     pub downloaded_bytes: u64,
     /// GET requests made.
     pub requests: u64,
+    /// All of it, the validation included.
     pub elapsed_ms: u64,
+    /// Comparing the restored tree with the manifest.
+    pub validation_ms: u64,
     pub validation: Validation,
 }
 

@@ -52,7 +52,11 @@ pub struct GpuWanted {
 
 impl Default for GpuWanted {
     fn default() -> Self {
-        Self { name: None, count: 1, min_ram_gb: None }
+        Self {
+            name: None,
+            count: 1,
+            min_ram_gb: None,
+        }
     }
 }
 
@@ -82,7 +86,10 @@ pub struct FailoverPolicy {
 
 impl Default for FailoverPolicy {
     fn default() -> Self {
-        Self { automatic: true, racers: 3 }
+        Self {
+            automatic: true,
+            racers: 3,
+        }
     }
 }
 
@@ -120,8 +127,17 @@ impl WorkspaceSpec {
     /// Checks what types cannot. Called at the edge, before anything is stored or rented.
     pub fn check(&self) -> Result<(), InvalidSpec> {
         let bad = |field, problem: String| Err(InvalidSpec { field, problem });
-        if !self.path.starts_with('/') || self.path == "/" || self.path.split('/').any(|p| p == ".." || p == ".") {
-            return bad("path", format!("{:?} must be an absolute directory below /, without '.' or '..'", self.path));
+        if !self.path.starts_with('/')
+            || self.path == "/"
+            || self.path.split('/').any(|p| p == ".." || p == ".")
+        {
+            return bad(
+                "path",
+                format!(
+                    "{:?} must be an absolute directory below /, without '.' or '..'",
+                    self.path
+                ),
+            );
         }
         if self.path.len() > 1024 || self.path.contains('\0') {
             return bad("path", "must be at most 1024 bytes without NUL".into());
@@ -133,13 +149,19 @@ impl WorkspaceSpec {
             return bad("disk_gb", format!("{} is not between 8 and 16384", self.disk_gb));
         }
         if self.max_price.is_some_and(|p| !p.is_finite() || p <= 0.0) {
-            return bad("max_price", "must be a positive number of dollars per hour".into());
+            return bad(
+                "max_price",
+                "must be a positive number of dollars per hour".into(),
+            );
         }
         if self.gpu.min_ram_gb.is_some_and(|p| !p.is_finite() || p < 0.0) {
             return bad("gpu.min_ram_gb", "must be a number of GB, 0 or more".into());
         }
         if !(1..=8).contains(&self.failover.racers) {
-            return bad("failover.racers", format!("{} is not between 1 and 8", self.failover.racers));
+            return bad(
+                "failover.racers",
+                format!("{} is not between 1 and 8", self.failover.racers),
+            );
         }
         if self.image.is_empty() || self.image.len() > 1024 || self.image.chars().any(char::is_whitespace) {
             return bad("image", "must be 1 to 1024 characters without spaces".into());
@@ -149,7 +171,10 @@ impl WorkspaceSpec {
                 && !key.starts_with(|c: char| c.is_ascii_digit())
                 && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             if !name_ok || value.contains('\0') || key.len() + value.len() > 32_768 {
-                return bad("env", format!("{key:?} is not a variable name, or its value holds NUL or is over 32 KB"));
+                return bad(
+                    "env",
+                    format!("{key:?} is not a variable name, or its value holds NUL or is over 32 KB"),
+                );
             }
         }
         Ok(())

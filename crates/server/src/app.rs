@@ -82,14 +82,24 @@ pub struct ProgressBoard(Mutex<HashMap<String, Progress>>);
 
 impl ProgressBoard {
     pub fn set(&self, workflow_id: &str, progress: Progress) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(workflow_id.to_owned(), progress);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(workflow_id.to_owned(), progress);
     }
 
     pub fn get(&self, workflow_id: &str) -> Option<Progress> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(workflow_id).copied()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(workflow_id)
+            .copied()
     }
 
     pub fn clear(&self, workflow_id: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(workflow_id);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(workflow_id);
     }
 }

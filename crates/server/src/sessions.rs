@@ -23,10 +23,16 @@ impl Sessions {
     }
 
     pub fn put(&self, instance_key: &str, link: Arc<Link>) {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(instance_key.to_owned(), link);
+        self.links
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(instance_key.to_owned(), link);
     }
 
     pub fn remove(&self, instance_key: &str) -> Option<Arc<Link>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(instance_key)
+        self.links
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(instance_key)
     }
 }

@@ -75,7 +75,11 @@ impl std::str::FromStr for CrashPoint {
             let known: Vec<_> = kind.steps().iter().map(|s| s.as_str()).collect();
             return Err(format!("{kind} has no step {step}; it has {}", known.join(", ")));
         }
-        Ok(Self { kind: kind.as_str().into(), step: step.as_str().into(), begin })
+        Ok(Self {
+            kind: kind.as_str().into(),
+            step: step.as_str().into(),
+            begin,
+        })
     }
 }
 
@@ -86,10 +90,21 @@ mod tests {
     #[test]
     fn crash_points_default_to_the_failover() {
         let at: CrashPoint = "restore".parse().unwrap();
-        assert_eq!((at.kind.as_str(), at.step.as_str(), at.begin), ("failover", "restore", false));
+        assert_eq!(
+            (at.kind.as_str(), at.step.as_str(), at.begin),
+            ("failover", "restore", false)
+        );
         let at: CrashPoint = "deploy:race:begin".parse().unwrap();
-        assert_eq!((at.kind.as_str(), at.step.as_str(), at.begin), ("deploy", "race", true));
-        assert!("deploy:detect".parse::<CrashPoint>().unwrap_err().contains("search"));
+        assert_eq!(
+            (at.kind.as_str(), at.step.as_str(), at.begin),
+            ("deploy", "race", true)
+        );
+        assert!(
+            "deploy:detect"
+                .parse::<CrashPoint>()
+                .unwrap_err()
+                .contains("search")
+        );
         assert!("nonsense".parse::<CrashPoint>().is_err());
     }
 }

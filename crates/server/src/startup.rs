@@ -30,7 +30,10 @@ pub enum ServerError {
     #[error("another dumont server already uses {0}; stop it, or choose another --data-dir")]
     InUse(PathBuf),
     #[error("cannot listen on {addr}: {source}")]
-    Listen { addr: SocketAddr, source: std::io::Error },
+    Listen {
+        addr: SocketAddr,
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Store(#[from] dumont_store::Error),
     #[error("provider: {0}")]
@@ -54,15 +57,27 @@ pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
     let lock = open_data_dir(&config.data_dir)?;
     let listener = TcpListener::bind(config.listen)
         .await
-        .map_err(|source| ServerError::Listen { addr: config.listen, source })?;
-    let addr = listener.local_addr().map_err(|source| ServerError::Listen { addr: config.listen, source })?;
+        .map_err(|source| ServerError::Listen {
+            addr: config.listen,
+            source,
+        })?;
+    let addr = listener.local_addr().map_err(|source| ServerError::Listen {
+        addr: config.listen,
+        source,
+    })?;
     let app = Arc::new(assemble(config, addr).await?);
 
     let dir = &app.config.data_dir;
-    let failed = |reason: String| ServerError::DataDir { path: dir.clone(), reason };
-    auth::ensure_admin(&app.store, &dir.join("admin.token"), app.now()).await.map_err(failed)?;
+    let failed = |reason: String| ServerError::DataDir {
+        path: dir.clone(),
+        reason,
+    };
+    auth::ensure_admin(&app.store, &dir.join("admin.token"), app.now())
+        .await
+        .map_err(failed)?;
     let about = serde_json::json!({ "url": app.public_url, "pid": std::process::id() });
-    write_private(&dir.join("server.json"), about.to_string().as_bytes()).map_err(|e| failed(e.to_string()))?;
+    write_private(&dir.join("server.json"), about.to_string().as_bytes())
+        .map_err(|e| failed(e.to_string()))?;
 
     // The lock says that no other controller is alive on this database: what the last one
     // held is free at once.
@@ -76,10 +91,18 @@ pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
     let stopping = app.stopping.clone();
     let service = router(app.clone());
     let serving = tokio::spawn(async move {
-        axum::serve(listener, service).with_graceful_shutdown(async move { stopping.cancelled().await }).await
+        axum::serve(listener, service)
+            .with_graceful_shutdown(async move { stopping.cancelled().await })
+            .await
     });
     tracing::info!(url = %app.public_url, data_dir = %app.config.data_dir.display(), "serving");
-    Ok(Server { app, addr, serving, tasks, _lock: lock })
+    Ok(Server {
+        app,
+        addr,
+        serving,
+        tasks,
+        _lock: lock,
+    })
 }
 
 impl Server {
@@ -113,8 +136,15 @@ impl Server {
 }
 
 fn open_data_dir(dir: &Path) -> Result<fs::File, ServerError> {
-    let failed = |e: std::io::Error| ServerError::DataDir { path: dir.to_owned(), reason: e.to_string() };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    let failed = |e: std::io::Error| ServerError::DataDir {
+        path: dir.to_owned(),
+        reason: e.to_string(),
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(failed)?;
     let lock = fs::File::create(dir.join("server.lock")).map_err(failed)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
@@ -125,7 +155,10 @@ fn open_data_dir(dir: &Path) -> Result<fs::File, ServerError> {
 
 async fn assemble(config: ServerConfig, addr: SocketAddr) -> Result<App, ServerError> {
     let dir = config.data_dir.clone();
-    let failed = |reason: String| ServerError::DataDir { path: dir.clone(), reason };
+    let failed = |reason: String| ServerError::DataDir {
+        path: dir.clone(),
+        reason,
+    };
     let store = Store::open(dir.join("dumont.db")).await?;
     let fresh = Ulid::generate().to_string().to_lowercase();
     let controller_id = store.meta_get_or_insert("controller_id", &fresh[14..]).await?;
@@ -141,7 +174,13 @@ async fn assemble(config: ServerConfig, addr: SocketAddr) -> Result<App, ServerE
         object_routes: files.clone().router(),
         objects: files,
         store,
-        markets: BTreeMap::from([(vast.name(), Market { provider: vast, listing })]),
+        markets: BTreeMap::from([(
+            vast.name(),
+            Market {
+                provider: vast,
+                listing,
+            },
+        )]),
         ssh_key: Arc::new(key),
         public_key,
         controller_id,

@@ -26,14 +26,22 @@ async fn a_lost_machine_is_replaced_and_every_byte_is_back() {
     assert_eq!(incr["result"]["snapshot_type"], "incremental", "{incr:#}");
     assert_eq!(incr["result"]["files_changed"], 1);
     assert_eq!(incr["result"]["base_snapshot_id"], base["snapshot_id"]);
-    assert!(incr["log"].to_string().contains("Incremental: 1 files changed out of 2 total"), "{incr:#}");
+    assert!(
+        incr["log"]
+            .to_string()
+            .contains("Incremental: 1 files changed out of 2 total"),
+        "{incr:#}"
+    );
 
     world.kill(&first).await;
     let event = world.failed_over("train").await;
     assert_eq!(event["success"], true, "{event:#}");
     assert_eq!(event["trigger"], "session_reset_and_redial_refused");
     assert_eq!(event["snapshot_id"], incr["result"]["snapshot_id"]);
-    assert_eq!(event["validation"], json!({"validation": "ok", "files_restored": 2, "files_expected": 2}));
+    assert_eq!(
+        event["validation"],
+        json!({"validation": "ok", "files_restored": 2, "files_expected": 2})
+    );
 
     let workspace = world.get("/workspaces/train").await;
     let second = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();

@@ -18,7 +18,13 @@ async fn attempts(world: &World, name: &str) -> Vec<Value> {
 async fn refused_and_stuck_machines_lose_and_are_given_back() {
     let world = World::instant().await;
     for fault in ["create_refused", "stuck_loading", "ssh_dead"] {
-        world.admin("POST", "/admin/faults", Some(json!({ "fault": fault, "count": 1 }))).await;
+        world
+            .admin(
+                "POST",
+                "/admin/faults",
+                Some(json!({ "fault": fault, "count": 1 })),
+            )
+            .await;
     }
     let workspace = world.deployed("stubborn").await;
     assert_eq!(workspace["state"], "running");
@@ -27,13 +33,23 @@ async fn refused_and_stuck_machines_lose_and_are_given_back() {
     let won = met.iter().filter(|m| m["successful_attempts"] == 1).count();
     assert_eq!(won, 1, "{met:#?}");
     // A refused offer and a lost race say nothing about the machine.
-    assert!(met.iter().any(|m| m["uncounted_attempts"] == 1 && m["reliability_status"] == "unknown"), "{met:#?}");
+    assert!(
+        met.iter()
+            .any(|m| m["uncounted_attempts"] == 1 && m["reliability_status"] == "unknown"),
+        "{met:#?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_create_whose_reply_is_lost_is_found_and_not_repeated() {
     let world = World::instant().await;
-    world.admin("POST", "/admin/faults", Some(json!({ "fault": "create_uncertain", "count": 1 }))).await;
+    world
+        .admin(
+            "POST",
+            "/admin/faults",
+            Some(json!({ "fault": "create_uncertain", "count": 1 })),
+        )
+        .await;
     let mut wanted = spec("uncertain");
     wanted["failover"] = json!({ "racers": 1 });
     let created = world.post("/workspaces", json!({ "spec": wanted })).await;
@@ -52,7 +68,12 @@ async fn without_offers_a_deploy_says_so_and_rents_nothing() {
     let workflow = world.ended(created["workflow_id"].as_str().unwrap()).await;
     assert_eq!(workflow["status"], "failed");
     assert_eq!(workflow["error"]["code"], "no_offers");
-    assert!(workflow["error"]["hint"].as_str().unwrap().contains("another GPU"));
+    assert!(
+        workflow["error"]["hint"]
+            .as_str()
+            .unwrap()
+            .contains("another GPU")
+    );
     let workspace = world.get("/workspaces/nothing").await;
     assert_eq!(workspace["state"], "failed");
     assert_eq!(world.alive().await, 0);
@@ -66,7 +87,12 @@ async fn a_probe_that_never_succeeds_fails_the_deploy_and_gives_the_machine_back
     let created = world.post("/workspaces", json!({ "spec": wanted })).await;
     let workflow = world.ended(created["workflow_id"].as_str().unwrap()).await;
     assert_eq!(workflow["error"]["code"], "probe_failed", "{workflow:#}");
-    assert!(workflow["error"]["message"].as_str().unwrap().contains("no model"));
+    assert!(
+        workflow["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("no model")
+    );
     world.settles_at(0).await;
 }
 
@@ -89,9 +115,13 @@ async fn with_snapshot(world: &World, name: &str) -> String {
     let workspace = world.deployed(name).await;
     let id = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
     let dir = world.workspace_dir(&id).await;
-    let noise: Vec<u8> = (0..2_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> = (0..2_000_000_u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
     fs::write(dir.join("weights.bin"), noise).unwrap();
-    let started = world.post(&format!("/workspaces/{name}/snapshots"), json!({})).await;
+    let started = world
+        .post(&format!("/workspaces/{name}/snapshots"), json!({}))
+        .await;
     world.done(&started["workflow_id"]).await;
     id
 }
@@ -116,7 +146,10 @@ async fn one_flipped_bit_fails_the_failover_by_name() {
     assert!(reason.starts_with("corrupt"), "{reason}");
     let workspace = world.get("/workspaces/flipped").await;
     assert_eq!(workspace["state"], "failed");
-    assert!(workspace["last_snapshot"].is_object(), "the snapshot is still known");
+    assert!(
+        workspace["last_snapshot"].is_object(),
+        "the snapshot is still known"
+    );
     world.settles_at(0).await;
 }
 
@@ -132,7 +165,11 @@ async fn a_missing_pack_is_named() {
     let reason = event["failure_reason"].as_str().unwrap();
     assert!(reason.starts_with("object_missing"), "{reason}");
     let name = gone[0].file_name().unwrap().to_str().unwrap();
-    assert!(gone.iter().any(|g| reason.contains(g.file_name().unwrap().to_str().unwrap())), "{reason} names {name}");
+    assert!(
+        gone.iter()
+            .any(|g| reason.contains(g.file_name().unwrap().to_str().unwrap())),
+        "{reason} names {name}"
+    );
     world.settles_at(0).await;
 }
 
@@ -148,7 +185,12 @@ async fn a_path_that_is_not_there_cannot_be_snapshotted() {
     let started = world.post("/workspaces/pathless/snapshots", json!({})).await;
     let workflow = world.ended(started["workflow_id"].as_str().unwrap()).await;
     assert_eq!(workflow["error"]["code"], "no_such_path", "{workflow:#}");
-    assert!(workflow["error"]["message"].as_str().unwrap().contains("/nowhere/at/all"));
+    assert!(
+        workflow["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("/nowhere/at/all")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,15 +209,63 @@ async fn a_restarted_server_goes_on_watching() {
 async fn bad_requests_get_clear_errors() {
     let world = World::instant().await;
     let cases = [
-        ("POST", "/workspaces", json!({ "spec": { "name": "x", "colour": "red" } }), 400, "invalid_request"),
-        ("POST", "/workspaces", json!({ "spec": { "name": "No Good" } }), 400, "invalid_request"),
-        ("POST", "/workspaces", json!({ "spec": { "name": "x", "disk_gb": "many" } }), 400, "invalid_request"),
-        ("POST", "/workspaces", json!({ "spec": { "name": "x", "path": "/a/../b" } }), 400, "invalid_spec"),
-        ("POST", "/workspaces", json!({ "spec": { "name": "x", "max_price": -1 } }), 400, "invalid_spec"),
-        ("GET", "/workspaces/absent", Value::Null, 404, "workspace_not_found"),
-        ("POST", "/workspaces/absent/snapshots", json!({}), 404, "workspace_not_found"),
+        (
+            "POST",
+            "/workspaces",
+            json!({ "spec": { "name": "x", "colour": "red" } }),
+            400,
+            "invalid_request",
+        ),
+        (
+            "POST",
+            "/workspaces",
+            json!({ "spec": { "name": "No Good" } }),
+            400,
+            "invalid_request",
+        ),
+        (
+            "POST",
+            "/workspaces",
+            json!({ "spec": { "name": "x", "disk_gb": "many" } }),
+            400,
+            "invalid_request",
+        ),
+        (
+            "POST",
+            "/workspaces",
+            json!({ "spec": { "name": "x", "path": "/a/../b" } }),
+            400,
+            "invalid_spec",
+        ),
+        (
+            "POST",
+            "/workspaces",
+            json!({ "spec": { "name": "x", "max_price": -1 } }),
+            400,
+            "invalid_spec",
+        ),
+        (
+            "GET",
+            "/workspaces/absent",
+            Value::Null,
+            404,
+            "workspace_not_found",
+        ),
+        (
+            "POST",
+            "/workspaces/absent/snapshots",
+            json!({}),
+            404,
+            "workspace_not_found",
+        ),
         ("GET", "/workspaces?limit=0", Value::Null, 400, "invalid_request"),
-        ("GET", "/workspaces?colour=red", Value::Null, 400, "invalid_request"),
+        (
+            "GET",
+            "/workspaces?colour=red",
+            Value::Null,
+            400,
+            "invalid_request",
+        ),
         ("GET", "/workflows/none", Value::Null, 404, "workflow_not_found"),
         ("GET", "/failovers/none", Value::Null, 404, "failover_not_found"),
         ("GET", "/nonsense", Value::Null, 404, "unknown_path"),
@@ -184,7 +274,11 @@ async fn bad_requests_get_clear_errors() {
     for (method, path, body, status, code) in cases {
         let body = (!body.is_null()).then_some(body);
         let (got, answer) = world.call(method, path, body).await;
-        assert_eq!((got, answer["code"].as_str()), (status, Some(code)), "{method} {path}: {answer}");
+        assert_eq!(
+            (got, answer["code"].as_str()),
+            (status, Some(code)),
+            "{method} {path}: {answer}"
+        );
         assert!(!answer["hint"].as_str().unwrap().is_empty());
     }
     let url = world.server.as_ref().unwrap().url().to_owned();
@@ -195,5 +289,14 @@ async fn bad_requests_get_clear_errors() {
         }
         assert_eq!(request.send().await.unwrap().status().as_u16(), 401);
     }
-    assert!(world.http.get(format!("{url}/healthz")).send().await.unwrap().status().is_success());
+    assert!(
+        world
+            .http
+            .get(format!("{url}/healthz"))
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .is_success()
+    );
 }

@@ -79,7 +79,9 @@ pub fn restore(
         manifest: &manifest,
         content: false,
     };
+    let checking = Instant::now();
     let (validation, known) = validate(&check, head.files, workers(opts.workers), &abort)?;
+    let validated = checking.elapsed();
     if let Some(path) = opts
         .cache_path
         .as_ref()
@@ -115,6 +117,7 @@ pub fn restore(
         downloaded_bytes: fetcher.bytes.load(Relaxed),
         requests: fetcher.requests.load(Relaxed),
         elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+        validation_ms: u64::try_from(validated.as_millis()).unwrap_or(u64::MAX),
         validation,
     })
 }

@@ -47,16 +47,23 @@ pub enum Request {
     Snapshot(SnapshotRequest),
     Restore(RestoreRequest),
     /// URLs for uploads asked for by `UploadsWanted`, in the same order. `id` is the snapshot's.
-    Uploads { grants: Vec<UploadGrant> },
+    Uploads {
+        grants: Vec<UploadGrant>,
+    },
     /// URLs for downloads asked for by `DownloadsWanted`, in the same order.
-    Downloads { grants: Vec<DownloadGrant> },
+    Downloads {
+        grants: Vec<DownloadGrant>,
+    },
     /// Writes the workload's definition and (re)starts its supervisor.
     StartWorkload(Workload),
     /// Stops the workload and its supervisor, and waits until they are gone.
     StopWorkload,
     WorkloadStatus,
     /// Runs the shell command with the workload's environment and directory.
-    Probe { command: String, timeout_ms: u64 },
+    Probe {
+        command: String,
+        timeout_ms: u64,
+    },
     /// Gives up the request with this message's `id`; it then ends in `Failed`.
     Cancel,
     Ping,
@@ -65,12 +72,21 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Event {
-    Heartbeat { now: Timestamp, workload: Option<WorkloadStatus> },
+    Heartbeat {
+        now: Timestamp,
+        workload: Option<WorkloadStatus>,
+    },
     Progress(Progress),
-    UploadsWanted { objects: Vec<UploadWanted> },
-    DownloadsWanted { keys: Vec<String> },
+    UploadsWanted {
+        objects: Vec<UploadWanted>,
+    },
+    DownloadsWanted {
+        keys: Vec<String>,
+    },
     /// A line for the log, e.g. `Incremental: 3 files changed out of 120 total`.
-    Log { line: String },
+    Log {
+        line: String,
+    },
     Done(Outcome),
     Failed(Failure),
 }
@@ -82,11 +98,19 @@ pub enum Outcome {
     Hello(Box<Facts>),
     Snapshot(Box<SnapshotReport>),
     Restore(Box<RestoreReport>),
-    WorkloadStarted { supervisor_pid: u32 },
+    WorkloadStarted {
+        supervisor_pid: u32,
+    },
     WorkloadStopped,
-    WorkloadStatus { status: Option<WorkloadStatus> },
+    WorkloadStatus {
+        status: Option<WorkloadStatus>,
+    },
     /// `output` is the tail of stdout and stderr, at most 4 KB.
-    Probe { exit_code: Option<i32>, output: String, elapsed_ms: u64 },
+    Probe {
+        exit_code: Option<i32>,
+        output: String,
+        elapsed_ms: u64,
+    },
     Pong,
 }
 
@@ -228,5 +252,9 @@ pub struct WorkloadStatus {
 
 /// The objects a report names, in upload order.
 pub fn objects_of(report: &SnapshotReport) -> impl Iterator<Item = &ObjectRef> {
-    report.packs.iter().chain(report.index.iter()).chain(report.metadata.iter())
+    report
+        .packs
+        .iter()
+        .chain(report.index.iter())
+        .chain(report.metadata.iter())
 }

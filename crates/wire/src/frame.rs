@@ -52,7 +52,10 @@ impl Decoder {
 
     /// For the agent's side: frames from the first byte.
     pub fn plain() -> Self {
-        Self { buffer: Vec::new(), in_sync: true }
+        Self {
+            buffer: Vec::new(),
+            in_sync: true,
+        }
     }
 
     /// Adds received bytes.
@@ -66,11 +69,13 @@ impl Decoder {
     }
 
     /// The next whole message, or `None` until more bytes come.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn next_frame<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         if !self.in_sync && !self.skip_to_marker()? {
             return Ok(None);
         }
-        let Some(head) = self.buffer.first_chunk::<4>() else { return Ok(None) };
+        let Some(head) = self.buffer.first_chunk::<4>() else {
+            return Ok(None);
+        };
         let len = u32::from_le_bytes(*head) as usize;
         if len > MAX_FRAME {
             return Err(FrameError::TooLong(len));
@@ -110,7 +115,7 @@ mod tests {
         let mut got: Vec<String> = Vec::new();
         for byte in bytes {
             decoder.push(&[byte]);
-            while let Some(m) = decoder.next().unwrap() {
+            while let Some(m) = decoder.next_frame().unwrap() {
                 got.push(m);
             }
         }
@@ -121,13 +126,16 @@ mod tests {
     fn a_hostile_length_is_refused_before_memory_is_spent() {
         let mut decoder = Decoder::plain();
         decoder.push(&u32::MAX.to_le_bytes());
-        assert!(matches!(decoder.next::<String>(), Err(FrameError::TooLong(_))));
+        assert!(matches!(
+            decoder.next_frame::<String>(),
+            Err(FrameError::TooLong(_))
+        ));
     }
 
     #[test]
     fn endless_noise_is_refused() {
         let mut decoder = Decoder::after_marker();
         decoder.push(&vec![b'x'; 300 << 10]);
-        assert!(decoder.next::<String>().is_err());
+        assert!(decoder.next_frame::<String>().is_err());
     }
 }

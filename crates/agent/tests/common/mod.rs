@@ -50,7 +50,7 @@ impl Agent {
             let (mut decoder, mut buffer) = (Decoder::after_marker(), [0; 4096]);
             while let Ok(n @ 1..) = stdout.read(&mut buffer) {
                 decoder.push(&buffer[..n]);
-                while let Some(frame) = decoder.next().unwrap() {
+                while let Some(frame) = decoder.next_frame().unwrap() {
                     let _ = frames.send(frame);
                 }
             }

@@ -21,8 +21,15 @@ use ulid::Ulid;
 const PREFIX: &str = "dmt_";
 
 /// Lets a request through if it carries a token that is in force.
-pub async fn require(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+pub async fn require(
+    State(app): State<Arc<App>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok());
     let Some(token) = given.and_then(|v| v.strip_prefix("Bearer ")) else {
         return Err(refused("token_missing", "the request carries no token"));
     };
@@ -32,8 +39,15 @@ pub async fn require(State(app): State<Arc<App>>, request: Request, next: Next) 
 
 async fn check(store: &Store, token: &str) -> Result<(), ApiError> {
     let wrong = || refused("token_invalid", "the token is not known to this server");
-    let (id, secret) = token.strip_prefix(PREFIX).and_then(|t| t.split_once('_')).ok_or_else(wrong)?;
-    let row = store.token(id).await.map_err(|e| ApiError::internal(e.to_string()))?.ok_or_else(wrong)?;
+    let (id, secret) = token
+        .strip_prefix(PREFIX)
+        .and_then(|t| t.split_once('_'))
+        .ok_or_else(wrong)?;
+    let row = store
+        .token(id)
+        .await
+        .map_err(|e| ApiError::internal(e.to_string()))?
+        .ok_or_else(wrong)?;
     if !bool::from(hash(secret).ct_eq(&row.hash)) {
         return Err(wrong());
     }
@@ -58,7 +72,11 @@ fn hash(secret: &str) -> Vec<u8> {
 
 /// The first run writes an admin token that only its owner can read. A token file whose token
 /// the database does not know (it was moved or made anew) is replaced.
-pub async fn ensure_admin(store: &Store, file: &Path, now: dumont_core::time::Timestamp) -> Result<(), String> {
+pub async fn ensure_admin(
+    store: &Store,
+    file: &Path,
+    now: dumont_core::time::Timestamp,
+) -> Result<(), String> {
     if let Ok(token) = std::fs::read_to_string(file)
         && check(store, token.trim()).await.is_ok()
     {
@@ -67,7 +85,10 @@ pub async fn ensure_admin(store: &Store, file: &Path, now: dumont_core::time::Ti
     let mut secret = [0_u8; 32];
     rand::rng().fill_bytes(&mut secret);
     let (id, secret) = (Ulid::generate().to_string(), hex::encode(secret));
-    store.insert_token(&id, "admin", &hash(&secret), now).await.map_err(|e| e.to_string())?;
+    store
+        .insert_token(&id, "admin", &hash(&secret), now)
+        .await
+        .map_err(|e| e.to_string())?;
     write_private(file, format!("{PREFIX}{id}_{secret}\n").as_bytes())
         .map_err(|e| format!("cannot write {}: {e}", file.display()))
 }

@@ -19,7 +19,14 @@ pub type ApiResult<T> = Result<T, ApiError>;
 
 impl ApiError {
     pub fn new(status: StatusCode, code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { status, body: ErrorBody { code: code.into(), message: message.into(), hint: hint.into() } }
+        Self {
+            status,
+            body: ErrorBody {
+                code: code.into(),
+                message: message.into(),
+                hint: hint.into(),
+            },
+        }
     }
 
     pub fn invalid(message: impl Into<String>, hint: impl Into<String>) -> Self {
@@ -28,7 +35,12 @@ impl ApiError {
 
     pub fn not_found(what: &str, name: &str, hint: impl Into<String>) -> Self {
         let code = format!("{what}_not_found");
-        Self::new(StatusCode::NOT_FOUND, &code, format!("there is no {what} {name:?}"), hint)
+        Self::new(
+            StatusCode::NOT_FOUND,
+            &code,
+            format!("there is no {what} {name:?}"),
+            hint,
+        )
     }
 
     pub fn conflict(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
@@ -57,7 +69,9 @@ impl IntoResponse for ApiError {
 impl From<StoreError> for ApiError {
     fn from(e: StoreError) -> Self {
         match e {
-            StoreError::NotFound { what, id } => Self::not_found(what, &id, "it may have been removed meanwhile"),
+            StoreError::NotFound { what, id } => {
+                Self::not_found(what, &id, "it may have been removed meanwhile")
+            }
             StoreError::Conflict { .. } | StoreError::Stale { .. } => {
                 Self::conflict("conflict", e.to_string(), "look at its state and try again")
             }
@@ -74,6 +88,11 @@ impl From<InvalidName> for ApiError {
 
 impl From<InvalidSpec> for ApiError {
     fn from(e: InvalidSpec) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "invalid_spec", e.to_string(), format!("change the field {:?} and try again", e.field))
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_spec",
+            e.to_string(),
+            format!("change the field {:?} and try again", e.field),
+        )
     }
 }

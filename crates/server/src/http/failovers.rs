@@ -66,24 +66,40 @@ pub async fn run(
     Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
 }
 
-pub async fn list(State(app): State<Arc<App>>, Params(query): Params<ListQuery>) -> ApiResult<Json<Page<FailoverEvent>>> {
+pub async fn list(
+    State(app): State<Arc<App>>,
+    Params(query): Params<ListQuery>,
+) -> ApiResult<Json<Page<FailoverEvent>>> {
     let workspace = match &query.workspace {
         Some(name) => Some(named(&app, name).await?.id),
         None => None,
     };
-    let page = PageQuery { limit: query.limit, after: query.after };
-    let rows = app.store.list_failover_events(workspace.as_deref(), page.after.as_deref(), limit(&page)?).await?;
+    let page = PageQuery {
+        limit: query.limit,
+        after: query.after,
+    };
+    let rows = app
+        .store
+        .list_failover_events(workspace.as_deref(), page.after.as_deref(), limit(&page)?)
+        .await?;
     let mut items = Vec::with_capacity(rows.items.len());
     for row in rows.items {
         items.push(shown(&app, row).await?);
     }
-    Ok(Json(Page { items, next: rows.next }))
+    Ok(Json(Page {
+        items,
+        next: rows.next,
+    }))
 }
 
 pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> ApiResult<Json<FailoverEvent>> {
     let row = app.store.failover_event(&id).await?;
     let row = row.ok_or_else(|| {
-        ApiError::not_found("failover", &id, "`dumont failover list` shows those that have ended")
+        ApiError::not_found(
+            "failover",
+            &id,
+            "`dumont failover list` shows those that have ended",
+        )
     })?;
     Ok(Json(shown(&app, row).await?))
 }

@@ -50,7 +50,10 @@ impl Fence for DraftFence {
     }
 }
 
-pub async fn begin(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<(StatusCode, Json<Import>)> {
+pub async fn begin(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> ApiResult<(StatusCode, Json<Import>)> {
     let workspace = named(&app, &name).await?;
     if workspace.instance_key.is_some() {
         return Err(ApiError::conflict(
@@ -63,8 +66,17 @@ pub async fn begin(State(app): State<Arc<App>>, Path(name): Path<String>) -> Api
     let import_id = Ulid::generate().to_string();
     // The ULID keeps two imports of one second apart.
     let stamp = format!("import{}-{}", &import_id[16..].to_lowercase(), now.unix_seconds());
-    let fence = DraftFence { store: app.store.clone(), workspace_id: workspace.id.clone() };
-    let granter = Granter::writing(app.objects.clone(), &app.public_url, &workspace.id, &stamp, Arc::new(fence));
+    let fence = DraftFence {
+        store: app.store.clone(),
+        workspace_id: workspace.id.clone(),
+    };
+    let granter = Granter::writing(
+        app.objects.clone(),
+        &app.public_url,
+        &workspace.id,
+        &stamp,
+        Arc::new(fence),
+    );
     let running = Running {
         workspace_id: workspace.id,
         stamp: stamp.clone(),
@@ -72,7 +84,11 @@ pub async fn begin(State(app): State<Arc<App>>, Path(name): Path<String>) -> Api
         fence: workspace.fence,
         granter,
     };
-    app.imports.0.lock().unwrap_or_else(PoisonError::into_inner).insert(import_id.clone(), Arc::new(running));
+    app.imports
+        .0
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(import_id.clone(), Arc::new(running));
     Ok((StatusCode::CREATED, Json(Import { import_id, stamp })))
 }
 
@@ -82,9 +98,17 @@ pub async fn upload(
     Body(wanted): Body<ImportUpload>,
 ) -> ApiResult<Json<UploadGrant>> {
     let import = running(&app, &id)?;
-    let wanted = UploadWanted { kind: wanted.kind, size: wanted.size, digest: wanted.digest };
+    let wanted = UploadWanted {
+        kind: wanted.kind,
+        size: wanted.size,
+        digest: wanted.digest,
+    };
     let grants = import.granter.uploads(&[wanted]).await.map_err(refused)?;
-    grants.into_iter().next().map(Json).ok_or_else(|| ApiError::internal("no URL was granted"))
+    grants
+        .into_iter()
+        .next()
+        .map(Json)
+        .ok_or_else(|| ApiError::internal("no URL was granted"))
 }
 
 pub async fn commit(
@@ -108,20 +132,31 @@ pub async fn commit(
         began_at: import.began_at,
     };
     let row = publish(&app, &origin, &report).await.map_err(|e| match e {
-        StepError::Failed(body) => ApiError { status: StatusCode::CONFLICT, body },
+        StepError::Failed(body) => ApiError {
+            status: StatusCode::CONFLICT,
+            body,
+        },
         StepError::Store(e) => e.into(),
     })?;
-    app.imports.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    app.imports
+        .0
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .remove(&id);
     Ok((StatusCode::CREATED, Json(shown(&row))))
 }
 
 fn running(app: &App, id: &str) -> ApiResult<Arc<Running>> {
     let imports = app.imports.0.lock().unwrap_or_else(PoisonError::into_inner);
-    imports.get(id).cloned().ok_or_else(|| {
-        ApiError::not_found("import", id, "imports do not outlive the server; begin it again")
-    })
+    imports
+        .get(id)
+        .cloned()
+        .ok_or_else(|| ApiError::not_found("import", id, "imports do not outlive the server; begin it again"))
 }
 
 fn refused(error: LinkError) -> ApiError {
-    ApiError { status: StatusCode::CONFLICT, body: link_failure(&error) }
+    ApiError {
+        status: StatusCode::CONFLICT,
+        body: link_failure(&error),
+    }
 }

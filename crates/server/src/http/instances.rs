@@ -9,14 +9,23 @@ use dumont_store::InstanceRow;
 use dumont_wire::rest::{Instance, Page, PageQuery};
 use std::sync::Arc;
 
-pub async fn list(State(app): State<Arc<App>>, Params(page): Params<PageQuery>) -> ApiResult<Json<Page<Instance>>> {
+pub async fn list(
+    State(app): State<Arc<App>>,
+    Params(page): Params<PageQuery>,
+) -> ApiResult<Json<Page<Instance>>> {
     let limit = limit(&page)? as usize;
     let rows = app.store.list_open_instances().await?;
     let after = page.after.unwrap_or_default();
-    let mut open = rows.iter().filter(|r| r.key > after).filter_map(|r| shown(r).map(|i| (r.key.clone(), i)));
+    let mut open = rows
+        .iter()
+        .filter(|r| r.key > after)
+        .filter_map(|r| shown(r).map(|i| (r.key.clone(), i)));
     let items: Vec<(String, Instance)> = open.by_ref().take(limit).collect();
     let next = open.next().and_then(|_| items.last().map(|(key, _)| key.clone()));
-    Ok(Json(Page { items: items.into_iter().map(|(_, i)| i).collect(), next }))
+    Ok(Json(Page {
+        items: items.into_iter().map(|(_, i)| i).collect(),
+        next,
+    }))
 }
 
 /// `None` while the provider has not given it an id.

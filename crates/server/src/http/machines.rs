@@ -10,10 +10,19 @@ use dumont_store::MachineRow;
 use dumont_wire::rest::{Machine, Page, PageQuery};
 use std::sync::Arc;
 
-pub async fn list(State(app): State<Arc<App>>, Params(page): Params<PageQuery>) -> ApiResult<Json<Page<Machine>>> {
+pub async fn list(
+    State(app): State<Arc<App>>,
+    Params(page): Params<PageQuery>,
+) -> ApiResult<Json<Page<Machine>>> {
     let after: Option<MachineRef> = page.after.as_deref().map(str::parse).transpose()?;
-    let rows = app.store.list_machines(after.as_ref(), limit(&page)?, app.now()).await?;
-    Ok(Json(Page { items: rows.items.into_iter().map(shown).collect(), next: rows.next }))
+    let rows = app
+        .store
+        .list_machines(after.as_ref(), limit(&page)?, app.now())
+        .await?;
+    Ok(Json(Page {
+        items: rows.items.into_iter().map(shown).collect(),
+        next: rows.next,
+    }))
 }
 
 fn shown(row: MachineRow) -> Machine {

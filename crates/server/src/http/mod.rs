@@ -27,10 +27,16 @@ use std::sync::Arc;
 pub fn router(app: Arc<App>) -> Router {
     let api = Router::new()
         .route("/workspaces", get(workspaces::list).post(workspaces::create))
-        .route("/workspaces/{name}", get(workspaces::show).delete(workspaces::delete))
+        .route(
+            "/workspaces/{name}",
+            get(workspaces::show).delete(workspaces::delete),
+        )
         .route("/workspaces/{name}/deploy", post(workspaces::deploy))
         .route("/workspaces/{name}/ssh", post(workspaces::ssh))
-        .route("/workspaces/{name}/snapshots", get(snapshots::list).post(snapshots::create))
+        .route(
+            "/workspaces/{name}/snapshots",
+            get(snapshots::list).post(snapshots::create),
+        )
         .route("/workspaces/{name}/restore", post(snapshots::restore))
         .route("/workspaces/{name}/failover", post(failovers::run))
         .route("/workspaces/{name}/imports", post(imports::begin))
@@ -56,7 +62,10 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 async fn health() -> Json<Health> {
-    Json(Health { status: "ok".into(), version: env!("CARGO_PKG_VERSION").into() })
+    Json(Health {
+        status: "ok".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    })
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {

@@ -32,6 +32,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 pub fn limit(page: &PageQuery) -> Result<u32, ApiError> {
     match page.limit.unwrap_or(DEFAULT) {
         n @ 1..=MOST => Ok(n),
-        n => Err(ApiError::invalid(format!("limit={n} is not between 1 and {MOST}"), "ask for less and page with after=")),
+        n => Err(ApiError::invalid(
+            format!("limit={n} is not between 1 and {MOST}"),
+            "ask for less and page with after=",
+        )),
     }
 }

@@ -20,8 +20,14 @@ pub async fn list(
     Params(page): Params<PageQuery>,
 ) -> ApiResult<Json<Page<Snapshot>>> {
     let workspace = named(&app, &name).await?;
-    let rows = app.store.list_snapshots(&workspace.id, page.after.as_deref(), limit(&page)?).await?;
-    Ok(Json(Page { items: rows.items.iter().map(shown).collect(), next: rows.next }))
+    let rows = app
+        .store
+        .list_snapshots(&workspace.id, page.after.as_deref(), limit(&page)?)
+        .await?;
+    Ok(Json(Page {
+        items: rows.items.iter().map(shown).collect(),
+        next: rows.next,
+    }))
 }
 
 pub async fn create(
@@ -30,7 +36,10 @@ pub async fn create(
     Body(wanted): Body<CreateSnapshot>,
 ) -> ApiResult<(StatusCode, Json<Started>)> {
     let workspace = on_machine(&app, &name).await?;
-    let state = Capture { full: wanted.full, ..Capture::default() };
+    let state = Capture {
+        full: wanted.full,
+        ..Capture::default()
+    };
     let state = serde_json::to_value(&state).unwrap_or_default();
     let workflow_id = start(&app, &workspace, Kind::Snapshot, state, Vec::new(), Vec::new()).await?;
     Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
@@ -43,7 +52,11 @@ pub async fn restore(
 ) -> ApiResult<(StatusCode, Json<Started>)> {
     let workspace = on_machine(&app, &name).await?;
     check_owned(&app, &workspace.id, &name, wanted.snapshot_id.as_deref()).await?;
-    let state = Placement { snapshot_id: wanted.snapshot_id, delete: wanted.delete, ..Placement::default() };
+    let state = Placement {
+        snapshot_id: wanted.snapshot_id,
+        delete: wanted.delete,
+        ..Placement::default()
+    };
     let state = serde_json::to_value(&state).unwrap_or_default();
     let workflow_id = start(&app, &workspace, Kind::Restore, state, Vec::new(), Vec::new()).await?;
     Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))

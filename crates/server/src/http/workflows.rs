@@ -21,18 +21,38 @@ pub struct ListQuery {
     after: Option<String>,
 }
 
-pub async fn list(State(app): State<Arc<App>>, Params(query): Params<ListQuery>) -> ApiResult<Json<Page<Workflow>>> {
+pub async fn list(
+    State(app): State<Arc<App>>,
+    Params(query): Params<ListQuery>,
+) -> ApiResult<Json<Page<Workflow>>> {
     let workspace = named(&app, &query.workspace).await?;
-    let page = PageQuery { limit: query.limit, after: query.after };
-    let rows = app.store.list_workflows(&workspace.id, page.after.as_deref(), limit(&page)?).await?;
-    let items = rows.items.into_iter().map(|row| shown(&app, row, workspace.name.clone())).collect();
-    Ok(Json(Page { items, next: rows.next }))
+    let page = PageQuery {
+        limit: query.limit,
+        after: query.after,
+    };
+    let rows = app
+        .store
+        .list_workflows(&workspace.id, page.after.as_deref(), limit(&page)?)
+        .await?;
+    let items = rows
+        .items
+        .into_iter()
+        .map(|row| shown(&app, row, workspace.name.clone()))
+        .collect();
+    Ok(Json(Page {
+        items,
+        next: rows.next,
+    }))
 }
 
 pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> ApiResult<Json<Workflow>> {
     let missing = || ApiError::not_found("workflow", &id, "ids are in the answers that start long work");
     let row = app.store.workflow(&id).await?.ok_or_else(missing)?;
-    let workspace = app.store.workspace(&row.workspace_id).await?.ok_or_else(missing)?;
+    let workspace = app
+        .store
+        .workspace(&row.workspace_id)
+        .await?
+        .ok_or_else(missing)?;
     Ok(Json(shown(&app, row, workspace.name)))
 }
 

@@ -13,19 +13,30 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use dumont_core::id::WorkspaceName;
 use dumont_core::workflow::Kind;
-use dumont_store::{Effect, Error as StoreError, InstanceRow, NewWorkflow, NewWorkspace, WorkspaceRow, WorkspaceState};
+use dumont_store::{
+    Effect, Error as StoreError, InstanceRow, NewWorkflow, NewWorkspace, WorkspaceRow, WorkspaceState,
+};
 use dumont_wire::rest::{self, CreateWorkspace, Page, PageQuery, SshAccess, SshTarget, Started, Workspace};
 use serde_json::Value;
 use std::sync::Arc;
 use ulid::Ulid;
 
-pub async fn list(State(app): State<Arc<App>>, Params(page): Params<PageQuery>) -> ApiResult<Json<Page<Workspace>>> {
-    let rows = app.store.list_workspaces(page.after.as_deref(), limit(&page)?).await?;
+pub async fn list(
+    State(app): State<Arc<App>>,
+    Params(page): Params<PageQuery>,
+) -> ApiResult<Json<Page<Workspace>>> {
+    let rows = app
+        .store
+        .list_workspaces(page.after.as_deref(), limit(&page)?)
+        .await?;
     let mut items = Vec::with_capacity(rows.items.len());
     for row in rows.items {
         items.push(shown(&app, row).await?);
     }
-    Ok(Json(Page { items, next: rows.next }))
+    Ok(Json(Page {
+        items,
+        next: rows.next,
+    }))
 }
 
 pub async fn create(
@@ -34,7 +45,11 @@ pub async fn create(
 ) -> ApiResult<(StatusCode, Json<Workspace>)> {
     wanted.spec.check()?;
     let name = wanted.spec.name.clone();
-    let new = NewWorkspace { id: Ulid::generate().to_string(), spec: wanted.spec, state: WorkspaceState::Draft };
+    let new = NewWorkspace {
+        id: Ulid::generate().to_string(),
+        spec: wanted.spec,
+        state: WorkspaceState::Draft,
+    };
     let row = match app.store.create_workspace(&new, app.now()).await {
         Err(StoreError::Conflict { .. }) => {
             return Err(ApiError::conflict(
@@ -57,7 +72,10 @@ pub async fn show(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiR
     Ok(Json(shown(&app, row).await?))
 }
 
-pub async fn deploy(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<(StatusCode, Json<Started>)> {
+pub async fn deploy(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> ApiResult<(StatusCode, Json<Started>)> {
     let row = named(&app, &name).await?;
     if row.instance_key.is_some() {
         return Err(ApiError::conflict(
@@ -70,9 +88,15 @@ pub async fn deploy(State(app): State<Arc<App>>, Path(name): Path<String>) -> Ap
     Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
 }
 
-pub async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<(StatusCode, Json<Started>)> {
+pub async fn delete(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> ApiResult<(StatusCode, Json<Started>)> {
     let row = named(&app, &name).await?;
-    let effect = Effect::State { state: WorkspaceState::Deleting, message: None };
+    let effect = Effect::State {
+        state: WorkspaceState::Deleting,
+        message: None,
+    };
     // A teardown waits for nobody: what runs gives way, and what it rented is destroyed.
     let preempt = vec![Kind::Deploy, Kind::Failover, Kind::Snapshot, Kind::Restore];
     let workflow_id = start(&app, &row, Kind::Teardown, Value::Null, preempt, vec![effect]).await?;
@@ -88,19 +112,40 @@ pub async fn ssh(
     let key = russh::keys::PublicKey::from_openssh(access.public_key.trim())
         .ok()
         .and_then(|k| public_line(&k).ok())
-        .ok_or_else(|| ApiError::invalid("public_key is not an OpenSSH public key", "send one line like `ssh-ed25519 AAAA… me`"))?;
+        .ok_or_else(|| {
+            ApiError::invalid(
+                "public_key is not an OpenSSH public key",
+                "send one line like `ssh-ed25519 AAAA… me`",
+            )
+        })?;
     let row = named(&app, &name).await?;
     let instance = home(&app, &row).await?;
-    let (Some(id), Some(host), Some(port), Some(host_key)) =
-        (&instance.instance_id, instance.ssh_host.clone(), instance.ssh_port, instance.host_key.clone())
-    else {
+    let (Some(id), Some(host), Some(port), Some(host_key)) = (
+        &instance.instance_id,
+        instance.ssh_host.clone(),
+        instance.ssh_port,
+        instance.host_key.clone(),
+    ) else {
         return Err(no_machine(&row));
     };
-    let market = app.market(&instance.machine.provider).ok_or_else(|| no_machine(&row))?;
+    let market = app
+        .market(&instance.machine.provider)
+        .ok_or_else(|| no_machine(&row))?;
     market.provider.attach_key(id, &key).await.map_err(|e| {
-        ApiError::new(StatusCode::BAD_GATEWAY, "provider_failed", format!("the provider does not take the key: {e}"), "try again in a few seconds")
+        ApiError::new(
+            StatusCode::BAD_GATEWAY,
+            "provider_failed",
+            format!("the provider does not take the key: {e}"),
+            "try again in a few seconds",
+        )
     })?;
-    Ok(Json(SshTarget { host, port, user: "root".into(), host_key, path: row.spec.path }))
+    Ok(Json(SshTarget {
+        host,
+        port,
+        user: "root".into(),
+        host_key,
+        path: row.spec.path,
+    }))
 }
 
 /// The instance a workspace lives on.
@@ -115,7 +160,11 @@ pub async fn home(app: &App, row: &WorkspaceRow) -> ApiResult<InstanceRow> {
 fn no_machine(row: &WorkspaceRow) -> ApiError {
     ApiError::conflict(
         "no_machine",
-        format!("workspace {:?} is {} and lives on no machine", row.name.as_str(), row.state),
+        format!(
+            "workspace {:?} is {} and lives on no machine",
+            row.name.as_str(),
+            row.state
+        ),
         format!("wait for its deploy, or see `dumont workspace show {}`", row.name),
     )
 }
@@ -127,11 +176,20 @@ pub async fn named(app: &App, name: &str) -> ApiResult<WorkspaceRow> {
 
 async fn find(app: &App, name: WorkspaceName) -> ApiResult<WorkspaceRow> {
     let row = app.store.workspace_by_name(&name).await?;
-    row.ok_or_else(|| ApiError::not_found("workspace", name.as_str(), "`dumont workspace list` shows those there are"))
+    row.ok_or_else(|| {
+        ApiError::not_found(
+            "workspace",
+            name.as_str(),
+            "`dumont workspace list` shows those there are",
+        )
+    })
 }
 
 async fn start_deploy(app: &App, row: &WorkspaceRow) -> ApiResult<String> {
-    let effect = Effect::State { state: WorkspaceState::Deploying, message: None };
+    let effect = Effect::State {
+        state: WorkspaceState::Deploying,
+        message: None,
+    };
     let state = serde_json::to_value(Placement::default()).unwrap_or_default();
     start(app, row, Kind::Deploy, state, Vec::new(), vec![effect]).await
 }
@@ -175,10 +233,17 @@ pub async fn started_or_busy(
             Ok(id)
         }
         Err(StoreError::Conflict { id, .. }) => {
-            let what = app.store.workflow(&id).await?.map_or_else(|| "workflow".to_owned(), |w| w.kind.to_string());
+            let what = app
+                .store
+                .workflow(&id)
+                .await?
+                .map_or_else(|| "workflow".to_owned(), |w| w.kind.to_string());
             Err(ApiError::conflict(
                 "workspace_busy",
-                format!("a {what} works on workspace {:?} already ({id})", row.name.as_str()),
+                format!(
+                    "a {what} works on workspace {:?} already ({id})",
+                    row.name.as_str()
+                ),
                 format!("wait for it: GET /api/v1/workflows/{id}"),
             ))
         }
@@ -191,7 +256,12 @@ async fn shown(app: &App, row: WorkspaceRow) -> ApiResult<Workspace> {
         Some(key) => app.store.instance(key).await?.as_ref().and_then(shown_instance),
         None => None,
     };
-    let last_snapshot = app.store.latest_snapshot(&row.id).await?.as_ref().map(snapshots::shown);
+    let last_snapshot = app
+        .store
+        .latest_snapshot(&row.id)
+        .await?
+        .as_ref()
+        .map(snapshots::shown);
     let workflow_id = app.store.running_workflow(&row.id).await?.map(|w| w.id);
     Ok(Workspace {
         id: row.id,
@@ -223,4 +293,3 @@ pub async fn on_machine(app: &App, name: &str) -> ApiResult<WorkspaceRow> {
     home(app, &row).await?;
     Ok(row)
 }
-

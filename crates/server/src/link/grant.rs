@@ -57,7 +57,10 @@ impl Granter {
         stamp: &str,
         fence: Arc<dyn Fence>,
     ) -> Self {
-        Self { stamp: Some(stamp.to_owned()), ..Self::reading(objects, base_url, workspace_id, fence) }
+        Self {
+            stamp: Some(stamp.to_owned()),
+            ..Self::reading(objects, base_url, workspace_id, fence)
+        }
     }
 
     /// URLs for new objects, in the order asked.
@@ -72,8 +75,15 @@ impl Granter {
                 ObjectKind::Metadata => format!("{}/snapshots/{stamp}/metadata.json", self.prefix),
                 kind => format!("{}/{}/{}", self.prefix, kind.folder(), Ulid::generate()),
             };
-            let grant = self.objects.grant_upload(&self.base_url, &key, want).await.map_err(store_failure)?;
-            self.granted.lock().unwrap_or_else(PoisonError::into_inner).insert(key, want.clone());
+            let grant = self
+                .objects
+                .grant_upload(&self.base_url, &key, want)
+                .await
+                .map_err(store_failure)?;
+            self.granted
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(key, want.clone());
             grants.push(grant);
         }
         Ok(grants)
@@ -85,9 +95,16 @@ impl Granter {
         let mut grants = Vec::with_capacity(keys.len());
         for key in keys {
             if !key.starts_with(&format!("{}/", self.prefix)) {
-                return Err(LinkError::Protocol(format!("it wants to read {key:?}, which is not its workspace's")));
+                return Err(LinkError::Protocol(format!(
+                    "it wants to read {key:?}, which is not its workspace's"
+                )));
             }
-            grants.push(self.objects.grant_download(&self.base_url, key).await.map_err(store_failure)?);
+            grants.push(
+                self.objects
+                    .grant_download(&self.base_url, key)
+                    .await
+                    .map_err(store_failure)?,
+            );
         }
         Ok(grants)
     }
@@ -95,7 +112,9 @@ impl Granter {
     /// Whether `object` was granted here with exactly this size and digest.
     pub fn was_granted(&self, object: &ObjectRef) -> bool {
         let granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
-        granted.get(&object.key).is_some_and(|w| w.size == object.size && w.digest == object.digest)
+        granted
+            .get(&object.key)
+            .is_some_and(|w| w.size == object.size && w.digest == object.digest)
     }
 
     async fn check_fence(&self) -> Result<(), LinkError> {

@@ -42,17 +42,28 @@ pub async fn start(control: &Connection, agent: &AgentBinary) -> Result<Started,
         }
         if !sent && find(&seen, SEND).is_some() {
             sent = true;
-            channel.data_bytes(agent.gz).await.map_err(|e| LinkError::NoAgent(e.to_string()))?;
+            channel
+                .data_bytes(agent.gz)
+                .await
+                .map_err(|e| LinkError::NoAgent(e.to_string()))?;
         }
         match channel.wait().await {
             Some(ChannelMsg::Data { data }) => seen.extend_from_slice(&data),
             Some(ChannelMsg::ExtendedData { data, .. }) => stderr.extend_from_slice(&data),
             Some(ChannelMsg::ExitStatus { exit_status }) => {
-                return Err(LinkError::NoAgent(format!("exit status {exit_status}{}", tail(&stderr, &seen))));
+                return Err(LinkError::NoAgent(format!(
+                    "exit status {exit_status}{}",
+                    tail(&stderr, &seen)
+                )));
             }
-            Some(ChannelMsg::Failure) => return Err(LinkError::NoAgent("the machine refuses commands".into())),
+            Some(ChannelMsg::Failure) => {
+                return Err(LinkError::NoAgent("the machine refuses commands".into()));
+            }
             Some(ChannelMsg::Close) | None => {
-                return Err(LinkError::NoAgent(format!("the session ended{}", tail(&stderr, &seen))));
+                return Err(LinkError::NoAgent(format!(
+                    "the session ended{}",
+                    tail(&stderr, &seen)
+                )));
             }
             Some(_) => {}
         }
@@ -86,5 +97,9 @@ fn tail(stderr: &[u8], stdout: &[u8]) -> String {
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    if text.trim().is_empty() { String::new() } else { format!(": {}", text.trim()) }
+    if text.trim().is_empty() {
+        String::new()
+    } else {
+        format!(": {}", text.trim())
+    }
 }

@@ -100,7 +100,12 @@ impl Link {
         let (endpoint, control) = reach(target).await?;
         // The second connection uses the key that the first one saw: both are the same machine.
         let pinned = control.host_key().to_owned();
-        let bulk = ssh::connect(&endpoint, &target.key, Some(&pinned), Some(target.objects.clone()));
+        let bulk = ssh::connect(
+            &endpoint,
+            &target.key,
+            Some(&pinned),
+            Some(target.objects.clone()),
+        );
         let agent = timeout(HELLO, install::start(&control, &target.agent));
         let (bulk, channel) = tokio::join!(bulk, agent);
         let (bulk, started) = (bulk?, channel.map_err(|_| LinkError::Timeout(HELLO))??);
@@ -116,11 +121,21 @@ impl Link {
         let facts = match shared.call(hello, SHORT).await? {
             Outcome::Hello(facts) if facts.protocol <= PROTOCOL => *facts,
             Outcome::Hello(facts) => {
-                return Err(LinkError::Protocol(format!("it speaks version {}, newer than ours", facts.protocol)));
+                return Err(LinkError::Protocol(format!(
+                    "it speaks version {}, newer than ours",
+                    facts.protocol
+                )));
             }
             other => return Err(LinkError::Protocol(format!("hello was answered with {other:?}"))),
         };
-        Ok(Self { shared, control, _bulk: bulk, endpoint, facts, base_url: format!("http://127.0.0.1:{port}") })
+        Ok(Self {
+            shared,
+            control,
+            _bulk: bulk,
+            endpoint,
+            facts,
+            base_url: format!("http://127.0.0.1:{port}"),
+        })
     }
 
     pub fn facts(&self) -> &Facts {
@@ -169,7 +184,9 @@ impl Link {
     ) -> Result<SnapshotReport, LinkError> {
         match self.transfer(Request::Snapshot(request), granter, notes).await? {
             Outcome::Snapshot(report) => Ok(*report),
-            other => Err(LinkError::Protocol(format!("snapshot was answered with {other:?}"))),
+            other => Err(LinkError::Protocol(format!(
+                "snapshot was answered with {other:?}"
+            ))),
         }
     }
 
@@ -181,7 +198,9 @@ impl Link {
     ) -> Result<RestoreReport, LinkError> {
         match self.transfer(Request::Restore(request), granter, notes).await? {
             Outcome::Restore(report) => Ok(*report),
-            other => Err(LinkError::Protocol(format!("restore was answered with {other:?}"))),
+            other => Err(LinkError::Protocol(format!(
+                "restore was answered with {other:?}"
+            ))),
         }
     }
 
@@ -201,10 +220,14 @@ impl Link {
 
     /// Runs a probe command; `Ok(exit code and output)`, `None` when it was killed on time-out.
     pub async fn probe(&self, command: &str, limit: Duration) -> Result<(Option<i32>, String), LinkError> {
-        let request =
-            Request::Probe { command: command.to_owned(), timeout_ms: limit.as_millis() as u64 };
+        let request = Request::Probe {
+            command: command.to_owned(),
+            timeout_ms: limit.as_millis() as u64,
+        };
         match self.shared.call(request, limit + SHORT).await? {
-            Outcome::Probe { exit_code, output, .. } => Ok((exit_code, output)),
+            Outcome::Probe {
+                exit_code, output, ..
+            } => Ok((exit_code, output)),
             other => Err(LinkError::Protocol(format!("probe was answered with {other:?}"))),
         }
     }
@@ -259,7 +282,10 @@ impl Link {
 const SILENT_TRANSFER: Duration = Duration::from_secs(120);
 
 async fn reach(target: &Target) -> Result<(SshEndpoint, Connection), LinkError> {
-    let mut last = SshError::Unreachable { endpoint: "-".into(), reason: "no SSH address is known".into() };
+    let mut last = SshError::Unreachable {
+        endpoint: "-".into(),
+        reason: "no SSH address is known".into(),
+    };
     for endpoint in &target.endpoints {
         match ssh::connect(endpoint, &target.key, target.pinned.as_deref(), None).await {
             Ok(connection) => return Ok((endpoint.clone(), connection)),
@@ -304,7 +330,10 @@ impl Drop for Call {
     fn drop(&mut self) {
         self.shared.forget(self.id);
         if !self.done {
-            self.shared.send_soon(&ToAgent { id: self.id, body: Request::Cancel });
+            self.shared.send_soon(&ToAgent {
+                id: self.id,
+                body: Request::Cancel,
+            });
         }
     }
 }
@@ -312,7 +341,12 @@ impl Drop for Call {
 impl Shared {
     async fn start(self: &Arc<Self>, body: Request) -> Result<Call, LinkError> {
         let (id, events): (u64, mpsc::Receiver<Event>) = self.register(Pending::CAPACITY);
-        let call = Call { shared: self.clone(), id, events, done: false };
+        let call = Call {
+            shared: self.clone(),
+            id,
+            events,
+            done: false,
+        };
         call.send(body).await?;
         Ok(call)
     }

@@ -48,7 +48,9 @@ pub fn run(started: Started) -> Arc<Shared> {
         workload: Mutex::default(),
         ended: watch::Sender::new(None),
     });
-    let Started { channel, mut decoder, .. } = started;
+    let Started {
+        channel, mut decoder, ..
+    } = started;
     let (mut reader, writer) = channel.split();
     tokio::spawn(async move {
         while let Some(bytes) = queue.recv().await {
@@ -91,7 +93,12 @@ pub fn run(started: Started) -> Arc<Shared> {
 fn note_stderr(kept: &mut String, data: &[u8]) {
     if kept.len() < 600 {
         kept.push_str(": ");
-        kept.extend(String::from_utf8_lossy(data).chars().filter(|c| !c.is_control()).take(300));
+        kept.extend(
+            String::from_utf8_lossy(data)
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(300),
+        );
     }
 }
 
@@ -99,7 +106,7 @@ impl Shared {
     /// Hands every whole frame to the request it belongs to.
     fn take_in(&self, decoder: &mut Decoder) -> Result<(), LinkError> {
         loop {
-            let frame: FromAgent = match decoder.next() {
+            let frame: FromAgent = match decoder.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(LinkError::Protocol(error.to_string())),
@@ -119,15 +126,25 @@ impl Shared {
     }
 
     fn end(&self, why: String) {
-        let why = if why.is_empty() { "connection lost".into() } else { why };
+        let why = if why.is_empty() {
+            "connection lost".into()
+        } else {
+            why
+        };
         self.ended.send_replace(Some((now(), why)));
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     pub fn register(&self, capacity: usize) -> (u64, mpsc::Receiver<Event>) {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (queue, events) = mpsc::channel(capacity);
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, queue);
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, queue);
         if self.ended().is_some() {
             self.forget(id);
         }
@@ -135,7 +152,10 @@ impl Shared {
     }
 
     pub fn forget(&self, id: u64) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 
     pub async fn send(&self, message: &ToAgent) -> Result<(), LinkError> {
@@ -143,7 +163,10 @@ impl Shared {
             return Err(LinkError::Closed(self.why_closed()));
         }
         let bytes = frame::encode(message).map_err(|e| LinkError::Protocol(e.to_string()))?;
-        self.outgoing.send(bytes).await.map_err(|_| LinkError::Closed(self.why_closed()))
+        self.outgoing
+            .send(bytes)
+            .await
+            .map_err(|_| LinkError::Closed(self.why_closed()))
     }
 
     /// For goodbyes from `Drop`: sent if there is room, else not needed.
@@ -163,7 +186,8 @@ impl Shared {
     }
 
     pub fn why_closed(&self) -> String {
-        self.ended().map_or_else(|| "connection lost".into(), |(_, why)| why)
+        self.ended()
+            .map_or_else(|| "connection lost".into(), |(_, why)| why)
     }
 
     pub async fn closed(&self) {
@@ -173,6 +197,9 @@ impl Shared {
     }
 
     pub fn workload(&self) -> Option<WorkloadStatus> {
-        self.workload.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.workload
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }

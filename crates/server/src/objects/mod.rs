@@ -38,7 +38,12 @@ pub enum ObjectError {
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
     /// Permission to create `key`, with exactly the size and digest announced.
-    async fn grant_upload(&self, base_url: &str, key: &str, wanted: &UploadWanted) -> Result<UploadGrant, ObjectError>;
+    async fn grant_upload(
+        &self,
+        base_url: &str,
+        key: &str,
+        wanted: &UploadWanted,
+    ) -> Result<UploadGrant, ObjectError>;
 
     /// Permission to read `key` (whole or by range); `url` is `None` if it does not exist.
     async fn grant_download(&self, base_url: &str, key: &str) -> Result<DownloadGrant, ObjectError>;

@@ -22,7 +22,11 @@ pub struct Listing {
 impl Listing {
     /// `interval` is the least time between two calls.
     pub fn new(provider: Arc<dyn Provider>, interval: Duration) -> Self {
-        Self { provider, interval, last: Mutex::new(None) }
+        Self {
+            provider,
+            interval,
+            last: Mutex::new(None),
+        }
     }
 
     /// A complete listing that began at or after `since`. A failed call is an answer too: it
@@ -95,6 +99,7 @@ mod tests {
             for ask in asks.collect::<Vec<_>>() {
                 assert!(ask.await.unwrap());
             }
+            tokio::time::advance(Duration::from_millis(1)).await;
         }
         assert_eq!(provider.0.load(Ordering::Relaxed), 5);
     }

@@ -123,7 +123,11 @@ pub trait Provider: Send + Sync + 'static {
 
     /// The instance that carries this label; `None` is as weak as an empty `list`.
     async fn find_by_label(&self, label: &str) -> Result<Option<ProviderInstance>, ProviderError> {
-        Ok(self.list().await?.into_iter().find(|i| i.label.as_deref() == Some(label)))
+        Ok(self
+            .list()
+            .await?
+            .into_iter()
+            .find(|i| i.label.as_deref() == Some(label)))
     }
 
     /// `None` only when the provider itself says that the instance does not exist.

@@ -35,7 +35,9 @@ pub async fn run(app: Arc<App>) {
             Ok(living) => {
                 watchers.retain(|key, task| !task.is_finished() && living.contains_key(key));
                 for (key, (workspace, row)) in living {
-                    watchers.entry(key).or_insert_with(|| tokio::spawn(watch(app.clone(), workspace, row)));
+                    watchers
+                        .entry(key)
+                        .or_insert_with(|| tokio::spawn(watch(app.clone(), workspace, row)));
                 }
             }
             Err(error) => tracing::warn!(%error, "cannot see which workspaces to watch"),
@@ -71,10 +73,16 @@ async fn living(app: &App) -> Result<HashMap<String, (WorkspaceRow, InstanceRow)
 
 /// Watches one machine until it is lost or no longer the workspace's.
 async fn watch(app: Arc<App>, workspace: WorkspaceRow, row: InstanceRow) {
-    let mut evidence =
-        Evidence { last_heard: app.now(), session_reset: None, redial: None, provider: None };
+    let mut evidence = Evidence {
+        last_heard: app.now(),
+        session_reset: None,
+        redial: None,
+        provider: None,
+    };
     loop {
-        let Ok(Some(now)) = app.store.workspace(&workspace.id).await else { return };
+        let Ok(Some(now)) = app.store.workspace(&workspace.id).await else {
+            return;
+        };
         if now.instance_key.as_deref() != Some(row.key.as_str()) || now.state != WorkspaceState::Running {
             return;
         }
@@ -139,20 +147,32 @@ async fn listen(app: &App, link: &Arc<Link>, row: &InstanceRow, evidence: &mut E
 
 /// No session: open one. Its failure is evidence.
 async fn redial(app: &App, workspace: &WorkspaceRow, row: &InstanceRow, evidence: &mut Evidence) {
-    let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) else { return };
-    let target =
-        app.target(vec![SshEndpoint { host, port }], row.host_key.clone(), &workspace.spec.path);
+    let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) else {
+        return;
+    };
+    let target = app.target(
+        vec![SshEndpoint { host, port }],
+        row.host_key.clone(),
+        &workspace.spec.path,
+    );
     match Link::open(&target).await {
         Ok(link) => {
             app.sessions.put(&row.key, Arc::new(link));
-            *evidence = Evidence { last_heard: app.now(), session_reset: None, redial: None, provider: None };
+            *evidence = Evidence {
+                last_heard: app.now(),
+                session_reset: None,
+                redial: None,
+                provider: None,
+            };
         }
         Err(error) => {
             tracing::warn!(machine = %row.offer.machine, %error, "cannot open a session");
             evidence.redial = Some(match &error {
                 LinkError::Ssh(SshError::Refused(_)) => Redial::Refused,
                 // The host lives: its sshd answers, or another machine has its address.
-                LinkError::Ssh(SshError::Denied(_)) | LinkError::NoAgent(_) | LinkError::Failed(_) => Redial::Connected,
+                LinkError::Ssh(SshError::Denied(_)) | LinkError::NoAgent(_) | LinkError::Failed(_) => {
+                    Redial::Connected
+                }
                 _ => Redial::Unreachable,
             });
             if evidence.redial != Some(Redial::Refused) {
@@ -164,8 +184,17 @@ async fn redial(app: &App, workspace: &WorkspaceRow, row: &InstanceRow, evidence
 
 /// A bare connection, to tell a hung session from a dead machine.
 async fn knock(app: &App, row: &InstanceRow) -> Redial {
-    let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) else { return Redial::Unreachable };
-    match crate::ssh::connect(&SshEndpoint { host, port }, &app.ssh_key, row.host_key.as_deref(), None).await {
+    let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) else {
+        return Redial::Unreachable;
+    };
+    match crate::ssh::connect(
+        &SshEndpoint { host, port },
+        &app.ssh_key,
+        row.host_key.as_deref(),
+        None,
+    )
+    .await
+    {
         Ok(connection) => {
             connection.close().await;
             Redial::Connected
@@ -202,8 +231,14 @@ async fn fail_over(
     lost_at: Timestamp,
 ) -> Result<(), StoreError> {
     if !workspace.spec.failover.automatic {
-        let message = format!("its machine {} is lost ({trigger}); `dumont failover run {}` moves it", row.offer.machine, workspace.name);
-        return app.store.set_workspace_state(&workspace.id, WorkspaceState::Failed, Some(&message)).await;
+        let message = format!(
+            "its machine {} is lost ({trigger}); `dumont failover run {}` moves it",
+            row.offer.machine, workspace.name
+        );
+        return app
+            .store
+            .set_workspace_state(&workspace.id, WorkspaceState::Failed, Some(&message))
+            .await;
     }
     let loss = loss(row, trigger, true, lost_at, app.now());
     start_failover(app, workspace, Some(loss), None).await.map(drop)
@@ -231,7 +266,11 @@ pub async fn start_failover(
     loss: Option<Loss>,
     snapshot_id: Option<String>,
 ) -> Result<String, StoreError> {
-    let state = Placement { loss, snapshot_id, ..Placement::default() };
+    let state = Placement {
+        loss,
+        snapshot_id,
+        ..Placement::default()
+    };
     let error = serde_json::json!({
         "code": "preempted",
         "message": "its machine was lost and a failover took over",
@@ -244,7 +283,13 @@ pub async fn start_failover(
         state: serde_json::to_value(&state).unwrap_or_default(),
         preempt: vec![Kind::Snapshot, Kind::Restore],
         preempt_error: Some(error),
-        effects: vec![Effect::BumpFence, Effect::State { state: WorkspaceState::FailingOver, message: None }],
+        effects: vec![
+            Effect::BumpFence,
+            Effect::State {
+                state: WorkspaceState::FailingOver,
+                message: None,
+            },
+        ],
     };
     let started = app.store.start_workflow(&new, app.now()).await?;
     app.work.notify_one();

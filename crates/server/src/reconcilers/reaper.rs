@@ -79,13 +79,21 @@ async fn pay(app: &Arc<App>) -> Result<(), StoreError> {
 
 /// Rented by a workflow that has ended without giving it to a workspace.
 async fn abandoned(app: &App, row: &InstanceRow) -> Result<bool, StoreError> {
-    let Some(id) = &row.workflow_id else { return Ok(true) };
-    Ok(app.store.workflow(id).await?.is_none_or(|w| w.status != Status::Running))
+    let Some(id) = &row.workflow_id else {
+        return Ok(true);
+    };
+    Ok(app
+        .store
+        .workflow(id)
+        .await?
+        .is_none_or(|w| w.status != Status::Running))
 }
 
 /// Owned once, but its workspace is deleted or lives elsewhere and nothing works on that.
 async fn disowned(app: &App, row: &InstanceRow) -> Result<bool, StoreError> {
-    let Some(workspace) = app.store.workspace(&row.workspace_id).await? else { return Ok(true) };
+    let Some(workspace) = app.store.workspace(&row.workspace_id).await? else {
+        return Ok(true);
+    };
     if workspace.deleted_at.is_none() && workspace.instance_key.as_deref() == Some(row.key.as_str()) {
         return Ok(false);
     }
@@ -104,7 +112,9 @@ async fn sweep(app: &App) {
         };
         let mut orphans = Vec::new();
         for instance in listed.iter() {
-            let Some(label) = instance.label.as_deref().and_then(RentLabel::parse) else { continue };
+            let Some(label) = instance.label.as_deref().and_then(RentLabel::parse) else {
+                continue;
+            };
             if label.controller == app.controller_id
                 && let Ok(true) = unknown(app, &label).await
             {
@@ -117,7 +127,11 @@ async fn sweep(app: &App) {
 
 /// No row, or a row that says it is gone. The attempt's ULID carries its birth.
 async fn unknown(app: &App, label: &RentLabel) -> Result<bool, StoreError> {
-    let born = label.attempt.parse::<ulid::Ulid>().map(|u| u.timestamp_ms()).unwrap_or(0);
+    let born = label
+        .attempt
+        .parse::<ulid::Ulid>()
+        .map(|u| u.timestamp_ms())
+        .unwrap_or(0);
     let age = (app.now().0 / 1000).unsigned_abs().saturating_sub(born);
     if Duration::from_millis(age) < YOUNG {
         return Ok(false);

@@ -21,8 +21,12 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// AES-GCM first: with the CPU's own instructions it is several times faster than ChaCha20,
 /// and bulk data passes through here.
-const CIPHERS: &[cipher::Name] =
-    &[cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305, cipher::AES_256_CTR];
+const CIPHERS: &[cipher::Name] = &[
+    cipher::AES_128_GCM,
+    cipher::AES_256_GCM,
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_256_CTR,
+];
 
 /// An authenticated connection to one machine.
 pub struct Connection {
@@ -47,9 +51,15 @@ pub async fn connect(
 ) -> Result<Connection, SshError> {
     let stream = dial(endpoint).await?;
     let seen = Arc::new(Mutex::new(Seen::default()));
-    let peer = Peer { pinned: pinned.map(str::to_owned), seen: seen.clone(), service };
-    let protocol =
-        |reason: String| SshError::Protocol { endpoint: endpoint.to_string(), reason: bounded(&reason) };
+    let peer = Peer {
+        pinned: pinned.map(str::to_owned),
+        seen: seen.clone(),
+        service,
+    };
+    let protocol = |reason: String| SshError::Protocol {
+        endpoint: endpoint.to_string(),
+        reason: bounded(&reason),
+    };
     let attempt = async {
         let mut handle = client::connect_stream(Arc::new(config()), stream, peer).await?;
         let signer = PrivateKeyWithHashAlg::new(key.clone(), Some(HashAlg::Sha512));
@@ -66,19 +76,30 @@ pub async fn connect(
         });
     }
     match outcome {
-        Err(_) => Err(protocol(format!("no SSH handshake within {} s", HANDSHAKE.as_secs()))),
+        Err(_) => Err(protocol(format!(
+            "no SSH handshake within {} s",
+            HANDSHAKE.as_secs()
+        ))),
         Ok(Err(error)) => Err(protocol(error.to_string())),
         Ok(Ok((handle, AuthResult::Success))) => {
-            let host_key = seen.accepted.ok_or_else(|| protocol("no host key was shown".into()))?;
-            Ok(Connection { handle, host_key, endpoint: endpoint.clone() })
+            let host_key = seen
+                .accepted
+                .ok_or_else(|| protocol("no host key was shown".into()))?;
+            Ok(Connection {
+                handle,
+                host_key,
+                endpoint: endpoint.clone(),
+            })
         }
         Ok(Ok((_, AuthResult::Failure { .. }))) => Err(SshError::Denied(endpoint.to_string())),
     }
 }
 
 async fn dial(endpoint: &SshEndpoint) -> Result<TcpStream, SshError> {
-    let unreachable =
-        |reason: String| SshError::Unreachable { endpoint: endpoint.to_string(), reason: bounded(&reason) };
+    let unreachable = |reason: String| SshError::Unreachable {
+        endpoint: endpoint.to_string(),
+        reason: bounded(&reason),
+    };
     match timeout(DIAL, TcpStream::connect((endpoint.host.as_str(), endpoint.port))).await {
         Err(_) => Err(unreachable(format!("no answer within {} s", DIAL.as_secs()))),
         Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
@@ -100,7 +121,11 @@ impl Connection {
 
     /// A channel that runs `command`.
     pub async fn exec(&self, command: &str) -> Result<Channel<Msg>, SshError> {
-        let channel = self.handle.channel_open_session().await.map_err(|e| self.broken(&e))?;
+        let channel = self
+            .handle
+            .channel_open_session()
+            .await
+            .map_err(|e| self.broken(&e))?;
         channel.exec(true, command).await.map_err(|e| self.broken(&e))?;
         Ok(channel)
     }
@@ -125,17 +150,26 @@ impl Connection {
 
     /// Says goodbye; errors do not matter any more.
     pub async fn close(&self) {
-        let _ = self.handle.disconnect(russh::Disconnect::ByApplication, "", "").await;
+        let _ = self
+            .handle
+            .disconnect(russh::Disconnect::ByApplication, "", "")
+            .await;
     }
 
     fn broken(&self, error: &russh::Error) -> SshError {
-        SshError::Protocol { endpoint: self.endpoint.to_string(), reason: bounded(&error.to_string()) }
+        SshError::Protocol {
+            endpoint: self.endpoint.to_string(),
+            reason: bounded(&error.to_string()),
+        }
     }
 }
 
 fn config() -> client::Config {
     client::Config {
-        preferred: Preferred { cipher: Cow::Borrowed(CIPHERS), ..Preferred::DEFAULT },
+        preferred: Preferred {
+            cipher: Cow::Borrowed(CIPHERS),
+            ..Preferred::DEFAULT
+        },
         nodelay: true,
         keepalive_interval: Some(Duration::from_secs(2)),
         keepalive_max: 3,
@@ -167,7 +201,9 @@ impl client::Handler for Peer {
     type Error = russh::Error;
 
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
-        let PublicKeyOrCertificate::PublicKey { key, .. } = shown else { return Ok(false) };
+        let PublicKeyOrCertificate::PublicKey { key, .. } = shown else {
+            return Ok(false);
+        };
         // Without the comment: two shows of one key compare equal as text.
         let line = russh::keys::PublicKey::new(key.key_data().clone(), "").to_openssh()?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -198,7 +234,9 @@ impl client::Handler for Peer {
             let io = TokioIo::new(channel.into_stream());
             let service = TowerToHyperService::new(service);
             // A broken transfer is the agent's to notice and repeat.
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(io, service)
+                .await;
         });
         Ok(())
     }

@@ -7,7 +7,10 @@ use std::path::Path;
 /// Reads the key at `path`, or makes one that only its owner can read.
 pub fn load_or_create(path: &Path) -> io::Result<PrivateKey> {
     let bad = |e: &dyn std::fmt::Display| {
-        io::Error::other(format!("{}: {e}; move it away and a new key is made", path.display()))
+        io::Error::other(format!(
+            "{}: {e}; move it away and a new key is made",
+            path.display()
+        ))
     };
     if path.exists() {
         return russh::keys::load_secret_key(path, None).map_err(|e| bad(&e));

@@ -27,7 +27,11 @@ pub enum SshError {
     Denied(String),
     /// Another machine answers at this address.
     #[error("{endpoint} shows host key {found}, expected {expected}: another machine answers there")]
-    HostKeyChanged { endpoint: String, expected: String, found: String },
+    HostKeyChanged {
+        endpoint: String,
+        expected: String,
+        found: String,
+    },
     /// The peer does not speak SSH as it should, or dropped us in the middle.
     #[error("{endpoint}: {reason}")]
     Protocol { endpoint: String, reason: String },

@@ -44,7 +44,11 @@ pub async fn capture(run: &mut Run) -> StepResult {
         ));
     };
     let Some(row) = run.app.store.instance(&key).await? else {
-        return Err(StepError::failed("no_machine", "its instance is unknown", "report this"));
+        return Err(StepError::failed(
+            "no_machine",
+            "its instance is unknown",
+            "report this",
+        ));
     };
     state.began_at = run.app.now();
     state.instance_key = key.clone();
@@ -52,7 +56,9 @@ pub async fn capture(run: &mut Run) -> StepResult {
     let instance = row.instance_id.clone().unwrap_or_else(|| "none".into());
     state.stamp = free_stamp(&run.app.store, &instance, state.began_at.unix_seconds()).await?;
 
-    let link = connect(run, &row).await.map_err(|e| StepError::Failed(link_failure(&e)))?;
+    let link = connect(run, &row)
+        .await
+        .map_err(|e| StepError::Failed(link_failure(&e)))?;
     let fence = HomeFence {
         store: run.app.store.clone(),
         workspace_id: run.workspace.id.clone(),
@@ -85,7 +91,10 @@ pub async fn capture(run: &mut Run) -> StepResult {
     }
     let report = report.map_err(|e| StepError::Failed(link_failure(&e)))?;
     if let Some(strange) = objects_of(&report).find(|o| !granter.was_granted(o)) {
-        return Err(untrue(&format!("it names object {:?}, which it was not allowed to create", strange.key)));
+        return Err(untrue(&format!(
+            "it names object {:?}, which it was not allowed to create",
+            strange.key
+        )));
     }
     state.report = Some(report);
     run.keep(&state);
@@ -102,7 +111,11 @@ async fn free_stamp(store: &Store, instance: &str, unix: i64) -> Result<String, 
             return Ok(stamp);
         }
     }
-    Err(StepError::failed("internal", "no free snapshot id", "report this"))
+    Err(StepError::failed(
+        "internal",
+        "no free snapshot id",
+        "report this",
+    ))
 }
 
 fn untrue(what: &str) -> StepError {
@@ -116,7 +129,11 @@ fn untrue(what: &str) -> StepError {
 pub async fn commit(run: &mut Run) -> StepResult {
     let state: Capture = run.load();
     let Some(report) = &state.report else {
-        return Err(StepError::failed("internal", "there is no report to commit", "take the snapshot again"));
+        return Err(StepError::failed(
+            "internal",
+            "there is no report to commit",
+            "take the snapshot again",
+        ));
     };
     let origin = Origin {
         workspace_id: run.workspace.id.clone(),
@@ -137,7 +154,10 @@ pub async fn commit(run: &mut Run) -> StepResult {
 fn summary(report: &SnapshotReport) -> String {
     match report.snapshot_type {
         SnapshotType::Incremental => {
-            format!("Incremental: {} files changed out of {} total", report.files_changed, report.files_total)
+            format!(
+                "Incremental: {} files changed out of {} total",
+                report.files_changed, report.files_total
+            )
         }
         SnapshotType::Full => format!("Full: {} files, {} bytes", report.files_total, report.total_bytes),
     }
@@ -161,13 +181,25 @@ pub struct Origin {
 pub async fn publish(app: &App, origin: &Origin, report: &SnapshotReport) -> Result<SnapshotRow, StepError> {
     let new = compose(app, origin, report).await?;
     app.store.insert_pending_snapshot(&new).await?;
-    let key = format!("{}/snapshots/{}/snapshot.json", prefix(&origin.workspace_id), origin.stamp);
+    let key = format!(
+        "{}/snapshots/{}/snapshot.json",
+        prefix(&origin.workspace_id),
+        origin.stamp
+    );
     app.objects.put(&key, &commit_object(&new)).await.map_err(|e| {
-        StepError::failed("store_failed", e.to_string(), "free some space or repair the store, then take it again")
+        StepError::failed(
+            "store_failed",
+            e.to_string(),
+            "free some space or repair the store, then take it again",
+        )
     })?;
     let now = app.now();
     let elapsed_ms = now.millis_since(new.created_at).max(0).unsigned_abs();
-    match app.store.commit_snapshot(&new.id, origin.fence, elapsed_ms, now).await {
+    match app
+        .store
+        .commit_snapshot(&new.id, origin.fence, elapsed_ms, now)
+        .await
+    {
         Err(StoreError::Stale { .. }) => Err(StepError::failed(
             "fenced",
             "the workspace has moved to another machine meanwhile",
@@ -183,7 +215,10 @@ async fn compose(app: &App, origin: &Origin, report: &SnapshotReport) -> Result<
         SnapshotType::Incremental => format!("incr-{}", origin.stamp),
     };
     if report.snapshot_id != id {
-        return Err(untrue(&format!("it calls itself {:?} instead of {id}", report.snapshot_id)));
+        return Err(untrue(&format!(
+            "it calls itself {:?} instead of {id}",
+            report.snapshot_id
+        )));
     }
     check_objects(app, report).await?;
     // What it builds on: unless the machine began anew, the snapshot it last took or restored.
@@ -191,10 +226,15 @@ async fn compose(app: &App, origin: &Origin, report: &SnapshotReport) -> Result<
         (Some(id), None) => app.store.snapshot(id).await?,
         _ => None,
     };
-    let mut indexes = parent.as_ref().map(|p| p.head.indexes.clone()).unwrap_or_default();
+    let mut indexes = parent
+        .as_ref()
+        .map(|p| p.head.indexes.clone())
+        .unwrap_or_default();
     indexes.extend(report.index.clone());
     let base = match (report.snapshot_type, &parent) {
-        (SnapshotType::Incremental, Some(p)) => Some(p.base_snapshot_id.clone().unwrap_or_else(|| p.id.clone())),
+        (SnapshotType::Incremental, Some(p)) => {
+            Some(p.base_snapshot_id.clone().unwrap_or_else(|| p.id.clone()))
+        }
         _ => None,
     };
     let own_metadata = report.metadata.as_ref().map(|m| m.key.clone());
@@ -225,10 +265,18 @@ async fn compose(app: &App, origin: &Origin, report: &SnapshotReport) -> Result<
 /// Sees every object itself.
 async fn check_objects(app: &App, report: &SnapshotReport) -> Result<(), StepError> {
     for object in objects_of(report) {
-        let seen = app.objects.head(&object.key).await.map_err(|e| untrue(&e.to_string()))?;
-        let right = seen.is_some_and(|s| s.size == object.size && s.digest.is_none_or(|d| d == object.digest));
+        let seen = app
+            .objects
+            .head(&object.key)
+            .await
+            .map_err(|e| untrue(&e.to_string()))?;
+        let right =
+            seen.is_some_and(|s| s.size == object.size && s.digest.is_none_or(|d| d == object.digest));
         if !right {
-            return Err(untrue(&format!("object {:?} is missing or not what it claims", object.key)));
+            return Err(untrue(&format!(
+                "object {:?} is missing or not what it claims",
+                object.key
+            )));
         }
     }
     Ok(())

@@ -12,7 +12,11 @@ pub async fn run(run: &mut Run) -> StepResult {
     if let Some(loss) = &state.loss {
         let late = loss.detected_at.millis_since(loss.lost_at);
         let what = loss.machine_id.clone().unwrap_or_else(|| "no machine".into());
-        run.say(format!("failover from vast:{what}: {} ({late} ms from loss to decision)", loss.trigger)).await;
+        run.say(format!(
+            "failover from vast:{what}: {} ({late} ms from loss to decision)",
+            loss.trigger
+        ))
+        .await;
         if loss.dead
             && let Some(key) = &loss.instance_key
             && let Some(link) = run.app.sessions.remove(key)

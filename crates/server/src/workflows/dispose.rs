@@ -27,7 +27,11 @@ pub enum DisposeError {
 
 /// Writes down that this instance must go; the reaper pays. Safe to repeat.
 pub async fn owe(app: &App, key: &str) -> Result<(), StoreError> {
-    match app.store.set_instance_state(key, InstanceState::Destroying, app.now()).await {
+    match app
+        .store
+        .set_instance_state(key, InstanceState::Destroying, app.now())
+        .await
+    {
         Ok(_) => {
             app.reap.notify_one();
             Ok(())
@@ -40,10 +44,14 @@ pub async fn owe(app: &App, key: &str) -> Result<(), StoreError> {
 
 /// Destroys one instance and confirms it. Safe to repeat, safe to run twice at once.
 pub async fn destroy(app: &App, row: &InstanceRow) -> Result<(), DisposeError> {
-    let market = app.market(&row.machine.provider).ok_or_else(|| DisposeError::NoProvider(row.machine.provider.clone()))?;
+    let market = app
+        .market(&row.machine.provider)
+        .ok_or_else(|| DisposeError::NoProvider(row.machine.provider.clone()))?;
     let provider = market.provider.as_ref();
     let Some(instance_id) = known_id(app, provider, row).await? else {
-        app.store.set_instance_state(&row.key, InstanceState::Destroyed, app.now()).await?;
+        app.store
+            .set_instance_state(&row.key, InstanceState::Destroyed, app.now())
+            .await?;
         return Ok(());
     };
     owe(app, &row.key).await?;
@@ -54,18 +62,26 @@ pub async fn destroy(app: &App, row: &InstanceRow) -> Result<(), DisposeError> {
     if provider.get(&instance_id).await?.is_some() {
         return Err(DisposeError::StillThere(instance_id));
     }
-    app.store.set_instance_state(&row.key, InstanceState::Destroyed, app.now()).await?;
+    app.store
+        .set_instance_state(&row.key, InstanceState::Destroyed, app.now())
+        .await?;
     tracing::info!(instance = %instance_id, machine = %row.offer.machine, "destroyed");
     Ok(())
 }
 
 /// The provider's id; `None` when it is sure that nothing was rented.
-async fn known_id(app: &App, provider: &dyn Provider, row: &InstanceRow) -> Result<Option<String>, DisposeError> {
+async fn known_id(
+    app: &App,
+    provider: &dyn Provider,
+    row: &InstanceRow,
+) -> Result<Option<String>, DisposeError> {
     if row.instance_id.is_some() {
         return Ok(row.instance_id.clone());
     }
     if let Some(found) = provider.find_by_label(&row.label).await? {
-        app.store.set_instance_rented(&row.key, &found.instance_id, app.now()).await?;
+        app.store
+            .set_instance_rented(&row.key, &found.instance_id, app.now())
+            .await?;
         return Ok(Some(found.instance_id));
     }
     let age = app.now().millis_since(row.created_at).max(0).unsigned_abs();

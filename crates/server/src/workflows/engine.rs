@@ -22,7 +22,11 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Claims and drives workflows until the server stops.
 pub async fn run(app: Arc<App>) {
     loop {
-        match app.store.claim_next_workflow(&app.process_id, app.config.timing.lease).await {
+        match app
+            .store
+            .claim_next_workflow(&app.process_id, app.config.timing.lease)
+            .await
+        {
             Ok(Some(row)) => {
                 tokio::spawn(drive(app.clone(), row));
                 continue;

@@ -3,10 +3,10 @@
 //! The order of steps is data in `dumont_core::workflow`; what a step does is here. Every
 //! step may be started twice and must find what its first start left behind.
 
-pub mod dispose;
-pub mod engine;
 pub mod capture;
 mod detect;
+pub mod dispose;
+pub mod engine;
 mod placement;
 mod race;
 mod racer;
@@ -52,7 +52,11 @@ impl From<StoreError> for StepError {
 
 impl StepError {
     pub fn failed(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Failed(ErrorBody { code: code.into(), message: message.into(), hint: hint.into() })
+        Self::Failed(ErrorBody {
+            code: code.into(),
+            message: message.into(),
+            hint: hint.into(),
+        })
     }
 }
 
@@ -123,13 +127,18 @@ impl Run {
 /// A link error in the API's words.
 pub fn link_failure(error: &LinkError) -> ErrorBody {
     let (code, hint) = match error {
-        LinkError::Ssh(_) => ("ssh_failed", "see whether the machine still runs: dumont instances".to_owned()),
-        LinkError::NoAgent(_) | LinkError::Protocol(_) => {
-            ("agent_failed", "try again; if it repeats on other machines, report it with the server's log".to_owned())
-        }
-        LinkError::Closed(_) | LinkError::Timeout(_) => {
-            ("machine_lost", "the machine went away; dumont fails over by itself if the policy allows".to_owned())
-        }
+        LinkError::Ssh(_) => (
+            "ssh_failed",
+            "see whether the machine still runs: dumont instances".to_owned(),
+        ),
+        LinkError::NoAgent(_) | LinkError::Protocol(_) => (
+            "agent_failed",
+            "try again; if it repeats on other machines, report it with the server's log".to_owned(),
+        ),
+        LinkError::Closed(_) | LinkError::Timeout(_) => (
+            "machine_lost",
+            "the machine went away; dumont fails over by itself if the policy allows".to_owned(),
+        ),
         LinkError::Failed(failure) => {
             let code = serde_json::to_value(failure.code).ok();
             let code = code.as_ref().and_then(Value::as_str).unwrap_or("internal");
@@ -140,5 +149,9 @@ pub fn link_failure(error: &LinkError) -> ErrorBody {
             };
         }
     };
-    ErrorBody { code: code.into(), message: error.to_string(), hint }
+    ErrorBody {
+        code: code.into(),
+        message: error.to_string(),
+        hint,
+    }
 }

@@ -44,13 +44,19 @@ pub async fn choose_snapshot(run: &Run, state: &mut Placement) -> Result<u64, St
         state.snapshot_id = state.snapshot_id.take().or_else(|| newest.map(|s| s.id));
         state.chosen = true;
     }
-    Ok(snapshot(run, state).await?.map_or(0, |s| s.head.bytes + DISK_SLACK))
+    Ok(snapshot(run, state)
+        .await?
+        .map_or(0, |s| s.head.bytes + DISK_SLACK))
 }
 
 async fn snapshot(run: &Run, state: &Placement) -> Result<Option<SnapshotRow>, StepError> {
-    let Some(id) = &state.snapshot_id else { return Ok(None) };
+    let Some(id) = &state.snapshot_id else {
+        return Ok(None);
+    };
     match run.app.store.snapshot(id).await? {
-        Some(found) if found.workspace_id == run.workspace.id && found.state == SnapshotState::Visible => Ok(Some(found)),
+        Some(found) if found.workspace_id == run.workspace.id && found.state == SnapshotState::Visible => {
+            Ok(Some(found))
+        }
         _ => Err(StepError::failed(
             "snapshot_not_found",
             format!("workspace {} has no snapshot {id:?}", run.workspace.name),
@@ -97,7 +103,9 @@ pub async fn connect(run: &Run, row: &InstanceRow) -> Result<Arc<Link>, LinkErro
         return Err(LinkError::Closed("its address is not known".into()));
     };
     let endpoints = vec![SshEndpoint { host, port }];
-    let target = run.app.target(endpoints, row.host_key.clone(), &run.workspace.spec.path);
+    let target = run
+        .app
+        .target(endpoints, row.host_key.clone(), &run.workspace.spec.path);
     let deadline = Instant::now() + RELINK;
     loop {
         match Link::open(&target).await {
@@ -117,7 +125,8 @@ async fn machine_failed(run: &mut Run, state: &mut Placement, error: &LinkError)
     if run.kind == Kind::Restore {
         return Err(StepError::Failed(link_failure(error)));
     }
-    run.say(format!("the machine failed after it was ready: {error}")).await;
+    run.say(format!("the machine failed after it was ready: {error}"))
+        .await;
     if let Some(key) = state.winner.take() {
         run.app.sessions.remove(&key);
         super::dispose::owe(&run.app, &key).await?;
@@ -132,7 +141,10 @@ async fn machine_failed(run: &mut Run, state: &mut Placement, error: &LinkError)
 fn machine_is_to_blame(error: &LinkError) -> bool {
     match error {
         LinkError::Failed(f) => {
-            matches!(f.code, FailureCode::DiskFull | FailureCode::Io | FailureCode::Busy | FailureCode::Transfer)
+            matches!(
+                f.code,
+                FailureCode::DiskFull | FailureCode::Io | FailureCode::Busy | FailureCode::Transfer
+            )
         }
         _ => true,
     }
@@ -154,7 +166,8 @@ pub async fn restore(run: &mut Run) -> StepResult {
     choose_snapshot(run, &mut state).await?;
     let row = machine(run, &state).await?;
     let Some(snapshot) = snapshot(run, &state).await? else {
-        run.say("there is no snapshot to restore; the workspace starts empty").await;
+        run.say("there is no snapshot to restore; the workspace starts empty")
+            .await;
         run.keep(&state);
         return Ok(Flow::Next);
     };
@@ -162,7 +175,10 @@ pub async fn restore(run: &mut Run) -> StepResult {
     for last in [false, true] {
         match restore_once(run, &row, &snapshot, state.delete).await {
             Ok(report) => {
-                run.app.store.set_instance_last_snapshot(&row.key, &snapshot.id).await?;
+                run.app
+                    .store
+                    .set_instance_last_snapshot(&row.key, &snapshot.id)
+                    .await?;
                 state.restored = Some(report);
                 run.keep(&state);
                 return Ok(Flow::Next);
@@ -173,7 +189,10 @@ pub async fn restore(run: &mut Run) -> StepResult {
                 return Err(StepError::Failed(body));
             }
             Err(error) if last => return machine_failed(run, &mut state, &error).await,
-            Err(error) => run.say(format!("the restore broke off, trying again: {error}")).await,
+            Err(error) => {
+                run.say(format!("the restore broke off, trying again: {error}"))
+                    .await
+            }
         }
     }
     Ok(Flow::Next)
@@ -187,8 +206,17 @@ async fn restore_once(
 ) -> Result<dumont_core::snapshot::RestoreReport, LinkError> {
     let link = link(run, row).await?;
     let app = run.app.clone();
-    let fence = WorkflowFence { store: app.store.clone(), id: run.id.clone(), fence: run.fence };
-    let granter = Granter::reading(app.objects.clone(), link.base_url(), &run.workspace.id, Arc::new(fence));
+    let fence = WorkflowFence {
+        store: app.store.clone(),
+        id: run.id.clone(),
+        fence: run.fence,
+    };
+    let granter = Granter::reading(
+        app.objects.clone(),
+        link.base_url(),
+        &run.workspace.id,
+        Arc::new(fence),
+    );
     let (lines, mut said) = tokio::sync::mpsc::unbounded_channel();
     let id = run.id.clone();
     let notes = move |note: Note| match note {
@@ -210,7 +238,9 @@ async fn restore_once(
 
 pub async fn validate(run: &mut Run) -> StepResult {
     let state: Placement = run.load();
-    let Some(report) = &state.restored else { return Ok(Flow::Next) };
+    let Some(report) = &state.restored else {
+        return Ok(Flow::Next);
+    };
     let validation = &report.validation;
     let line = serde_json::json!({
         "validation": validation.validation,
@@ -237,9 +267,15 @@ pub async fn validate(run: &mut Run) -> StepResult {
 pub async fn start(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     let spec = run.workspace.spec.clone();
-    let Some(command) = spec.start else { return Ok(Flow::Next) };
+    let Some(command) = spec.start else {
+        return Ok(Flow::Next);
+    };
     let row = machine(run, &state).await?;
-    let workload = Workload { start: command, path: spec.path, env: spec.env };
+    let workload = Workload {
+        start: command,
+        path: spec.path,
+        env: spec.env,
+    };
     let started = match link(run, &row).await {
         Ok(link) => link.start_workload(workload).await,
         Err(error) => Err(error),
@@ -261,7 +297,10 @@ pub async fn probe(run: &mut Run) -> StepResult {
     let mut pause = Duration::from_millis(20);
     loop {
         let answer = match link(run, &row).await {
-            Ok(link) => link.probe(&command, Duration::from_secs(timeout_s.clamp(1, 30).into())).await,
+            Ok(link) => {
+                link.probe(&command, Duration::from_secs(timeout_s.clamp(1, 30).into()))
+                    .await
+            }
             Err(error) => Err(error),
         };
         let (code, output) = match answer {

@@ -61,8 +61,10 @@ struct Race<'a> {
 pub async fn run(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     let disk_bytes = super::placement::choose_snapshot(run, &mut state).await?;
-    let settings =
-        RaceSettings { width: run.workspace.spec.failover.racers as usize, ..run.app.config.race.clone() };
+    let settings = RaceSettings {
+        width: run.workspace.spec.failover.racers as usize,
+        ..run.app.config.race.clone()
+    };
     let mut race = Race {
         run,
         settings,
@@ -87,7 +89,10 @@ impl Race<'_> {
     async fn pick_up(&mut self) -> Result<(), StepError> {
         for row in rented_by(self.run).await? {
             self.tried.insert(row.machine.machine_id.clone());
-            if matches!(row.state, InstanceState::Intended | InstanceState::Rented | InstanceState::Ready) {
+            if matches!(
+                row.state,
+                InstanceState::Intended | InstanceState::Rented | InstanceState::Ready
+            ) {
                 self.launch(row, true);
             }
         }
@@ -99,7 +104,10 @@ impl Race<'_> {
             let left = if self.account.is_some() {
                 0
             } else {
-                self.offers.iter().filter(|o| !self.tried.contains(&o.machine.machine_id)).count()
+                self.offers
+                    .iter()
+                    .filter(|o| !self.tried.contains(&o.machine.machine_id))
+                    .count()
             };
             match plan::next(&self.settings, &self.view(), left) {
                 Move::Win(at) => return Ok(at),
@@ -113,7 +121,9 @@ impl Race<'_> {
 
     fn view(&self) -> Vec<plan::Racer> {
         let one = |lane: &Lane| match lane.state {
-            LaneState::Racing => plan::Racer::Racing { elapsed: lane.started.elapsed() },
+            LaneState::Racing => plan::Racer::Racing {
+                elapsed: lane.started.elapsed(),
+            },
             LaneState::Ready(_) => plan::Racer::Ready,
             LaneState::Out(_) => plan::Racer::Out,
         };
@@ -122,7 +132,12 @@ impl Race<'_> {
 
     async fn rent_next(&mut self) -> Result<(), StepError> {
         let tried = &self.tried;
-        let Some(offer) = self.offers.iter().find(|o| !tried.contains(&o.machine.machine_id)).cloned() else {
+        let Some(offer) = self
+            .offers
+            .iter()
+            .find(|o| !tried.contains(&o.machine.machine_id))
+            .cloned()
+        else {
             return Ok(());
         };
         self.tried.insert(offer.machine.machine_id.clone());
@@ -146,16 +161,29 @@ impl Race<'_> {
                 app.now(),
             )
             .await?;
-        self.run.say(format!("renting {} ({}, ${:.3}/h)", row.offer.machine, row.offer.gpu_name, row.offer.price)).await;
+        self.run
+            .say(format!(
+                "renting {} ({}, ${:.3}/h)",
+                row.offer.machine, row.offer.gpu_name, row.offer.price
+            ))
+            .await;
         self.launch(row, false);
         Ok(())
     }
 
     fn launch(&mut self, row: InstanceRow, resumed: bool) {
         // A resumed racer has been waiting since it was intended.
-        let waited = self.run.app.now().millis_since(row.created_at).max(0).unsigned_abs();
+        let waited = self
+            .run
+            .app
+            .now()
+            .millis_since(row.created_at)
+            .max(0)
+            .unsigned_abs();
         let lane = Lane {
-            started: Instant::now().checked_sub(Duration::from_millis(waited)).unwrap_or_else(Instant::now),
+            started: Instant::now()
+                .checked_sub(Duration::from_millis(waited))
+                .unwrap_or_else(Instant::now),
             stage: StageCell::new(),
             abandon: CancellationToken::new(),
             state: LaneState::Racing,
@@ -183,12 +211,21 @@ impl Race<'_> {
     }
 
     async fn wait(&mut self, most: Duration) -> Result<(), StepError> {
-        let Ok(Some((key, end))) = timeout(most, self.ends.1.recv()).await else { return Ok(()) };
-        let Some(at) = self.lanes.iter().position(|l| l.row.key == key) else { return Ok(()) };
+        let Ok(Some((key, end))) = timeout(most, self.ends.1.recv()).await else {
+            return Ok(());
+        };
+        let Some(at) = self.lanes.iter().position(|l| l.row.key == key) else {
+            return Ok(());
+        };
         match end {
             End::Ready(link) => {
                 let seconds = self.lanes[at].started.elapsed().as_secs_f64();
-                self.run.say(format!("{} is ready after {seconds:.1} s", self.lanes[at].row.offer.machine)).await;
+                self.run
+                    .say(format!(
+                        "{} is ready after {seconds:.1} s",
+                        self.lanes[at].row.offer.machine
+                    ))
+                    .await;
                 self.lanes[at].state = LaneState::Ready(link);
             }
             End::Abandoned => self.lanes[at].state = LaneState::Out(None),
@@ -218,12 +255,25 @@ impl Race<'_> {
             Stage::Gpu | Stage::Ready => Reason::GpuNotReady,
         };
         let message = format!("not ready within {} s", self.settings.racer_timeout.as_secs());
-        self.fall_out(at, NotReady { stage, reason, message }).await
+        self.fall_out(
+            at,
+            NotReady {
+                stage,
+                reason,
+                message,
+            },
+        )
+        .await
     }
 
     async fn fall_out(&mut self, at: usize, why: NotReady) -> Result<(), StepError> {
         let lane = &self.lanes[at];
-        self.run.say(format!("{} is out at {}: {} ({})", lane.row.offer.machine, why.stage, why.message, why.reason)).await;
+        self.run
+            .say(format!(
+                "{} is out at {}: {} ({})",
+                lane.row.offer.machine, why.stage, why.message, why.reason
+            ))
+            .await;
         self.record(lane, why.reason.outcome(), Some(&why)).await?;
         self.discard(lane).await?;
         self.lanes[at].state = LaneState::Out(Some(why));
@@ -251,7 +301,11 @@ impl Race<'_> {
         let lane = self.lanes.swap_remove(winner);
         self.record(&lane, Outcome::Won, None).await?;
         let LaneState::Ready(link) = lane.state else {
-            return Err(StepError::failed("internal", "the winner of the race is not ready", "report this"));
+            return Err(StepError::failed(
+                "internal",
+                "the winner of the race is not ready",
+                "report this",
+            ));
         };
         self.run.app.sessions.put(&lane.row.key, link.clone());
         Ok((lane.row.key, link))
@@ -261,7 +315,9 @@ impl Race<'_> {
     /// act, and the attempt's key keeps the record single.
     async fn record(&self, lane: &Lane, outcome: Outcome, why: Option<&NotReady>) -> Result<(), StepError> {
         let app = &self.run.app;
-        app.store.record_attempt(&self.attempt(lane, outcome, why), &app.config.blacklist).await?;
+        app.store
+            .record_attempt(&self.attempt(lane, outcome, why), &app.config.blacklist)
+            .await?;
         Ok(())
     }
 
@@ -300,13 +356,20 @@ impl Race<'_> {
             .lanes
             .iter()
             .filter_map(|lane| match &lane.state {
-                LaneState::Out(Some(why)) => Some(format!("{}: {} at {}", lane.row.offer.machine, why.reason, why.stage)),
+                LaneState::Out(Some(why)) => Some(format!(
+                    "{}: {} at {}",
+                    lane.row.offer.machine, why.reason, why.stage
+                )),
                 _ => None,
             })
             .collect();
         StepError::failed(
             "no_machine_ready",
-            format!("none of {} machines became ready: {}", self.lanes.len(), reasons.join("; ")),
+            format!(
+                "none of {} machines became ready: {}",
+                self.lanes.len(),
+                reasons.join("; ")
+            ),
             "everything rented was given back; try again, or widen the GPU, price or image",
         )
     }

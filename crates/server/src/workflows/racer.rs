@@ -57,7 +57,9 @@ impl Racer {
             ssh_grace: self.app.config.timing.ssh_grace,
             public_key: self.app.public_key.clone(),
         };
-        let target = self.app.target(Vec::new(), self.row.host_key.clone(), &self.spec.path);
+        let target = self
+            .app
+            .target(Vec::new(), self.row.host_key.clone(), &self.spec.path);
         let ready = select! {
             () = self.abandon.cancelled() => return End::Abandoned,
             ready = make_ready(market, &instance_id, target, &promise, &self.stage) => ready,
@@ -76,12 +78,22 @@ impl Racer {
         let instance_id = match found {
             Some(id) => id,
             None if self.resumed => {
-                return Err(self.out(Reason::Cancelled, "the controller stopped before it was rented".into()));
+                return Err(self.out(
+                    Reason::Cancelled,
+                    "the controller stopped before it was rented".into(),
+                ));
             }
             None => self.create().await?,
         };
-        match self.app.store.set_instance_rented(&self.row.key, &instance_id, self.app.now()).await {
-            Ok(row) if matches!(row.state, InstanceState::Destroying | InstanceState::Failed) => Err(End::Abandoned),
+        match self
+            .app
+            .store
+            .set_instance_rented(&self.row.key, &instance_id, self.app.now())
+            .await
+        {
+            Ok(row) if matches!(row.state, InstanceState::Destroying | InstanceState::Failed) => {
+                Err(End::Abandoned)
+            }
             Ok(_) => Ok(instance_id),
             // The row stays an intent; the reaper finds the instance by its label.
             Err(error) => Err(self.out(Reason::Cancelled, format!("the database failed: {error}"))),
@@ -94,7 +106,10 @@ impl Racer {
         };
         match market.provider.find_by_label(&self.row.label).await {
             Ok(found) => Ok(found.map(|i| i.instance_id)),
-            Err(error) => Err(self.out(Reason::ProviderError, format!("cannot look for its label: {error}"))),
+            Err(error) => Err(self.out(
+                Reason::ProviderError,
+                format!("cannot look for its label: {error}"),
+            )),
         }
     }
 
@@ -120,7 +135,11 @@ impl Racer {
         if !matches!(error.class, ErrorClass::Uncertain) {
             // Surely nothing was rented: the row owes nothing. If this write is lost, the
             // reaper looks for the label and finds nothing.
-            let _ = self.app.store.set_instance_state(&self.row.key, InstanceState::Failed, self.app.now()).await;
+            let _ = self
+                .app
+                .store
+                .set_instance_state(&self.row.key, InstanceState::Failed, self.app.now())
+                .await;
         }
         Err(match error.class {
             ErrorClass::Auth | ErrorClass::Credit => End::AccountFailed(error),
@@ -134,14 +153,27 @@ impl Racer {
         let (endpoint, store, now) = (link.endpoint(), &self.app.store, self.app.now());
         let failed = |e: dumont_store::Error| format!("the database failed: {e}");
         store
-            .set_instance_endpoint(&self.row.key, &endpoint.host, endpoint.port, Some(link.host_key()), now)
+            .set_instance_endpoint(
+                &self.row.key,
+                &endpoint.host,
+                endpoint.port,
+                Some(link.host_key()),
+                now,
+            )
             .await
             .map_err(failed)?;
-        store.set_instance_state(&self.row.key, InstanceState::Ready, now).await.map_err(failed)?;
+        store
+            .set_instance_state(&self.row.key, InstanceState::Ready, now)
+            .await
+            .map_err(failed)?;
         Ok(())
     }
 
     fn out(&self, reason: Reason, message: String) -> End {
-        End::Out(NotReady { stage: self.stage.get(), reason, message })
+        End::Out(NotReady {
+            stage: self.stage.get(),
+            reason,
+            message,
+        })
     }
 }

@@ -81,7 +81,11 @@ pub async fn make_ready(
 
 /// Waits until the provider says running, and gives the SSH endpoints.
 async fn booted(market: &Market, instance_id: &str) -> Result<Vec<SshEndpoint>, NotReady> {
-    let failed = |reason: Reason, message: String| NotReady { stage: Stage::Boot, reason, message };
+    let failed = |reason: Reason, message: String| NotReady {
+        stage: Stage::Boot,
+        reason,
+        message,
+    };
     loop {
         let asked = Instant::now();
         let instance = match market.listing.since(asked).await {
@@ -98,7 +102,10 @@ async fn booted(market: &Market, instance_id: &str) -> Result<Vec<SshEndpoint>, 
             None => match market.provider.get(instance_id).await {
                 Ok(Some(instance)) => instance,
                 Ok(None) => {
-                    return Err(failed(Reason::Other("instance_gone".into()), "the provider no longer knows it".into()));
+                    return Err(failed(
+                        Reason::Other("instance_gone".into()),
+                        "the provider no longer knows it".into(),
+                    ));
                 }
                 Err(_) => continue,
             },
@@ -107,15 +114,24 @@ async fn booted(market: &Market, instance_id: &str) -> Result<Vec<SshEndpoint>, 
             InstanceStatus::Running if !instance.ssh.is_empty() => return Ok(instance.ssh),
             InstanceStatus::Running | InstanceStatus::Starting | InstanceStatus::Unknown => {}
             InstanceStatus::Stopped => return Err(failed(stopped_reason(&instance), words(&instance))),
-            InstanceStatus::Offline => return Err(failed(Reason::Other("host_offline".into()), words(&instance))),
+            InstanceStatus::Offline => {
+                return Err(failed(Reason::Other("host_offline".into()), words(&instance)));
+            }
         }
     }
 }
 
 /// A wrong image is ours, not the host's.
 fn stopped_reason(instance: &ProviderInstance) -> Reason {
-    let text = instance.status_message.as_deref().unwrap_or_default().to_ascii_lowercase();
-    if ["manifest unknown", "pull access denied", "not found: manifest"].iter().any(|w| text.contains(w)) {
+    let text = instance
+        .status_message
+        .as_deref()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    if ["manifest unknown", "pull access denied", "not found: manifest"]
+        .iter()
+        .any(|w| text.contains(w))
+    {
         Reason::ImageError
     } else {
         Reason::Other("stopped_while_booting".into())
@@ -156,8 +172,16 @@ async fn log_in<F: Future<Output = ()>>(
         };
         if !again || Instant::now() >= deadline {
             let stage = stage.get();
-            let reason = if stage == Stage::Ssh { Reason::SshFailed } else { Reason::HelloFailed };
-            return Err(NotReady { stage, reason, message: error.to_string() });
+            let reason = if stage == Stage::Ssh {
+                Reason::SshFailed
+            } else {
+                Reason::HelloFailed
+            };
+            return Err(NotReady {
+                stage,
+                reason,
+                message: error.to_string(),
+            });
         }
         sleep(REDIAL).await;
     }
@@ -165,10 +189,19 @@ async fn log_in<F: Future<Output = ()>>(
 
 /// Pure: does the machine have what was rented?
 fn check(facts: &Facts, promise: &Promise) -> Result<(), NotReady> {
-    let failed = |reason: Reason, message: String| Err(NotReady { stage: Stage::Gpu, reason, message });
+    let failed = |reason: Reason, message: String| {
+        Err(NotReady {
+            stage: Stage::Gpu,
+            reason,
+            message,
+        })
+    };
     let offer = &promise.offer;
     if facts.gpus.is_empty() {
-        let why = facts.gpu_error.clone().unwrap_or_else(|| "nvidia-smi lists none".into());
+        let why = facts
+            .gpu_error
+            .clone()
+            .unwrap_or_else(|| "nvidia-smi lists none".into());
         return failed(Reason::GpuNotReady, format!("no GPU: {why}"));
     }
     let alike = |name: &str| plain(name).contains(&plain(&offer.gpu_name));
@@ -176,13 +209,19 @@ fn check(facts: &Facts, promise: &Promise) -> Result<(), NotReady> {
     if found < offer.gpu_count as usize {
         return failed(
             Reason::GpuNotReady,
-            format!("{found} of {} promised {} are there", offer.gpu_count, offer.gpu_name),
+            format!(
+                "{found} of {} promised {} are there",
+                offer.gpu_count, offer.gpu_name
+            ),
         );
     }
     if facts.disk_free_bytes < promise.disk_bytes {
         return failed(
             Reason::DiskTooSmall,
-            format!("{} bytes free, the workspace needs {}", facts.disk_free_bytes, promise.disk_bytes),
+            format!(
+                "{} bytes free, the workspace needs {}",
+                facts.disk_free_bytes, promise.disk_bytes
+            ),
         );
     }
     Ok(())
@@ -191,7 +230,9 @@ fn check(facts: &Facts, promise: &Promise) -> Result<(), NotReady> {
 /// "NVIDIA GeForce RTX 4090" and "RTX 4090" are one GPU; "H100 SXM" shows as "H100 80GB HBM3".
 fn plain(name: &str) -> String {
     let upper = name.to_ascii_uppercase().replace('_', " ");
-    let dropped = ["NVIDIA", "GEFORCE", "TESLA", "SXM", "SXM2", "SXM4", "SXM5", "NVL", "PCIE", "PCI"];
+    let dropped = [
+        "NVIDIA", "GEFORCE", "TESLA", "SXM", "SXM2", "SXM4", "SXM5", "NVL", "PCIE", "PCI",
+    ];
     let words = upper.split_whitespace().filter(|w| !dropped.contains(w));
     words.collect::<Vec<_>>().join(" ")
 }
@@ -261,16 +302,32 @@ mod tests {
             ("A100 SXM4", "NVIDIA A100-SXM4-80GB"),
             ("RTX_3090", "NVIDIA GeForce RTX 3090"),
         ] {
-            assert_eq!(check(&facts(&[shown], 2_000), &promise(rented, 1)), Ok(()), "{rented} / {shown}");
+            assert_eq!(
+                check(&facts(&[shown], 2_000), &promise(rented, 1)),
+                Ok(()),
+                "{rented} / {shown}"
+            );
         }
     }
 
     #[test]
     fn a_missing_or_wrong_gpu_and_a_small_disk_are_named() {
         let reason = |f: &Facts, p: &Promise| check(f, p).unwrap_err().reason;
-        assert_eq!(reason(&facts(&[], 2_000), &promise("RTX 4090", 1)), Reason::GpuNotReady);
-        assert_eq!(reason(&facts(&["RTX 3090"], 2_000), &promise("RTX 4090", 1)), Reason::GpuNotReady);
-        assert_eq!(reason(&facts(&["RTX 4090"], 2_000), &promise("RTX 4090", 2)), Reason::GpuNotReady);
-        assert_eq!(reason(&facts(&["RTX 4090"], 500), &promise("RTX 4090", 1)), Reason::DiskTooSmall);
+        assert_eq!(
+            reason(&facts(&[], 2_000), &promise("RTX 4090", 1)),
+            Reason::GpuNotReady
+        );
+        assert_eq!(
+            reason(&facts(&["RTX 3090"], 2_000), &promise("RTX 4090", 1)),
+            Reason::GpuNotReady
+        );
+        assert_eq!(
+            reason(&facts(&["RTX 4090"], 2_000), &promise("RTX 4090", 2)),
+            Reason::GpuNotReady
+        );
+        assert_eq!(
+            reason(&facts(&["RTX 4090"], 500), &promise("RTX 4090", 1)),
+            Reason::DiskTooSmall
+        );
     }
 }

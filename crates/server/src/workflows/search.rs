@@ -21,7 +21,9 @@ pub async fn run(run: &mut Run) -> StepResult {
     let machines: Vec<&str> = offers.iter().map(|o| o.machine.machine_id.as_str()).collect();
     let known = run.app.store.standings("vast", &machines, run.app.now()).await?;
     let ranking = rank(offers, |machine| {
-        known.get(&machine.machine_id).map_or_else(Standing::default, MachineRow::standing)
+        known
+            .get(&machine.machine_id)
+            .map_or_else(Standing::default, MachineRow::standing)
     });
     let lost = state.loss.as_ref().and_then(|l| l.machine_id.clone());
     let usable: Vec<Offer> = ranking
@@ -34,7 +36,10 @@ pub async fn run(run: &mut Run) -> StepResult {
     if usable.is_empty() {
         return Err(StepError::failed(
             "no_offers",
-            format!("no offer fits: {found} found, {} of their machines blacklisted", ranking.blacklisted.len()),
+            format!(
+                "no offer fits: {found} found, {} of their machines blacklisted",
+                ranking.blacklisted.len()
+            ),
             "raise the price, take another GPU or less disk, or try again in a minute; `dumont machines` shows the blacklist",
         ));
     }
@@ -71,21 +76,40 @@ async fn ask(run: &Run) -> Result<Vec<Offer>, StepError> {
             }
         }
     }
-    Err(StepError::failed("internal", "the search ended without an answer", "try again"))
+    Err(StepError::failed(
+        "internal",
+        "the search ended without an answer",
+        "try again",
+    ))
 }
 
 fn passing(error: &ProviderError) -> bool {
-    matches!(error.class, ErrorClass::Transient | ErrorClass::RateLimited { .. } | ErrorClass::Protocol)
+    matches!(
+        error.class,
+        ErrorClass::Transient | ErrorClass::RateLimited { .. } | ErrorClass::Protocol
+    )
 }
 
 /// A provider error in the API's words.
 pub fn provider_failure(error: &ProviderError) -> StepError {
     let (code, hint) = match error.class {
-        ErrorClass::Auth => ("provider_auth", "set VAST_API_KEY to a key of your account and start the server again"),
-        ErrorClass::Credit => ("no_credit", "add credit to the provider's account, then try again"),
+        ErrorClass::Auth => (
+            "provider_auth",
+            "set VAST_API_KEY to a key of your account and start the server again",
+        ),
+        ErrorClass::Credit => (
+            "no_credit",
+            "add credit to the provider's account, then try again",
+        ),
         ErrorClass::RateLimited { .. } => ("provider_busy", "the account asks too often; wait a minute"),
-        ErrorClass::Invalid => ("provider_refused", "change the workspace's image, disk, ports or environment"),
-        _ => ("provider_failed", "see whether the provider is reachable (VAST_URL), then try again"),
+        ErrorClass::Invalid => (
+            "provider_refused",
+            "change the workspace's image, disk, ports or environment",
+        ),
+        _ => (
+            "provider_failed",
+            "see whether the provider is reachable (VAST_URL), then try again",
+        ),
     };
     StepError::failed(code, error.to_string(), hint)
 }

@@ -30,12 +30,18 @@ pub async fn run(run: &mut Run, step: Step) -> StepResult {
 /// Teardown: everything the workspace rents goes; its snapshots stay.
 async fn destroy(run: &mut Run) -> StepResult {
     for row in run.app.store.instances_of(&run.workspace.id).await? {
-        if matches!(row.state, InstanceState::Destroyed) || (row.state == InstanceState::Failed && row.instance_id.is_none()) {
+        if matches!(row.state, InstanceState::Destroyed)
+            || (row.state == InstanceState::Failed && row.instance_id.is_none())
+        {
             continue;
         }
         dispose::owe(&run.app, &row.key).await?;
         if let Err(error) = dispose::destroy(&run.app, &row).await {
-            run.say(format!("{} is not destroyed yet, the reaper goes on: {error}", row.offer.machine)).await;
+            run.say(format!(
+                "{} is not destroyed yet, the reaper goes on: {error}",
+                row.offer.machine
+            ))
+            .await;
             run.app.reap.notify_one();
         }
     }
@@ -54,18 +60,34 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<(), StoreError>
     match run.kind {
         Kind::Deploy | Kind::Failover => {
             release(run).await?;
-            let old_lives = run.kind == Kind::Failover && state.loss.as_ref().is_some_and(|l| !l.dead && l.instance_key.is_some());
+            let old_lives = run.kind == Kind::Failover
+                && state
+                    .loss
+                    .as_ref()
+                    .is_some_and(|l| !l.dead && l.instance_key.is_some());
             if old_lives {
-                run.effects = vec![Effect::State { state: WorkspaceState::Running, message }];
+                run.effects = vec![Effect::State {
+                    state: WorkspaceState::Running,
+                    message,
+                }];
             } else {
                 if let Some(key) = state.loss.and_then(|l| l.instance_key) {
                     dispose::owe(&run.app, &key).await?;
                 }
-                run.effects = vec![Effect::Detach, Effect::State { state: WorkspaceState::Failed, message }];
+                run.effects = vec![
+                    Effect::Detach,
+                    Effect::State {
+                        state: WorkspaceState::Failed,
+                        message,
+                    },
+                ];
             }
         }
         Kind::Restore | Kind::Teardown => {
-            run.effects = vec![Effect::State { state: WorkspaceState::Running, message }];
+            run.effects = vec![Effect::State {
+                state: WorkspaceState::Running,
+                message,
+            }];
         }
         Kind::Snapshot => {}
     }
@@ -77,7 +99,10 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<(), StoreError>
 /// Marks every instance that this workflow rented and nobody owns.
 async fn release(run: &Run) -> Result<(), StoreError> {
     for row in race::rented_by(run).await? {
-        if matches!(row.state, InstanceState::Intended | InstanceState::Rented | InstanceState::Ready) {
+        if matches!(
+            row.state,
+            InstanceState::Intended | InstanceState::Rented | InstanceState::Ready
+        ) {
             dispose::owe(&run.app, &row.key).await?;
         }
     }

@@ -20,11 +20,20 @@ const CLEANUP: Duration = Duration::from_secs(10);
 pub async fn switch(run: &mut Run) -> StepResult {
     let state: Placement = run.load();
     let Some(winner) = &state.winner else {
-        return Err(StepError::failed("internal", "there is no machine to switch to", "report this"));
+        return Err(StepError::failed(
+            "internal",
+            "there is no machine to switch to",
+            "report this",
+        ));
     };
     run.effects = vec![
-        Effect::Attach { instance_key: winner.clone() },
-        Effect::State { state: WorkspaceState::Running, message: None },
+        Effect::Attach {
+            instance_key: winner.clone(),
+        },
+        Effect::State {
+            state: WorkspaceState::Running,
+            message: None,
+        },
     ];
     Ok(Flow::Next)
 }
@@ -36,9 +45,13 @@ pub async fn cleanup(run: &mut Run) -> StepResult {
         run.app.sessions.remove(&key);
         dispose::owe(&run.app, &key).await?;
         if let Ok(Some(row)) = run.app.store.instance(&key).await
-            && !matches!(timeout(CLEANUP, dispose::destroy(&run.app, &row)).await, Ok(Ok(())))
+            && !matches!(
+                timeout(CLEANUP, dispose::destroy(&run.app, &row)).await,
+                Ok(Ok(()))
+            )
         {
-            run.say("the old machine could not be destroyed yet; the reaper goes on").await;
+            run.say("the old machine could not be destroyed yet; the reaper goes on")
+                .await;
         }
     }
     Ok(Flow::Next)
@@ -48,17 +61,35 @@ pub async fn record(run: &mut Run) -> StepResult {
     let state: Placement = run.load();
     let event = event(run, &state, None).await?;
     run.app.store.insert_failover_event(&event).await?;
-    run.say(format!("failover took {:.1} s from the loss", event.total_ms as f64 / 1000.0)).await;
+    run.say(format!(
+        "failover took {:.1} s from the loss",
+        event.total_ms as f64 / 1000.0
+    ))
+    .await;
     run.result = Some(serde_json::json!({ "failover_id": event.id }));
     Ok(Flow::Next)
 }
 
 /// The row of `failover_test_events`; `failure` is why it failed.
-pub async fn event(run: &Run, state: &Placement, failure: Option<String>) -> Result<FailoverEventRow, StepError> {
+pub async fn event(
+    run: &Run,
+    state: &Placement,
+    failure: Option<String>,
+) -> Result<FailoverEventRow, StepError> {
     let now = run.app.now();
-    let steps = run.app.store.workflow(&run.id).await?.map(|w| w.steps).unwrap_or_default();
+    let steps = run
+        .app
+        .store
+        .workflow(&run.id)
+        .await?
+        .map(|w| w.steps)
+        .unwrap_or_default();
     let took = |step: Step| -> i64 {
-        steps.iter().filter(|s| s.step == step).map(|s| s.elapsed_ms as i64).sum()
+        steps
+            .iter()
+            .filter(|s| s.step == step)
+            .map(|s| s.elapsed_ms as i64)
+            .sum()
     };
     let loss = state.loss.clone().unwrap_or_else(|| Loss {
         trigger: "requested".into(),
@@ -81,6 +112,7 @@ pub async fn event(run: &Run, state: &Placement, failure: Option<String>) -> Res
         None => None,
     };
     let restored = state.restored.as_ref();
+    let compared_ms = restored.map_or(0, |r| r.validation_ms.min(r.elapsed_ms) as i64);
     let validation: Option<Validation> = restored.map(|r| r.validation.clone());
     Ok(FailoverEventRow {
         workflow_id: run.id.clone(),
@@ -96,8 +128,9 @@ pub async fn event(run: &Run, state: &Placement, failure: Option<String>) -> Res
         detection_ms: loss.detected_at.millis_since(loss.lost_at),
         search_ms: took(Step::Search),
         gpu_provisioning_time_ms: took(Step::Race),
-        restore_ms: took(Step::Restore),
-        validation_ms: took(Step::Validate),
+        // The agent compares at the end of its restore; the plan counts that as validation.
+        restore_ms: took(Step::Restore) - compared_ms,
+        validation_ms: took(Step::Validate) + compared_ms,
         start_ms: took(Step::Start),
         probe_ms: took(Step::Probe),
         switch_ms: took(Step::Switch),

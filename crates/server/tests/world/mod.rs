@@ -51,8 +51,12 @@ impl World {
         ServerConfig {
             listen: ([127, 0, 0, 1], 0).into(),
             data_dir: self.data_dir(),
-            agent: AgentBinary { gz: dumont_agent_embed::AGENT_GZ, digest: dumont_agent_embed::AGENT_DIGEST },
-            vast: VastConfig::new(&self.market.url(), ApiKey::new("test-key").expect("a key")).expect("a URL"),
+            agent: AgentBinary {
+                gz: dumont_agent_embed::AGENT_GZ,
+                digest: dumont_agent_embed::AGENT_DIGEST,
+            },
+            vast: VastConfig::new(&self.market.url(), ApiKey::new("test-key").expect("a key"))
+                .expect("a URL"),
             race: Default::default(),
             blacklist: Default::default(),
             timing: Default::default(),
@@ -65,7 +69,9 @@ impl World {
     }
 
     pub async fn start_server(&mut self) {
-        let server = dumont_server::start(self.server_config()).await.expect("the server starts");
+        let server = dumont_server::start(self.server_config())
+            .await
+            .expect("the server starts");
         self.url = server.url().to_owned();
         self.token = std::fs::read_to_string(self.data_dir().join("admin.token")).expect("an admin token");
         self.server = Some(server);
@@ -133,7 +139,9 @@ impl World {
 
     pub async fn admin(&self, method: &str, path: &str, body: Option<Value>) -> Value {
         let method = method.parse().expect("a method");
-        let mut request = self.http.request(method, format!("{}{path}", self.market.admin_url()));
+        let mut request = self
+            .http
+            .request(method, format!("{}{path}", self.market.admin_url()));
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -144,17 +152,22 @@ impl World {
 
     /// Where an instance's workspace lies on this host.
     pub async fn workspace_dir(&self, instance_id: &str) -> PathBuf {
-        let about = self.admin("GET", &format!("/admin/instances/{instance_id}"), None).await;
+        let about = self
+            .admin("GET", &format!("/admin/instances/{instance_id}"), None)
+            .await;
         PathBuf::from(about["workspace_dir"].as_str().expect("a directory"))
     }
 
     pub async fn kill(&self, instance_id: &str) {
-        self.admin("POST", &format!("/admin/instances/{instance_id}/kill"), None).await;
+        self.admin("POST", &format!("/admin/instances/{instance_id}/kill"), None)
+            .await;
     }
 
     /// Instances that still cost money.
     pub async fn alive(&self) -> u64 {
-        self.admin("GET", "/admin/ledger", None).await["alive"].as_u64().expect("a count")
+        self.admin("GET", "/admin/ledger", None).await["alive"]
+            .as_u64()
+            .expect("a count")
     }
 
     /// Waits until exactly `n` instances cost money.
@@ -175,7 +188,11 @@ impl World {
             if let Some(event) = events["items"].as_array().and_then(|a| a.first()) {
                 return event.clone();
             }
-            assert!(Instant::now() < deadline, "no failover: {:#}", self.get(&format!("/workflows?workspace={name}")).await);
+            assert!(
+                Instant::now() < deadline,
+                "no failover: {:#}",
+                self.get(&format!("/workflows?workspace={name}")).await
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
