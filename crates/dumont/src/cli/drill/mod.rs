@@ -6,6 +6,7 @@
 //! what should be rented.
 
 mod compare;
+mod judge;
 mod report;
 mod script;
 mod workspace;

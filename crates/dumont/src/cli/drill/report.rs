@@ -142,7 +142,8 @@ impl Report {
                     l.created, l.destroyed, l.alive
                 ),
             ));
-            pairs.push(("dollars", format!("{:.4}", l.cost)));
+            // Adding zero turns the sum of nothing, -0, into 0.
+            pairs.push(("dollars", format!("{:.4}", l.cost + 0.0)));
         }
         output::line("");
         output::facts(&pairs);
