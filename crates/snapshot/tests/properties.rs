@@ -182,7 +182,10 @@ fn apply(root: &Path, edit: &Edit) {
         }
         Edit::Mode { at, mode } => {
             let all: Vec<_> = dirs.iter().chain(&others).filter(|p| !p.is_symlink()).collect();
-            fs::set_permissions(all[at % all.len()], fs::Permissions::from_mode(mode)).unwrap();
+            let path = all[at % all.len()];
+            // A directory that its owner cannot list cannot be snapshot by him either.
+            let mode = if path.is_dir() { mode | 0o500 } else { mode };
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         }
         Edit::Time { at, ns } => {
             let all: Vec<_> = dirs.iter().chain(&others).filter(|p| !p.is_symlink()).collect();

@@ -2,10 +2,11 @@
 //!
 //! Only what stands in the way of a directory (or is one where a file belongs) is removed up
 //! front, and with `delete` what the snapshot does not have. Files that will be rewritten are
-//! merely noted: each is unlinked when its replacement is at hand.
+//! merely noted: each is unlinked when its replacement is at hand. A directory that its owner made
+//! read-only does not stand in the owner's own way.
 
 use super::load::Manifest;
-use super::target::{Hands, unlink};
+use super::target::{Hands, unlink, unlock};
 use crate::error::Error;
 use crate::fsutil::io_at;
 use crate::scan::{LeafKind, Scan};
@@ -93,16 +94,17 @@ impl Replacement {
             let name = &scan.dirs[*dir].leaves[*i].name;
             hands
                 .dir(root, *dir, &of)
-                .and_then(|fd| unlink(fd, name))
+                .and_then(|fd| unlink(fd, name).or_else(|_| unlock(fd).and_then(|()| unlink(fd, name))))
                 .map_err(|e| io_at(shown, &crate::fsutil::join(&paths[*dir], name), "remove", e))?;
         }
         for dir in self.trees.iter().rev() {
             let (parent, name) = of(*dir);
             let mut fresh = Hands::default();
-            match fresh
+            let remove = |fd: &OwnedFd| unlinkat(fd, &*name, AtFlags::REMOVEDIR);
+            let done = fresh
                 .dir(root, parent, &of)
-                .and_then(|fd| unlinkat(fd, &*name, AtFlags::REMOVEDIR))
-            {
+                .and_then(|fd| remove(fd).or_else(|_| unlock(fd).and_then(|()| remove(fd))));
+            match done {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(e) => return Err(io_at(shown, &paths[*dir], "remove", e)),
             }

@@ -126,6 +126,7 @@ impl<'a> Target<'a> {
 
     /// Creates all directories that are not there yet, open for us alone.
     pub fn create_dirs(&self, hands: &mut Hands) -> Result<(), Error> {
+        unlock(&self.root).map_err(|e| io_at(self.shown, b"", "write to", e))?;
         for dir in self.manifest.dirs.iter().skip(1) {
             let parent = self.open_dir(dir.parent, hands)?;
             let path = || join(&self.manifest.dir_path(dir.parent), &dir.name);
@@ -323,6 +324,16 @@ pub(super) fn unlink(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     match fs::unlinkat(dir, name, AtFlags::empty()) {
         Err(Errno::NOENT) => Ok(()),
         other => other,
+    }
+}
+
+/// Lets us change what is in a directory; its own mode is set when all else is done.
+pub(super) fn unlock(dir: &OwnedFd) -> Result<(), Errno> {
+    let mode = Meta::fstat(dir)?.attrs.mode;
+    if mode & 0o300 == 0o300 {
+        Ok(())
+    } else {
+        fs::fchmod(dir, Mode::from_raw_mode(mode | 0o700))
     }
 }
 
