@@ -54,7 +54,7 @@ pub async fn create(
         Err(StoreError::Conflict { .. }) => {
             return Err(ApiError::conflict(
                 "workspace_exists",
-                format!("there is a workspace {name:?} already"),
+                format!("there is a workspace {:?} already", name.as_str()),
                 format!("choose another name, or see it with `dumont workspace show {name}`"),
             ));
         }

@@ -29,7 +29,7 @@ impl Listing {
         }
     }
 
-    /// A complete listing that began at or after `since`. A failed call is an answer too: it
+    /// A complete listing that began at or after `since`, which may lie ahead. A failed call is an answer too: it
     /// is shared, and callers ask again with a later moment.
     pub async fn since(&self, since: Instant) -> Answer {
         let mut last = self.last.lock().await;
@@ -39,6 +39,7 @@ impl Listing {
             }
             sleep_until(*began + self.interval).await;
         }
+        sleep_until(since).await;
         let began = Instant::now();
         let answer = self.provider.list().await.map(Arc::new);
         *last = Some((began, answer.clone()));

@@ -10,11 +10,11 @@ use super::placement::connect;
 use super::state::Capture;
 use super::{Flow, Run, StepError, StepResult, link_failure};
 use crate::app::App;
-use crate::link::{Fence, Granter, Note, prefix};
+use crate::link::{Fence, Granter, prefix};
 use async_trait::async_trait;
 use dumont_core::snapshot::{SnapshotHead, SnapshotReport, SnapshotType};
 use dumont_core::time::Timestamp;
-use dumont_store::{Error as StoreError, NewSnapshot, SnapshotRow, Store};
+use dumont_store::{Error as StoreError, InstanceRow, NewSnapshot, SnapshotRow, Store};
 use dumont_wire::agent::{SnapshotRequest, objects_of};
 use std::sync::Arc;
 
@@ -35,26 +35,18 @@ impl Fence for HomeFence {
 }
 
 pub async fn capture(run: &mut Run) -> StepResult {
-    let mut state: Capture = run.load();
-    let Some(key) = run.workspace.instance_key.clone() else {
-        return Err(StepError::failed(
-            "no_machine",
-            format!("workspace {} lives on no machine", run.workspace.name),
-            "deploy it first, then take the snapshot",
-        ));
-    };
-    let Some(row) = run.app.store.instance(&key).await? else {
-        return Err(StepError::failed(
-            "no_machine",
-            "its instance is unknown",
-            "report this",
-        ));
-    };
-    state.began_at = run.app.now();
-    state.instance_key = key.clone();
-    state.parent = row.last_snapshot_id.clone();
+    let full = run.load::<Capture>().full;
+    let taken = take(run, full).await?;
+    run.keep(&taken);
+    Ok(Flow::Next)
+}
+
+/// Has the machine upload a snapshot; nobody can see it before `commit`.
+async fn take(run: &Run, full: bool) -> Result<Capture, StepError> {
+    let began_at = run.app.now();
+    let row = home(run).await?;
     let instance = row.instance_id.clone().unwrap_or_else(|| "none".into());
-    state.stamp = free_stamp(&run.app.store, &instance, state.began_at.unix_seconds()).await?;
+    let stamp = free_stamp(&run.app.store, &instance, began_at.unix_seconds()).await?;
 
     let link = connect(run, &row)
         .await
@@ -62,33 +54,24 @@ pub async fn capture(run: &mut Run) -> StepResult {
     let fence = HomeFence {
         store: run.app.store.clone(),
         workspace_id: run.workspace.id.clone(),
-        instance_key: key,
+        instance_key: row.key.clone(),
         fence: run.workspace.fence,
     };
+    let objects = run.app.objects.clone();
     let granter = Granter::writing(
-        run.app.objects.clone(),
+        objects,
         link.base_url(),
         &run.workspace.id,
-        &state.stamp,
+        &stamp,
         Arc::new(fence),
     );
-    let (lines, mut said) = tokio::sync::mpsc::unbounded_channel();
-    let (app, id) = (run.app.clone(), run.id.clone());
-    let notes = move |note: Note| match note {
-        Note::Progress(progress) => app.progress.set(&id, progress),
-        Note::Line(line) => drop(lines.send(line)),
-    };
     let request = SnapshotRequest {
         path: run.workspace.spec.path.clone(),
-        stamp: state.stamp.clone(),
-        parent: state.parent.clone(),
-        full: state.full,
+        stamp: stamp.clone(),
+        parent: row.last_snapshot_id.clone(),
+        full,
     };
-    let report = link.snapshot(request, &granter, &notes).await;
-    drop(notes);
-    while let Ok(line) = said.try_recv() {
-        run.say(line).await;
-    }
+    let report = link.snapshot(request, &granter, &run.notes()).await;
     let report = report.map_err(|e| StepError::Failed(link_failure(&e)))?;
     if let Some(strange) = objects_of(&report).find(|o| !granter.was_granted(o)) {
         return Err(untrue(&format!(
@@ -96,9 +79,35 @@ pub async fn capture(run: &mut Run) -> StepResult {
             strange.key
         )));
     }
-    state.report = Some(report);
-    run.keep(&state);
-    Ok(Flow::Next)
+    Ok(Capture {
+        full,
+        instance_key: row.key,
+        parent: row.last_snapshot_id,
+        stamp,
+        began_at,
+        report: Some(report),
+    })
+}
+
+/// The instance that the workspace lives on.
+async fn home(run: &Run) -> Result<InstanceRow, StepError> {
+    let row = match &run.workspace.instance_key {
+        Some(key) => run.app.store.instance(key).await?,
+        None => None,
+    };
+    row.ok_or_else(|| {
+        StepError::failed(
+            "no_machine",
+            format!("workspace {} lives on no machine", run.workspace.name),
+            "deploy it first, then take the snapshot",
+        )
+    })
+}
+
+/// Before a move that was asked for: what the machine has and no snapshot yet.
+pub async fn last_words(run: &Run) -> Result<SnapshotRow, StepError> {
+    let taken = take(run, false).await?;
+    show(run, &taken).await
 }
 
 /// Ids carry whole seconds; two snapshots within one second take the next free one.
@@ -127,8 +136,13 @@ fn untrue(what: &str) -> StepError {
 }
 
 pub async fn commit(run: &mut Run) -> StepResult {
-    let state: Capture = run.load();
-    let Some(report) = &state.report else {
+    let row = show(run, &run.load()).await?;
+    run.result = serde_json::to_value(crate::http::snapshots::shown(&row)).ok();
+    Ok(Flow::Next)
+}
+
+async fn show(run: &Run, taken: &Capture) -> Result<SnapshotRow, StepError> {
+    let Some(report) = &taken.report else {
         return Err(StepError::failed(
             "internal",
             "there is no report to commit",
@@ -139,28 +153,12 @@ pub async fn commit(run: &mut Run) -> StepResult {
         workspace_id: run.workspace.id.clone(),
         // The fence of when this workflow was taken up: a switch since then refuses the commit.
         fence: run.workspace.fence,
-        instance_key: Some(state.instance_key.clone()),
-        parent: state.parent.clone(),
-        stamp: state.stamp.clone(),
-        began_at: state.began_at,
+        instance_key: Some(taken.instance_key.clone()),
+        parent: taken.parent.clone(),
+        stamp: taken.stamp.clone(),
+        began_at: taken.began_at,
     };
-    let row = publish(&run.app, &origin, report).await?;
-    run.say(summary(report)).await;
-    run.result = serde_json::to_value(crate::http::snapshots::shown(&row)).ok();
-    Ok(Flow::Next)
-}
-
-/// The line the plan asks for.
-fn summary(report: &SnapshotReport) -> String {
-    match report.snapshot_type {
-        SnapshotType::Incremental => {
-            format!(
-                "Incremental: {} files changed out of {} total",
-                report.files_changed, report.files_total
-            )
-        }
-        SnapshotType::Full => format!("Full: {} files, {} bytes", report.files_total, report.total_bytes),
-    }
+    publish(&run.app, &origin, report).await
 }
 
 /// Where a snapshot comes from.

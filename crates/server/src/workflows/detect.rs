@@ -1,14 +1,15 @@
 //! The first step of a failover: what is lost, and which sources say so.
 //!
 //! The monitor has judged already when it starts the workflow; its evidence is in the state.
-//! A failover that a person asks for is taken as it is: the machine may still run, and is
-//! fenced out and destroyed only when the workspace lives elsewhere.
+//! A failover that a person asks for leaves a machine that may still run: what it has and no
+//! snapshot yet is taken along if it answers, and it is destroyed only when the workspace
+//! lives elsewhere.
 
 use super::state::Placement;
-use super::{Flow, Run, StepResult};
+use super::{Flow, Run, StepError, StepResult, capture};
 
 pub async fn run(run: &mut Run) -> StepResult {
-    let state: Placement = run.load();
+    let mut state: Placement = run.load();
     if let Some(loss) = &state.loss {
         let late = loss.detected_at.millis_since(loss.lost_at);
         let what = loss.machine_id.clone().unwrap_or_else(|| "no machine".into());
@@ -22,6 +23,17 @@ pub async fn run(run: &mut Run) -> StepResult {
             && let Some(link) = run.app.sessions.remove(key)
         {
             link.close().await;
+        }
+        if !loss.dead && loss.instance_key.is_some() && !state.chosen && state.snapshot_id.is_none() {
+            match capture::last_words(run).await {
+                Ok(snapshot) => state.snapshot_id = Some(snapshot.id),
+                Err(StepError::Store(error)) => return Err(StepError::Store(error)),
+                Err(StepError::Failed(body)) => {
+                    run.say(format!("no last snapshot before the move: {}", body.message))
+                        .await;
+                }
+            }
+            run.keep(&state);
         }
     }
     Ok(Flow::Next)

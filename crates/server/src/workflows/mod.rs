@@ -17,7 +17,7 @@ mod steps;
 mod switch;
 
 use crate::app::{App, Market};
-use crate::link::{Link, LinkError};
+use crate::link::{Link, LinkError, Note};
 use dumont_core::workflow::Kind;
 use dumont_store::{Effect, Error as StoreError, WorkflowRow, WorkspaceRow};
 use dumont_wire::rest::ErrorBody;
@@ -110,6 +110,25 @@ impl Run {
         tracing::info!(workflow = %self.id, workspace = %self.workspace.name, "{line}");
         if let Err(error) = self.app.store.append_workflow_log(&self.id, &line).await {
             tracing::warn!(workflow = %self.id, %error, "a log line is lost");
+        }
+    }
+
+    /// Shows what a transfer tells on its way: progress in memory, lines in the log.
+    pub fn notes(&self) -> impl Fn(Note) + Send + Sync + use<> {
+        let (app, id) = (self.app.clone(), self.id.clone());
+        let (lines, mut said) = tokio::sync::mpsc::unbounded_channel::<String>();
+        let (logger, workflow) = (app.clone(), id.clone());
+        tokio::spawn(async move {
+            while let Some(line) = said.recv().await {
+                tracing::info!(%workflow, "{line}");
+                if let Err(error) = logger.store.append_workflow_log(&workflow, &line).await {
+                    tracing::warn!(%workflow, %error, "a log line is lost");
+                }
+            }
+        });
+        move |note| match note {
+            Note::Progress(progress) => app.progress.set(&id, progress),
+            Note::Line(line) => drop(lines.send(line)),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, link_failure};
-use crate::link::{Fence, Granter, Link, LinkError, Note};
+use crate::link::{Fence, Granter, Link, LinkError};
 use crate::providers::SshEndpoint;
 use async_trait::async_trait;
 use dumont_core::snapshot::Verdict;
@@ -205,7 +205,7 @@ async fn restore_once(
     delete: bool,
 ) -> Result<dumont_core::snapshot::RestoreReport, LinkError> {
     let link = link(run, row).await?;
-    let app = run.app.clone();
+    let app = &run.app;
     let fence = WorkflowFence {
         store: app.store.clone(),
         id: run.id.clone(),
@@ -217,23 +217,12 @@ async fn restore_once(
         &run.workspace.id,
         Arc::new(fence),
     );
-    let (lines, mut said) = tokio::sync::mpsc::unbounded_channel();
-    let id = run.id.clone();
-    let notes = move |note: Note| match note {
-        Note::Progress(progress) => app.progress.set(&id, progress),
-        Note::Line(line) => drop(lines.send(line)),
-    };
     let request = RestoreRequest {
         path: run.workspace.spec.path.clone(),
         head: snapshot.head.clone(),
         delete,
     };
-    let report = link.restore(request, &granter, &notes).await;
-    drop(notes);
-    while let Ok(line) = said.try_recv() {
-        run.say(line).await;
-    }
-    report
+    link.restore(request, &granter, &run.notes()).await
 }
 
 pub async fn validate(run: &mut Run) -> StepResult {
@@ -290,7 +279,7 @@ pub async fn start(run: &mut Run) -> StepResult {
 pub async fn probe(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     let Some(Probe::Command { command, timeout_s }) = run.workspace.spec.probe.clone() else {
-        return Ok(Flow::Next);
+        return served(run, &state);
     };
     let row = machine(run, &state).await?;
     let deadline = Instant::now() + Duration::from_secs(timeout_s.into());
@@ -304,7 +293,7 @@ pub async fn probe(run: &mut Run) -> StepResult {
             Err(error) => Err(error),
         };
         let (code, output) = match answer {
-            Ok((Some(0), _)) => return Ok(Flow::Next),
+            Ok((Some(0), _)) => return served(run, &state),
             Ok(other) => other,
             Err(LinkError::Failed(f)) => return Err(StepError::Failed(link_failure(&LinkError::Failed(f)))),
             Err(error) => return machine_failed(run, &mut state, &error).await,
@@ -320,4 +309,12 @@ pub async fn probe(run: &mut Run) -> StepResult {
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(1));
     }
+}
+
+/// The last step of a restore in place: its report is the workflow's result.
+fn served(run: &mut Run, state: &Placement) -> StepResult {
+    if run.kind == Kind::Restore {
+        run.result = serde_json::to_value(&state.restored).ok();
+    }
+    Ok(Flow::Next)
 }

@@ -34,11 +34,26 @@ struct Lane {
     state: LaneState,
 }
 
+impl Lane {
+    fn over(row: InstanceRow) -> Self {
+        Self {
+            row,
+            started: Instant::now(),
+            stage: StageCell::default(),
+            abandon: CancellationToken::new(),
+            state: LaneState::Out(None),
+        }
+    }
+}
+
 enum LaneState {
     Racing,
     Ready(Arc<Link>),
     Out(Option<NotReady>),
 }
+
+/// A racer's row key, and how it ended.
+type Ended = (String, End);
 
 /// Every instance this workflow rented or meant to.
 pub async fn rented_by(run: &Run) -> Result<Vec<InstanceRow>, dumont_store::Error> {
@@ -54,7 +69,8 @@ struct Race<'a> {
     offers: Vec<Offer>,
     tried: HashSet<String>,
     disk_bytes: u64,
-    ends: (mpsc::Sender<(String, End)>, mpsc::Receiver<(String, End)>),
+    ended: mpsc::Sender<Ended>,
+    ends: mpsc::Receiver<Ended>,
     account: Option<ProviderError>,
 }
 
@@ -65,6 +81,7 @@ pub async fn run(run: &mut Run) -> StepResult {
         width: run.workspace.spec.failover.racers as usize,
         ..run.app.config.race.clone()
     };
+    let (ended, ends) = mpsc::channel(64);
     let mut race = Race {
         run,
         settings,
@@ -72,7 +89,8 @@ pub async fn run(run: &mut Run) -> StepResult {
         offers: state.offers.clone(),
         tried: HashSet::new(),
         disk_bytes,
-        ends: mpsc::channel(64),
+        ended,
+        ends,
         account: None,
     };
     race.pick_up().await?;
@@ -94,6 +112,9 @@ impl Race<'_> {
                 InstanceState::Intended | InstanceState::Rented | InstanceState::Ready
             ) {
                 self.launch(row, true);
+            } else {
+                // Counts toward the rents of this workflow, whatever became of it.
+                self.lanes.push(Lane::over(row));
             }
         }
         Ok(())
@@ -184,7 +205,7 @@ impl Race<'_> {
             started: Instant::now()
                 .checked_sub(Duration::from_millis(waited))
                 .unwrap_or_else(Instant::now),
-            stage: StageCell::new(),
+            stage: StageCell::default(),
             abandon: CancellationToken::new(),
             state: LaneState::Racing,
             row: row.clone(),
@@ -198,7 +219,7 @@ impl Race<'_> {
             abandon: lane.abandon.clone(),
             resumed,
         };
-        let (key, ends) = (lane.row.key.clone(), self.ends.0.clone());
+        let (key, ends) = (lane.row.key.clone(), self.ended.clone());
         let app = self.run.app.clone();
         self.lanes.push(lane);
         tokio::spawn(async move {
@@ -211,7 +232,7 @@ impl Race<'_> {
     }
 
     async fn wait(&mut self, most: Duration) -> Result<(), StepError> {
-        let Ok(Some((key, end))) = timeout(most, self.ends.1.recv()).await else {
+        let Ok(Some((key, end))) = timeout(most, self.ends.recv()).await else {
             return Ok(());
         };
         let Some(at) = self.lanes.iter().position(|l| l.row.key == key) else {

@@ -19,6 +19,10 @@ use tokio::time::{Instant, sleep};
 /// Between two tries of a port that is not open yet.
 const REDIAL: Duration = Duration::from_millis(200);
 
+/// A listing right after the rent shows a container that is not up for sure, and uses up the
+/// one call that the provider allows in its second.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
+
 /// Why a machine did not become ready.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NotReady {
@@ -31,11 +35,13 @@ pub struct NotReady {
 #[derive(Debug, Clone)]
 pub struct StageCell(Arc<Mutex<Stage>>);
 
-impl StageCell {
-    pub fn new() -> Self {
+impl Default for StageCell {
+    fn default() -> Self {
         Self(Arc::new(Mutex::new(Stage::Rent)))
     }
+}
 
+impl StageCell {
     pub fn set(&self, stage: Stage) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stage;
     }
@@ -86,9 +92,11 @@ async fn booted(market: &Market, instance_id: &str) -> Result<Vec<SshEndpoint>, 
         reason,
         message,
     };
+    let mut asked = Instant::now() + FIRST_LOOK;
     loop {
-        let asked = Instant::now();
-        let instance = match market.listing.since(asked).await {
+        let listed = market.listing.since(asked).await;
+        asked = Instant::now();
+        let instance = match listed {
             Ok(all) => all.iter().find(|i| i.instance_id == instance_id).cloned(),
             Err(e) if e.class == ErrorClass::Auth => {
                 return Err(failed(Reason::ProviderError, e.to_string()));

@@ -2,7 +2,11 @@
 //!
 //! Nothing inside dumont is replaced. Market and server run in this process on free loopback
 //! ports; machines are processes of their own, reached over SSH.
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    clippy::expect_used,
+    reason = "each test file uses a part, and a world that does not start fails its test"
+)]
 
 use dumont_market::{Market, MarketConfig};
 use dumont_server::providers::vast::{ApiKey, VastConfig};
