@@ -35,6 +35,8 @@ impl Client {
                 "set DUMONT_TOKEN to the token alone",
             ));
         }
+        // The build chose no TLS provider of reqwest's own; a second install is refused and harmless.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         // No proxy for loopback servers, whatever the environment says.
         let mut builder = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(10))

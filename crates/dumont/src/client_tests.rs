@@ -7,7 +7,6 @@ use std::net::TcpListener;
 
 /// Answers each connection with the next response; gives the requests back.
 fn serve(responses: Vec<(u16, String)>) -> (Client, std::thread::JoinHandle<Vec<String>>) {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let handle = std::thread::spawn(move || {
@@ -80,7 +79,6 @@ async fn lists_follow_every_page_and_stop_at_a_repeating_one() {
 
 #[tokio::test]
 async fn nobody_there_says_how_to_start_one() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -98,7 +96,6 @@ async fn nobody_there_says_how_to_start_one() {
 
 #[test]
 fn urls_and_tokens_that_cannot_be_right_are_refused() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     for bad in ["", "127.0.0.1:7070", "ftp://x", "http://"] {
         assert!(Client::new(bad, "t").is_err(), "{bad:?}");
     }

@@ -2,20 +2,38 @@
 //!
 //! The drill judges itself (bytes, modes, times, the market's ledger, the workload); here it
 //! must say that all of it held, and its exit code must agree.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot run the binary fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot run the binary fails"
+)]
 
 use serde_json::Value;
 use std::process::Command;
 
 fn drill(args: &[&str]) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_dumont"))
-        .args(["drill", "--json", "--instant", "--machines", "12", "--timeout", "240"])
+        .args([
+            "drill",
+            "--json",
+            "--instant",
+            "--machines",
+            "12",
+            "--timeout",
+            "240",
+        ])
         .args(args)
         .output()
         .expect("the binary runs");
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
     let report: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}\n{out}\n{err}"));
-    assert!(output.status.success() && report["ok"] == true, "{report:#}\n{err}");
+    assert!(
+        output.status.success() && report["ok"] == true,
+        "{report:#}\n{err}"
+    );
     report
 }
 
