@@ -18,7 +18,7 @@ pub struct RaceSettings {
 }
 
 impl Default for RaceSettings {
-    /// 300 s: below it a learned timeout cuts off good machines (see docs/reliability.md).
+    /// 300 s: below it a learned timeout cuts off good machines (see docs/decisions/006).
     fn default() -> Self {
         Self {
             width: 3,
