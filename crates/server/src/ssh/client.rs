@@ -12,12 +12,16 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// How long a TCP connection may take.
 const DIAL: Duration = Duration::from_secs(5);
 /// How long key exchange and authentication may take together.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Transfers a machine may have open at once; an agent uses a handful.
+const MAX_FORWARDED: usize = 64;
 
 /// AES-GCM first: with the CPU's own instructions it is several times faster than ChaCha20,
 /// and bulk data passes through here.
@@ -55,6 +59,7 @@ pub async fn connect(
         pinned: pinned.map(str::to_owned),
         seen: seen.clone(),
         service,
+        slots: Arc::new(Semaphore::new(MAX_FORWARDED)),
     };
     let protocol = |reason: String| SshError::Protocol {
         endpoint: endpoint.to_string(),
@@ -195,6 +200,8 @@ struct Peer {
     pinned: Option<String>,
     seen: Arc<Mutex<Seen>>,
     service: Option<Router>,
+    /// Machines are not trusted: one cannot open transfers without end.
+    slots: Arc<Semaphore>,
 }
 
 impl client::Handler for Peer {
@@ -226,11 +233,13 @@ impl client::Handler for Peer {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let Some(service) = self.service.clone() else {
+        let (Some(service), Ok(slot)) = (self.service.clone(), self.slots.clone().try_acquire_owned()) else {
+            // Dropping the reply refuses the channel.
             return Ok(());
         };
         reply.accept().await;
         tokio::spawn(async move {
+            let _slot = slot;
             let io = TokioIo::new(channel.into_stream());
             let service = TowerToHyperService::new(service);
             // A broken transfer is the agent's to notice and repeat.
