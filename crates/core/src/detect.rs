@@ -2,9 +2,11 @@
 //!
 //! One source is a blip: our own network drops sessions too. A reset session *and* a refused
 //! redial are two acts of the same host's kernel, so together they decide at once. Silence
-//! proves nothing by itself and needs [`SILENCE`] plus a second source: the provider's word,
-//! or a fresh connection that cannot be made either. The provider's word alone never decides
-//! while the session still talks.
+//! proves nothing by itself and needs [`SILENCE`] plus a second source that is not our own
+//! network: the host's refusal of a fresh connection, the provider's word that the machine is
+//! gone, or, where a fresh connection gets no answer at all, any word of the provider, which
+//! shows that we can be heard. The provider's word alone never decides while the session
+//! still talks.
 
 use crate::time::Timestamp;
 use std::time::Duration;
@@ -17,8 +19,10 @@ pub const SILENCE: Duration = Duration::from_secs(6);
 pub enum Redial {
     /// The host's kernel said no: nothing listens there any more.
     Refused,
-    /// No answer in time, or no route.
+    /// No answer in time, or no route: the machine, or we ourselves.
     Unreachable,
+    /// Something answers SSH there, but our key or our agent does not get in any more.
+    Shut,
     /// SSH answered and let us in.
     Connected,
 }
@@ -26,13 +30,14 @@ pub enum Redial {
 /// What the provider says of the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProviderWord {
+    /// It answered, and does not say that the machine is gone.
     Running,
     /// Stopped, outbid, exited.
     Stopped,
     Offline,
     /// The provider itself says that there is no such instance.
     Gone,
-    /// The call failed or said something unknown: no evidence either way.
+    /// The call failed: no evidence either way, perhaps our own network.
     NoWord,
 }
 
@@ -102,7 +107,9 @@ pub fn judge(evidence: &Evidence, now: Timestamp) -> Judgement {
         (Some(ProviderWord::Gone), _) => Judgement::Lost(Cause::ProviderSaysGone),
         (Some(ProviderWord::Stopped), _) => Judgement::Lost(Cause::ProviderSaysStopped),
         (Some(ProviderWord::Offline), _) => Judgement::Lost(Cause::ProviderSaysOffline),
-        (_, Some(_)) => Judgement::Lost(Cause::SilentAndUnreachable),
+        (_, Some(Redial::Refused)) | (Some(ProviderWord::Running), Some(Redial::Unreachable)) => {
+            Judgement::Lost(Cause::SilentAndUnreachable)
+        }
         _ => Judgement::Suspect,
     }
 }
@@ -162,11 +169,49 @@ mod tests {
         assert_eq!(judge(&no_word, T0.plus(SILENCE)), Judgement::Suspect);
     }
 
+    #[test]
+    fn our_own_network_being_down_loses_nobody() {
+        let e = Evidence {
+            session_reset: Some(T0),
+            redial: Some(Redial::Unreachable),
+            provider: Some(ProviderWord::NoWord),
+            ..heard()
+        };
+        assert_eq!(judge(&e, T0.plus(Duration::from_secs(3_600))), Judgement::Suspect);
+        let heard_by_the_provider = Evidence {
+            provider: Some(ProviderWord::Running),
+            ..e
+        };
+        assert_eq!(
+            judge(&heard_by_the_provider, T0.plus(SILENCE)),
+            Judgement::Lost(Cause::SilentAndUnreachable)
+        );
+    }
+
+    #[test]
+    fn a_machine_that_shuts_us_out_is_lost_when_the_provider_says_so() {
+        let e = Evidence {
+            redial: Some(Redial::Shut),
+            provider: Some(ProviderWord::Running),
+            ..heard()
+        };
+        assert_eq!(judge(&e, T0.plus(SILENCE)), Judgement::Suspect);
+        let gone = Evidence {
+            provider: Some(ProviderWord::Gone),
+            ..e
+        };
+        assert_eq!(
+            judge(&gone, T0.plus(SILENCE)),
+            Judgement::Lost(Cause::ProviderSaysGone)
+        );
+    }
+
     fn redial() -> impl Strategy<Value = Option<Redial>> {
         prop_oneof![
             Just(None),
             Just(Some(Redial::Refused)),
             Just(Some(Redial::Unreachable)),
+            Just(Some(Redial::Shut)),
             Just(Some(Redial::Connected))
         ]
     }

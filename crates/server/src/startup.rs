@@ -25,11 +25,13 @@ use ulid::Ulid;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    #[error("cannot use the data directory {path}: {reason}")]
+    #[error(
+        "cannot use the data directory {path}: {reason}; check its owner and free space, or choose another --data-dir"
+    )]
     DataDir { path: PathBuf, reason: String },
     #[error("another dumont server already uses {0}; stop it, or choose another --data-dir")]
     InUse(PathBuf),
-    #[error("cannot listen on {addr}: {source}")]
+    #[error("cannot listen on {addr}: {source}; choose another --listen, or stop what uses that port")]
     Listen {
         addr: SocketAddr,
         source: std::io::Error,

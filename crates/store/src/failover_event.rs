@@ -19,6 +19,8 @@ statements! {
               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
               $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33) \
               ON CONFLICT (id) DO NOTHING"];
+    // A failover that was given up half-way, taken up again and then succeeded.
+    DELETE_FAILED: ["DELETE FROM failover_test_events WHERE id = $1 AND NOT success"];
     GET: ["SELECT * FROM failover_test_events WHERE id = $1"];
     LIST: ["SELECT * FROM failover_test_events WHERE id < $1 ORDER BY id DESC LIMIT $2"];
     LIST_OF: ["SELECT * FROM failover_test_events WHERE workspace_id = $3 AND id < $1 \
@@ -102,7 +104,8 @@ record!(FailoverEventRow {
 });
 
 impl Store {
-    /// False if the event was written before; the first one stands.
+    /// False if the event was written before; the first one stands, but a success replaces a
+    /// failure.
     pub async fn insert_failover_event(&self, e: &FailoverEventRow) -> Result<bool> {
         let validation = e.validation.as_ref().map(json).transpose()?;
         let args = args![
@@ -140,7 +143,13 @@ impl Store {
             e.bytes_downloaded,
             e.data_loss_ms,
         ];
-        Ok(self.db.run(INSERT, args).await? == 1)
+        let mut tx = self.db.begin().await?;
+        if e.success {
+            tx.run(DELETE_FAILED, args![&e.id]).await?;
+        }
+        let first = tx.run(INSERT, args).await? == 1;
+        tx.commit().await?;
+        Ok(first)
     }
 
     pub async fn failover_event(&self, id: &str) -> Result<Option<FailoverEventRow>> {

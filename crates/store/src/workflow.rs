@@ -139,6 +139,9 @@ pub struct NewWorkflow {
     /// or left pending is the new one's to clean.
     pub preempt: Vec<Kind>,
     pub preempt_error: Option<Value>,
+    /// Only if the workspace still lives on this instance: whoever decided to start it looked
+    /// some time ago.
+    pub expects_instance: Option<String>,
     pub effects: Vec<Effect>,
 }
 
@@ -204,15 +207,19 @@ fn micros(d: Duration) -> u64 {
 
 impl Store {
     /// `Conflict` with the id of the workflow that already runs for the workspace, unless its
-    /// kind is among those that give way. Repeated with the same id: the row as it stands.
+    /// kind is among those that give way. `Stale` if it lives elsewhere than expected. Repeated
+    /// with the same id: the row as it stands.
     pub async fn start_workflow(&self, new: &NewWorkflow, now: Timestamp) -> Result<StartedWorkflow> {
         let mut tx = self.db.begin().await?;
-        live_for_update(&mut tx, &new.workspace_id).await?;
+        let live = live_for_update(&mut tx, &new.workspace_id).await?;
         if let Some(workflow) = tx.first(GET, args![&new.id]).await? {
             return Ok(StartedWorkflow {
                 workflow,
                 preempted: Vec::new(),
             });
+        }
+        if new.expects_instance.is_some() && live.instance_key != new.expects_instance {
+            return Err(Error::stale("workspace", &new.workspace_id));
         }
         let mut preempted = Vec::new();
         if !new.preempt.is_empty() {

@@ -52,7 +52,7 @@ impl ApiError {
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
             message,
-            "nothing was changed; look at the server's log, and repeat the call",
+            "look at the server's log and at the state of what you called, then repeat",
         )
     }
 }

@@ -62,6 +62,16 @@ pub async fn begin(
             "copy the files there with `dumont ssh`, or import into a new workspace",
         ));
     }
+    if let Some(running) = app.store.running_workflow(&workspace.id).await? {
+        return Err(ApiError::conflict(
+            "workspace_busy",
+            format!(
+                "a {} works on workspace {name:?} already ({})",
+                running.kind, running.id
+            ),
+            "import before the workspace is deployed: dumont workspace create NAME --from DIR",
+        ));
+    }
     let now = app.now();
     let import_id = Ulid::generate().to_string();
     // The ULID keeps two imports of one second apart.

@@ -191,7 +191,16 @@ async fn start_deploy(app: &App, row: &WorkspaceRow) -> ApiResult<String> {
         message: None,
     };
     let state = serde_json::to_value(Placement::default()).unwrap_or_default();
-    start(app, row, Kind::Deploy, state, Vec::new(), vec![effect]).await
+    // The fence shuts out an import that is still under way: this deploy would not see it.
+    start(
+        app,
+        row,
+        Kind::Deploy,
+        state,
+        Vec::new(),
+        vec![Effect::BumpFence, effect],
+    )
+    .await
 }
 
 /// Starts a workflow for a workspace; one at a time.
@@ -215,6 +224,7 @@ pub async fn start(
         state,
         preempt,
         preempt_error: Some(error),
+        expects_instance: None,
         effects,
     };
     let started = app.store.start_workflow(&new, app.now()).await;

@@ -1,8 +1,8 @@
 //! Hands out URLs for single objects, and remembers which.
 //!
 //! This is where an untrusted machine meets the store. A machine may create objects only under
-//! keys invented here, may read only what its own workspace's snapshot names, and only while it
-//! is the one that the workspace lives on: every batch asks the fence again.
+//! keys invented here, may read only what its own workspace has stored, and only while it is
+//! the one that the workspace lives on: every batch asks the fence again.
 
 use super::LinkError;
 use crate::objects::{ObjectError, ObjectStore};
@@ -12,6 +12,10 @@ use dumont_wire::agent::{DownloadGrant, Failure, FailureCode, UploadGrant, Uploa
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use ulid::Ulid;
+
+/// Objects asked for in one message, and in one snapshot (at 32 MB a pack: 3 TB).
+const MOST_AT_ONCE: usize = 1_000;
+const MOST_IN_ALL: usize = 100_000;
 
 /// Says whether this machine may still work for its workspace.
 #[async_trait]
@@ -69,6 +73,13 @@ impl Granter {
             return Err(LinkError::Protocol("it wants to upload during a restore".into()));
         };
         self.check_fence().await?;
+        let held = self.granted.lock().unwrap_or_else(PoisonError::into_inner).len();
+        if wanted.len() > MOST_AT_ONCE || held > MOST_IN_ALL {
+            return Err(LinkError::Protocol(format!(
+                "it wants {} more objects after {held}",
+                wanted.len()
+            )));
+        }
         let mut grants = Vec::with_capacity(wanted.len());
         for want in wanted {
             let key = match want.kind {

@@ -27,10 +27,12 @@ use russh::keys::PrivateKey;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long the agent may take to come up and say hello, its upload included.
 const HELLO: Duration = Duration::from_secs(60);
+/// Everything from the first packet to the agent's hello.
+const OPEN: Duration = Duration::from_secs(90);
 /// For requests that only look at something.
 const SHORT: Duration = Duration::from_secs(15);
 /// For stopping a workload that has to be killed.
@@ -97,6 +99,13 @@ impl std::fmt::Debug for Link {
 impl Link {
     /// Connects, installs the agent if it is not there, and exchanges hello.
     pub async fn open(target: &Target) -> Result<Self, LinkError> {
+        // A bound over all of it: single steps of SSH wait for ever on a machine that half lives.
+        timeout(OPEN, Self::dial(target))
+            .await
+            .unwrap_or(Err(LinkError::Timeout(OPEN)))
+    }
+
+    async fn dial(target: &Target) -> Result<Self, LinkError> {
         let (endpoint, control) = reach(target).await?;
         // The second connection uses the key that the first one saw: both are the same machine.
         let pinned = control.host_key().to_owned();
@@ -243,8 +252,8 @@ impl Link {
         self._bulk.close().await;
     }
 
-    /// A request that asks for URLs on its way. It has no time limit of its own: as long as the
-    /// agent's heartbeats come, it works.
+    /// A request that asks for URLs on its way. It has no time limit of its own: as long as it
+    /// gets on, it works.
     async fn transfer(
         &self,
         request: Request,
@@ -252,8 +261,14 @@ impl Link {
         notes: &(dyn Fn(Note) + Send + Sync),
     ) -> Result<Outcome, LinkError> {
         let mut call = self.shared.start(request).await?;
+        let mut best = Progress::default();
+        let mut stalled = Instant::now() + STALLED_TRANSFER;
         loop {
-            match call.next(SILENT_TRANSFER).await? {
+            let event = match timeout_at(stalled, call.next(STALLED_TRANSFER)).await {
+                Ok(event) => event?,
+                Err(_) => return Err(LinkError::Timeout(STALLED_TRANSFER)),
+            };
+            match event {
                 Event::Done(outcome) => {
                     call.finished();
                     return Ok(outcome);
@@ -262,7 +277,13 @@ impl Link {
                     call.finished();
                     return Err(failure.into());
                 }
-                Event::Progress(progress) => notes(Note::Progress(progress)),
+                Event::Progress(progress) => {
+                    if progress.done_bytes > best.done_bytes || progress.done_files > best.done_files {
+                        best = progress;
+                        stalled = Instant::now() + STALLED_TRANSFER;
+                    }
+                    notes(Note::Progress(progress));
+                }
                 Event::Log { line } => notes(Note::Line(printable(&line))),
                 Event::UploadsWanted { objects } => {
                     let grants = granter.uploads(&objects).await?;
@@ -278,8 +299,8 @@ impl Link {
     }
 }
 
-/// Silence within a transfer that counts as a hang; progress comes ten times a second.
-const SILENT_TRANSFER: Duration = Duration::from_secs(120);
+/// A transfer whose bytes and files do not grow for so long hangs, whatever else it says.
+const STALLED_TRANSFER: Duration = Duration::from_secs(300);
 
 async fn reach(target: &Target) -> Result<(SshEndpoint, Connection), LinkError> {
     let mut last = SshError::Unreachable {
@@ -318,7 +339,11 @@ impl Call {
     }
 
     async fn send(&self, body: Request) -> Result<(), LinkError> {
-        self.shared.send(&ToAgent { id: self.id, body }).await
+        let message = ToAgent { id: self.id, body };
+        // An agent that stops reading its input must not hold us.
+        timeout(SHORT, self.shared.send(&message))
+            .await
+            .unwrap_or(Err(LinkError::Timeout(SHORT)))
     }
 
     fn finished(&mut self) {
@@ -353,6 +378,12 @@ impl Shared {
 
     /// A request with one answer and nothing between.
     async fn call(self: &Arc<Self>, body: Request, limit: Duration) -> Result<Outcome, LinkError> {
+        timeout(limit, self.answer(body, limit))
+            .await
+            .unwrap_or(Err(LinkError::Timeout(limit)))
+    }
+
+    async fn answer(self: &Arc<Self>, body: Request, limit: Duration) -> Result<Outcome, LinkError> {
         let mut call = self.start(body).await?;
         loop {
             match call.next(limit).await? {

@@ -9,11 +9,15 @@ use dumont_core::time::Timestamp;
 use dumont_wire::agent::{Event, FromAgent, Request, ToAgent, WorkloadStatus};
 use dumont_wire::frame::{self, Decoder};
 use russh::ChannelMsg;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 use tokio::sync::{mpsc, watch};
+
+/// Longest text taken from a machine, in characters.
+const LONGEST_TEXT: usize = 4096;
 
 /// What the reader hands events to.
 pub struct Pending;
@@ -102,15 +106,34 @@ fn note_stderr(kept: &mut String, data: &[u8]) {
     }
 }
 
+/// Texts of an untrusted machine end in terminals, logs and rows: no control characters, and
+/// no longer than a person would read. Here, once, for every field there is or will be.
+fn scrub(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            let hostile = |c: char| c.is_control() && c != '\n';
+            if text.len() > LONGEST_TEXT || text.chars().any(hostile) {
+                *text = text.chars().filter(|c| !hostile(*c)).take(LONGEST_TEXT).collect();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(scrub),
+        Value::Object(fields) => fields.values_mut().for_each(scrub),
+        _ => {}
+    }
+}
+
 impl Shared {
     /// Hands every whole frame to the request it belongs to.
     fn take_in(&self, decoder: &mut Decoder) -> Result<(), LinkError> {
         loop {
-            let frame: FromAgent = match decoder.next_frame() {
-                Ok(Some(frame)) => frame,
+            let mut value: Value = match decoder.next_frame() {
+                Ok(Some(value)) => value,
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(LinkError::Protocol(error.to_string())),
             };
+            scrub(&mut value);
+            let frame: FromAgent =
+                serde_json::from_value(value).map_err(|e| LinkError::Protocol(e.to_string()))?;
             self.last_heard.store(now().0, Ordering::Relaxed);
             if let Event::Heartbeat { workload, .. } = frame.body {
                 *self.workload.lock().unwrap_or_else(PoisonError::into_inner) = workload;
@@ -201,5 +224,20 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_a_machine_are_bounded_and_cannot_drive_a_terminal() {
+        let mut value =
+            serde_json::json!({ "a": ["ok\nline", "\u{1b}]52;c;evil\u{7}"], "b": "x".repeat(9000) });
+        scrub(&mut value);
+        assert_eq!(value["a"][0], "ok\nline");
+        assert_eq!(value["a"][1], "]52;c;evil");
+        assert_eq!(value["b"].as_str().map(str::len), Some(LONGEST_TEXT));
     }
 }

@@ -10,7 +10,7 @@ use crate::link::{Link, LinkError};
 use crate::providers::{InstanceStatus, SshEndpoint};
 use crate::ssh::SshError;
 use crate::workflows::state::{Loss, Placement};
-use dumont_core::detect::{Evidence, Judgement, ProviderWord, Redial, judge};
+use dumont_core::detect::{Evidence, Judgement, ProviderWord, Redial, SILENCE, judge};
 use dumont_core::time::Timestamp;
 use dumont_core::workflow::Kind;
 use dumont_store::{Effect, Error as StoreError, InstanceRow, NewWorkflow, WorkspaceRow, WorkspaceState};
@@ -24,6 +24,10 @@ use ulid::Ulid;
 
 /// Between two looks at a healthy session.
 const TICK: Duration = Duration::from_millis(500);
+/// Between two questions to the provider about a machine in doubt, at the slowest.
+const SLOWEST: Duration = Duration::from_secs(10);
+/// Missed heartbeats after which a new connection is tried, ms.
+const QUIET_MS: i64 = 3_000;
 /// Between two rounds over all workspaces.
 const ROUND: Duration = Duration::from_secs(2);
 
@@ -33,7 +37,14 @@ pub async fn run(app: Arc<App>) {
     loop {
         match living(&app).await {
             Ok(living) => {
-                watchers.retain(|key, task| !task.is_finished() && living.contains_key(key));
+                watchers.retain(|key, task| {
+                    let stays = !task.is_finished() && living.contains_key(key);
+                    if !stays {
+                        // A watcher in the middle of a long dial must not live on beside the next.
+                        task.abort();
+                    }
+                    stays
+                });
                 for (key, (workspace, row)) in living {
                     watchers
                         .entry(key)
@@ -73,12 +84,8 @@ async fn living(app: &App) -> Result<HashMap<String, (WorkspaceRow, InstanceRow)
 
 /// Watches one machine until it is lost or no longer the workspace's.
 async fn watch(app: Arc<App>, workspace: WorkspaceRow, row: InstanceRow) {
-    let mut evidence = Evidence {
-        last_heard: app.now(),
-        session_reset: None,
-        redial: None,
-        provider: None,
-    };
+    let mut evidence = fresh(app.now());
+    let mut pause = TICK;
     loop {
         let Ok(Some(now)) = app.store.workspace(&workspace.id).await else {
             return;
@@ -91,10 +98,15 @@ async fn watch(app: Arc<App>, workspace: WorkspaceRow, row: InstanceRow) {
             None => redial(&app, &workspace, &row, &mut evidence).await,
         }
         match judge(&evidence, app.now()) {
-            Judgement::Alive => {}
+            Judgement::Alive => pause = TICK,
             // The next look dials afresh, which decides faster than the provider's word.
             Judgement::Suspect if evidence.redial.is_none() => {}
-            Judgement::Suspect => ask_provider(&app, &row, &mut evidence).await,
+            Judgement::Suspect => {
+                // Ever less often while nothing changes: the account's calls serve everyone.
+                evidence.provider = Some(ask_provider(&app, &row).await);
+                sleep(pause).await;
+                pause = (pause * 2).min(SLOWEST);
+            }
             Judgement::Lost(cause) => {
                 // Ends what still waits on it: a snapshot must not hold up the failover.
                 if let Some(link) = app.sessions.remove(&row.key) {
@@ -112,35 +124,42 @@ async fn watch(app: Arc<App>, workspace: WorkspaceRow, row: InstanceRow) {
     }
 }
 
+/// Nothing against it since `last_heard`.
+fn fresh(last_heard: Timestamp) -> Evidence {
+    Evidence {
+        last_heard,
+        session_reset: None,
+        redial: None,
+        provider: None,
+    }
+}
+
 /// A live session: wait for its end, a while at most.
 async fn listen(app: &App, link: &Arc<Link>, row: &InstanceRow, evidence: &mut Evidence) {
     select! {
         () = link.closed() => {}
         () = sleep(TICK) => {}
     }
-    evidence.last_heard = link.last_heard().max(evidence.last_heard);
-    match link.ended() {
-        None if app.now().millis_since(evidence.last_heard) < 3_000 => {
-            *evidence = Evidence {
-                last_heard: evidence.last_heard,
-                session_reset: None,
-                redial: None,
-                provider: None,
-            };
+    let quiet = || app.now().millis_since(link.last_heard());
+    if let Some((when, why)) = link.ended() {
+        tracing::warn!(machine = %row.offer.machine, %why, "the session ended");
+        evidence.last_heard = link.last_heard().max(evidence.last_heard);
+        evidence.session_reset = Some(when);
+        app.sessions.remove(&row.key);
+    } else if quiet() < QUIET_MS {
+        *evidence = fresh(link.last_heard());
+    } else {
+        // Quiet, but open: does a new connection get through? It may speak again meanwhile.
+        let redial = knock(app, row).await;
+        if quiet() < QUIET_MS {
+            *evidence = fresh(link.last_heard());
+            return;
         }
-        None => {
-            // Quiet, but open: does a fresh connection get through?
-            evidence.redial = Some(knock(app, row).await);
-            if evidence.redial == Some(Redial::Connected) {
-                tracing::warn!(machine = %row.offer.machine, "the session is silent but the machine answers; renewing it");
-                app.sessions.remove(&row.key);
-                link.close().await;
-            }
-        }
-        Some((when, why)) => {
-            tracing::warn!(machine = %row.offer.machine, %why, "the session ended");
-            evidence.session_reset = Some(when);
+        evidence.redial = Some(redial);
+        if redial == Redial::Connected && quiet() >= SILENCE.as_millis() as i64 {
+            tracing::warn!(machine = %row.offer.machine, "the session is silent but the machine answers; renewing it");
             app.sessions.remove(&row.key);
+            link.close().await;
         }
     }
 }
@@ -155,30 +174,26 @@ async fn redial(app: &App, workspace: &WorkspaceRow, row: &InstanceRow, evidence
         row.host_key.clone(),
         &workspace.spec.path,
     );
-    match Link::open(&target).await {
+    let error = match Link::open(&target).await {
         Ok(link) => {
             app.sessions.put(&row.key, Arc::new(link));
-            *evidence = Evidence {
-                last_heard: app.now(),
-                session_reset: None,
-                redial: None,
-                provider: None,
-            };
+            *evidence = fresh(app.now());
+            return;
         }
-        Err(error) => {
-            tracing::warn!(machine = %row.offer.machine, %error, "cannot open a session");
-            evidence.redial = Some(match &error {
-                LinkError::Ssh(SshError::Refused(_)) => Redial::Refused,
-                // The host lives: its sshd answers, or another machine has its address.
-                LinkError::Ssh(SshError::Denied(_)) | LinkError::NoAgent(_) | LinkError::Failed(_) => {
-                    Redial::Connected
-                }
-                _ => Redial::Unreachable,
-            });
-            if evidence.redial != Some(Redial::Refused) {
-                sleep(TICK).await;
-            }
-        }
+        Err(error) => error,
+    };
+    tracing::warn!(machine = %row.offer.machine, %error, "cannot open a session");
+    let redial = match &error {
+        LinkError::Ssh(SshError::Refused(_)) => Redial::Refused,
+        LinkError::Ssh(SshError::Denied(_) | SshError::HostKeyChanged { .. })
+        | LinkError::NoAgent(_)
+        | LinkError::Failed(_) => Redial::Shut,
+        _ => Redial::Unreachable,
+    };
+    evidence.redial = Some(redial);
+    // A reset and a refusal decide at once; anything else is looked at again, not in a hurry.
+    if redial != Redial::Refused || evidence.session_reset.is_none() {
+        sleep(TICK).await;
     }
 }
 
@@ -204,22 +219,21 @@ async fn knock(app: &App, row: &InstanceRow) -> Redial {
     }
 }
 
-async fn ask_provider(app: &App, row: &InstanceRow, evidence: &mut Evidence) {
-    let word = match (app.market(&row.machine.provider), &row.instance_id) {
-        (Some(market), Some(id)) => match market.provider.get(id).await {
-            Ok(Some(instance)) => match instance.status {
-                InstanceStatus::Running | InstanceStatus::Starting => ProviderWord::Running,
-                InstanceStatus::Stopped => ProviderWord::Stopped,
-                InstanceStatus::Offline => ProviderWord::Offline,
-                InstanceStatus::Unknown => ProviderWord::NoWord,
-            },
-            Ok(None) => ProviderWord::Gone,
-            Err(_) => ProviderWord::NoWord,
-        },
-        _ => ProviderWord::NoWord,
+async fn ask_provider(app: &App, row: &InstanceRow) -> ProviderWord {
+    let (Some(market), Some(id)) = (app.market(&row.machine.provider), &row.instance_id) else {
+        return ProviderWord::NoWord;
     };
-    evidence.provider = Some(word);
-    sleep(TICK).await;
+    match market.provider.get(id).await {
+        Ok(Some(instance)) => match instance.status {
+            InstanceStatus::Running | InstanceStatus::Starting | InstanceStatus::Unknown => {
+                ProviderWord::Running
+            }
+            InstanceStatus::Stopped => ProviderWord::Stopped,
+            InstanceStatus::Offline => ProviderWord::Offline,
+        },
+        Ok(None) => ProviderWord::Gone,
+        Err(_) => ProviderWord::NoWord,
+    }
 }
 
 /// Starts the failover workflow, unless the policy leaves that to a person.
@@ -235,6 +249,11 @@ async fn fail_over(
             "its machine {} is lost ({trigger}); `dumont failover run {}` moves it",
             row.offer.machine, workspace.name
         );
+        // What was judged may be over by now: the machine may be left already.
+        let now = app.store.workspace(&workspace.id).await?;
+        if !now.is_some_and(|w| w.fence == workspace.fence && w.state == WorkspaceState::Running) {
+            return Ok(());
+        }
         return app
             .store
             .set_workspace_state(&workspace.id, WorkspaceState::Failed, Some(&message))
@@ -283,6 +302,7 @@ pub async fn start_failover(
         state: serde_json::to_value(&state).unwrap_or_default(),
         preempt: vec![Kind::Snapshot, Kind::Restore],
         preempt_error: Some(error),
+        expects_instance: workspace.instance_key.clone(),
         effects: vec![
             Effect::BumpFence,
             Effect::State {

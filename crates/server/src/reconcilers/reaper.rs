@@ -116,7 +116,7 @@ async fn sweep(app: &App) {
                 continue;
             };
             if label.controller == app.controller_id
-                && let Ok(true) = unknown(app, &label).await
+                && let Ok(true) = unknown(app, &label, &instance.instance_id).await
             {
                 orphans.push(instance.instance_id.clone());
             }
@@ -125,8 +125,10 @@ async fn sweep(app: &App) {
     }
 }
 
-/// No row, or a row that says it is gone. The attempt's ULID carries its birth.
-async fn unknown(app: &App, label: &RentLabel) -> Result<bool, StoreError> {
+/// Does no row stand for this instance? A row that says it is gone does not, nor one that says
+/// nothing was rented, nor one whose instance is another (a doubled rent). The attempt's ULID
+/// carries its birth.
+async fn unknown(app: &App, label: &RentLabel, listed_id: &str) -> Result<bool, StoreError> {
     let born = label
         .attempt
         .parse::<ulid::Ulid>()
@@ -138,7 +140,10 @@ async fn unknown(app: &App, label: &RentLabel) -> Result<bool, StoreError> {
     }
     Ok(match app.store.instance_by_label(&label.to_string()).await? {
         None => true,
-        Some(row) => row.state == InstanceState::Destroyed,
+        Some(row) => match (row.state, row.instance_id.as_deref()) {
+            (InstanceState::Destroyed, _) | (InstanceState::Failed, None) => true,
+            (_, own) => own.is_some_and(|own| own != listed_id),
+        },
     })
 }
 

@@ -14,7 +14,7 @@ use crate::link::{Fence, Granter, prefix};
 use async_trait::async_trait;
 use dumont_core::snapshot::{SnapshotHead, SnapshotReport, SnapshotType};
 use dumont_core::time::Timestamp;
-use dumont_store::{Error as StoreError, InstanceRow, NewSnapshot, SnapshotRow, Store};
+use dumont_store::{Error as StoreError, InstanceRow, NewSnapshot, SnapshotRow, SnapshotState, Store};
 use dumont_wire::agent::{SnapshotRequest, objects_of};
 use std::sync::Arc;
 
@@ -178,6 +178,14 @@ pub struct Origin {
 /// first (an empty database can adopt from it), the row last.
 pub async fn publish(app: &App, origin: &Origin, report: &SnapshotReport) -> Result<SnapshotRow, StepError> {
     let new = compose(app, origin, report).await?;
+    // Our own commit, after which we died before its step was written down.
+    if let Some(row) = app.store.snapshot(&new.id).await?
+        && row.state == SnapshotState::Visible
+        && row.workspace_id == new.workspace_id
+        && row.head == new.head
+    {
+        return Ok(row);
+    }
     app.store.insert_pending_snapshot(&new).await?;
     let key = format!(
         "{}/snapshots/{}/snapshot.json",

@@ -7,6 +7,11 @@
 
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, capture};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long a move that was asked for waits for the machine's last snapshot.
+const LAST_WORDS: Duration = Duration::from_secs(1_800);
 
 pub async fn run(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
@@ -25,7 +30,8 @@ pub async fn run(run: &mut Run) -> StepResult {
             link.close().await;
         }
         if !loss.dead && loss.instance_key.is_some() && !state.chosen && state.snapshot_id.is_none() {
-            match capture::last_words(run).await {
+            let last_words = timeout(LAST_WORDS, capture::last_words(run)).await;
+            match last_words.unwrap_or_else(|_| Err(StepError::failed("too_slow", "it takes too long", ""))) {
                 Ok(snapshot) => state.snapshot_id = Some(snapshot.id),
                 Err(StepError::Store(error)) => return Err(StepError::Store(error)),
                 Err(StepError::Failed(body)) => {

@@ -5,7 +5,7 @@
 //! that grows with each claim. What a step needs again after a crash is in its state, saved
 //! with the step; what it merely holds open (links, racers) is found again.
 
-use super::{Flow, Run, StepError, steps};
+use super::{Flow, Run, StepError, dispose, steps};
 use crate::app::App;
 use dumont_core::workflow::{Kind, Status, Step};
 use dumont_store::{Advance, Error as StoreError, Finish, WorkflowRow};
@@ -14,7 +14,6 @@ use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::select;
-use tokio_util::sync::CancellationToken;
 
 /// Without a poke, how often free work is looked for.
 const LOOK: Duration = Duration::from_secs(2);
@@ -44,9 +43,7 @@ pub async fn run(app: Arc<App>) {
 
 /// Drives one workflow as long as its fence is ours.
 async fn drive(app: Arc<App>, row: WorkflowRow) {
-    let lost = CancellationToken::new();
-    let lease = tokio::spawn(keep_lease(app.clone(), row.id.clone(), row.fence, lost.clone()));
-    let id = row.id.clone();
+    let (id, fence) = (row.id.clone(), row.fence);
     select! {
         outcome = steps_of(app.clone(), row) => match outcome {
             Ok(()) => {}
@@ -54,25 +51,23 @@ async fn drive(app: Arc<App>, row: WorkflowRow) {
             // The lease runs out and the work is claimed again, by us or by another.
             Err(error) => tracing::error!(workflow = %id, %error, "the database failed in the middle of a workflow"),
         },
-        () = lost.cancelled() => tracing::warn!(workflow = %id, "its lease is lost"),
+        // A branch and not a task of its own: whatever ends the work ends its lease.
+        () = keep_lease(&app, &id, fence) => tracing::warn!(workflow = %id, "its lease is lost"),
         () = app.stopping.cancelled() => {}
     }
-    lease.abort();
     app.progress.clear(&id);
     app.work.notify_one();
     app.watch.notify_one();
 }
 
-async fn keep_lease(app: Arc<App>, id: String, fence: i64, lost: CancellationToken) {
+/// Returns when the lease is lost.
+async fn keep_lease(app: &App, id: &str, fence: i64) {
     let lease = app.config.timing.lease;
     loop {
         tokio::time::sleep(lease / 3).await;
-        match app.store.heartbeat_workflow(&id, fence, lease).await {
+        match app.store.heartbeat_workflow(id, fence, lease).await {
             Ok(()) => {}
-            Err(StoreError::Stale { .. }) => {
-                lost.cancel();
-                return;
-            }
+            Err(StoreError::Stale { .. }) => return,
             Err(error) => tracing::warn!(workflow = %id, %error, "cannot extend the lease"),
         }
     }
@@ -91,7 +86,8 @@ async fn steps_of(app: Arc<App>, row: WorkflowRow) -> Result<(), StoreError> {
         let next = match steps::run(&mut run, step).await {
             Ok(Flow::Next) => row.kind.next(step).unwrap_or(Step::Done),
             Ok(Flow::Goto(to)) => to,
-            Err(StepError::Store(error)) => return Err(error),
+            Err(StepError::Store(error)) if passing(&error) => return Err(error),
+            Err(StepError::Store(error)) => return fail(&mut run, &unexpected(&error)).await,
             Err(StepError::Failed(body)) => {
                 tracing::warn!(workflow = %row.id, kind = %row.kind, %step, code = %body.code, "fails: {}", body.message);
                 return fail(&mut run, &body).await;
@@ -107,7 +103,11 @@ async fn steps_of(app: Arc<App>, row: WorkflowRow) -> Result<(), StoreError> {
             state: &run.state,
             effects: &effects,
         };
-        app.store.advance_workflow(commit, app.now()).await?;
+        match app.store.advance_workflow(commit, app.now()).await {
+            Ok(()) => {}
+            Err(error) if passing(&error) => return Err(error),
+            Err(error) => return fail(&mut run, &unexpected(&error)).await,
+        }
         app.progress.clear(&row.id);
         tracing::info!(workflow = %row.id, kind = %row.kind, %step, "done");
         step = next;
@@ -115,10 +115,36 @@ async fn steps_of(app: Arc<App>, row: WorkflowRow) -> Result<(), StoreError> {
     finish(&mut run, Status::Done, None).await
 }
 
+/// Is it only that the work belongs to somebody else by now, or that the database is away? Any
+/// other error would come again at every claim, so it ends the workflow.
+fn passing(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Stale { what: "workflow", .. } | StoreError::Database(_)
+    )
+}
+
+fn unexpected(error: &StoreError) -> ErrorBody {
+    ErrorBody {
+        code: "internal".into(),
+        message: error.to_string(),
+        hint: "look at the workspace's state and at the server's log, then try again".into(),
+    }
+}
+
+/// The end is written under the fence first; what must be destroyed follows, and is found by
+/// the reaper if we die before it.
 async fn fail(run: &mut Run, body: &ErrorBody) -> Result<(), StoreError> {
     run.effects.clear();
-    steps::give_up(run, body).await?;
-    finish(run, Status::Failed, serde_json::to_value(body).ok()).await
+    run.still_ours().await?;
+    let owed = steps::give_up(run, body).await?;
+    finish(run, Status::Failed, serde_json::to_value(body).ok()).await?;
+    for key in owed {
+        dispose::owe(&run.app, &key).await?;
+    }
+    run.app.reap.notify_one();
+    run.app.watch.notify_one();
+    Ok(())
 }
 
 async fn finish(run: &mut Run, status: Status, error: Option<Value>) -> Result<(), StoreError> {

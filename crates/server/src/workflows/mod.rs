@@ -94,6 +94,15 @@ impl Run {
         }
     }
 
+    /// Before an act that cannot be fenced: `Stale` if another owner has the workflow.
+    pub async fn still_ours(&self) -> Result<(), StoreError> {
+        let lease = self.app.config.timing.lease;
+        self.app
+            .store
+            .heartbeat_workflow(&self.id, self.fence, lease)
+            .await
+    }
+
     /// The typed state; a fresh workflow's is empty.
     pub fn load<T: DeserializeOwned + Default>(&self) -> T {
         serde_json::from_value(self.state.clone()).unwrap_or_default()
@@ -116,7 +125,8 @@ impl Run {
     /// Shows what a transfer tells on its way: progress in memory, lines in the log.
     pub fn notes(&self) -> impl Fn(Note) + Send + Sync + use<> {
         let (app, id) = (self.app.clone(), self.id.clone());
-        let (lines, mut said) = tokio::sync::mpsc::unbounded_channel::<String>();
+        // A machine that talks faster than we write loses lines, not our memory.
+        let (lines, mut said) = tokio::sync::mpsc::channel::<String>(64);
         let (logger, workflow) = (app.clone(), id.clone());
         tokio::spawn(async move {
             while let Some(line) = said.recv().await {
@@ -128,7 +138,7 @@ impl Run {
         });
         move |note| match note {
             Note::Progress(progress) => app.progress.set(&id, progress),
-            Note::Line(line) => drop(lines.send(line)),
+            Note::Line(line) => drop(lines.try_send(line)),
         }
     }
 

@@ -40,8 +40,23 @@ impl Fence for WorkflowFence {
 /// Fixes which snapshot is restored; gives the bytes it needs on the disk.
 pub async fn choose_snapshot(run: &Run, state: &mut Placement) -> Result<u64, StepError> {
     if !state.chosen {
-        let newest = run.app.store.latest_snapshot(&run.workspace.id).await?;
-        state.snapshot_id = state.snapshot_id.take().or_else(|| newest.map(|s| s.id));
+        // What the lost machine itself took or restored last: a rollback stays rolled back.
+        let lived = match state.loss.as_ref().and_then(|l| l.instance_key.as_deref()) {
+            Some(key) => run
+                .app
+                .store
+                .instance(key)
+                .await?
+                .and_then(|i| i.last_snapshot_id),
+            None => None,
+        };
+        let newest = run
+            .app
+            .store
+            .latest_snapshot(&run.workspace.id)
+            .await?
+            .map(|s| s.id);
+        state.snapshot_id = state.snapshot_id.take().or(lived).or(newest);
         state.chosen = true;
     }
     Ok(snapshot(run, state)
@@ -127,6 +142,7 @@ async fn machine_failed(run: &mut Run, state: &mut Placement, error: &LinkError)
     }
     run.say(format!("the machine failed after it was ready: {error}"))
         .await;
+    run.still_ours().await?;
     if let Some(key) = state.winner.take() {
         run.app.sessions.remove(&key);
         super::dispose::owe(&run.app, &key).await?;
@@ -302,8 +318,12 @@ pub async fn probe(run: &mut Run) -> StepResult {
             let how = code.map_or("was killed on time-out".into(), |c| format!("exits with {c}"));
             return Err(StepError::failed(
                 "probe_failed",
-                format!("the probe {how} after {timeout_s} s: {}", output.trim()),
-                "look at the workload's log: dumont ssh NAME -- cat .dumont/workload/log",
+                format!(
+                    "the probe {how} after {timeout_s} s: {}{}",
+                    output.trim(),
+                    workload_log(run).await
+                ),
+                "try the start and probe commands by hand: create the workspace without a probe, then `dumont ssh`",
             ));
         }
         sleep(pause).await;
@@ -317,4 +337,23 @@ fn served(run: &mut Run, state: &Placement) -> StepResult {
         run.result = serde_json::to_value(&state.restored).ok();
     }
     Ok(Flow::Next)
+}
+
+/// The end of the workload's log: the machine is given back before anyone could look.
+async fn workload_log(run: &Run) -> String {
+    let Some(link) = &run.link else {
+        return String::new();
+    };
+    match link
+        .probe(
+            "tail -c 600 \"$HOME/.dumont/workload/log\"",
+            Duration::from_secs(5),
+        )
+        .await
+    {
+        Ok((Some(0), tail)) if !tail.trim().is_empty() => {
+            format!("; the workload's log ends: {}", tail.trim())
+        }
+        _ => String::new(),
+    }
 }

@@ -25,6 +25,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
+/// What a machine that was rented before a crash gets at least after it.
+const SECOND_LOOK: Duration = Duration::from_secs(60);
+
 /// One machine in the race, as its driver sees it.
 struct Lane {
     row: InstanceRow,
@@ -201,10 +204,11 @@ impl Race<'_> {
             .millis_since(row.created_at)
             .max(0)
             .unsigned_abs();
+        // It gets a moment to be looked at, however long we were away ourselves.
+        let waited =
+            Duration::from_millis(waited).min(self.settings.racer_timeout.saturating_sub(SECOND_LOOK));
         let lane = Lane {
-            started: Instant::now()
-                .checked_sub(Duration::from_millis(waited))
-                .unwrap_or_else(Instant::now),
+            started: Instant::now().checked_sub(waited).unwrap_or_else(Instant::now),
             stage: StageCell::default(),
             abandon: CancellationToken::new(),
             state: LaneState::Racing,
@@ -238,6 +242,10 @@ impl Race<'_> {
         let Some(at) = self.lanes.iter().position(|l| l.row.key == key) else {
             return Ok(());
         };
+        if !matches!(self.lanes[at].state, LaneState::Racing) {
+            // Given up while its word was on the way.
+            return Ok(());
+        }
         match end {
             End::Ready(link) => {
                 let seconds = self.lanes[at].started.elapsed().as_secs_f64();

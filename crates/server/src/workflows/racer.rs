@@ -91,7 +91,12 @@ impl Racer {
             .set_instance_rented(&self.row.key, &instance_id, self.app.now())
             .await
         {
-            Ok(row) if matches!(row.state, InstanceState::Destroying | InstanceState::Failed) => {
+            Ok(row)
+                if matches!(
+                    row.state,
+                    InstanceState::Destroying | InstanceState::Destroyed | InstanceState::Failed
+                ) =>
+            {
                 Err(End::Abandoned)
             }
             Ok(_) => Ok(instance_id),

@@ -1,7 +1,8 @@
 //! Which function does which step, and what is undone when a workflow fails.
 
-use super::state::Placement;
+use super::state::{Loss, Placement};
 use super::{Flow, Run, StepError, StepResult, capture, detect, dispose, placement, race, search, switch};
+use dumont_core::detect::Cause;
 use dumont_core::workflow::{Kind, Step};
 use dumont_store::{Effect, Error as StoreError, InstanceState, WorkspaceState};
 use dumont_wire::rest::ErrorBody;
@@ -50,63 +51,67 @@ async fn destroy(run: &mut Run) -> StepResult {
 }
 
 /// A workflow fails: nothing stays rented that no workspace owns, and the workspace says why.
-/// Runs again after a crash, so every line may be repeated.
-pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<(), StoreError> {
+/// Gives the instances to destroy once the end is written.
+pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, StoreError> {
     if let Err(StepError::Store(error)) = write_failed_event(run, error).await {
         return Err(error);
     }
-    let message = Some(format!("{} failed: {} — {}", run.kind, error.message, error.hint));
-    let state: Placement = run.load();
+    let mut message = format!("{} failed: {} — {}", run.kind, error.message, error.hint);
+    let mut owed = Vec::new();
     match run.kind {
         Kind::Deploy | Kind::Failover => {
-            release(run).await?;
-            let old_lives = run.kind == Kind::Failover
-                && state
-                    .loss
-                    .as_ref()
-                    .is_some_and(|l| !l.dead && l.instance_key.is_some());
-            if old_lives {
-                run.effects = vec![Effect::State {
-                    state: WorkspaceState::Running,
-                    message,
-                }];
+            owed = rented(run).await?;
+            let loss = run.load::<Placement>().loss;
+            if old_machine_stays(run, loss.as_ref()) {
+                run.effects = vec![state(WorkspaceState::Running, message)];
             } else {
-                if let Some(key) = state.loss.and_then(|l| l.instance_key) {
-                    dispose::owe(&run.app, &key).await?;
-                }
-                run.effects = vec![
-                    Effect::Detach,
-                    Effect::State {
-                        state: WorkspaceState::Failed,
-                        message,
-                    },
-                ];
+                owed.extend(loss.and_then(|l| l.instance_key));
+                run.effects = vec![Effect::Detach, state(WorkspaceState::Failed, message)];
             }
         }
-        Kind::Restore | Kind::Teardown => {
-            run.effects = vec![Effect::State {
-                state: WorkspaceState::Running,
-                message,
-            }];
+        Kind::Restore => {
+            message.push_str(
+                "; its workload may be stopped: restore a snapshot, or move it with `dumont failover run`",
+            );
+            run.effects = vec![state(WorkspaceState::Running, message)];
         }
+        Kind::Teardown => run.effects = vec![state(WorkspaceState::Running, message)],
         Kind::Snapshot => {}
     }
-    run.app.reap.notify_one();
-    run.app.watch.notify_one();
-    Ok(())
+    Ok(owed)
 }
 
-/// Marks every instance that this workflow rented and nobody owns.
-async fn release(run: &Run) -> Result<(), StoreError> {
-    for row in race::rented_by(run).await? {
-        if matches!(
-            row.state,
-            InstanceState::Intended | InstanceState::Rented | InstanceState::Ready
-        ) {
-            dispose::owe(&run.app, &row.key).await?;
-        }
+fn state(state: WorkspaceState, message: String) -> Effect {
+    Effect::State {
+        state,
+        message: Some(message),
     }
-    Ok(())
+}
+
+/// Does the workspace go on living where it was? Yes if the machine was never said to be dead,
+/// and if only silence said so and the provider then failed us as well: that may have been our
+/// own network, and the watcher judges again.
+fn old_machine_stays(run: &Run, loss: Option<&Loss>) -> bool {
+    let only_silence = |l: &Loss| {
+        l.trigger == Cause::SilentAndUnreachable.as_str() && run.load::<Placement>().offers.is_empty()
+    };
+    run.kind == Kind::Failover
+        && loss.is_some_and(|l| l.instance_key.is_some() && (!l.dead || only_silence(l)))
+}
+
+/// Every instance that this workflow rented and nobody owns.
+async fn rented(run: &Run) -> Result<Vec<String>, StoreError> {
+    let unowned = [
+        InstanceState::Intended,
+        InstanceState::Rented,
+        InstanceState::Ready,
+    ];
+    let rows = race::rented_by(run).await?;
+    Ok(rows
+        .into_iter()
+        .filter(|r| unowned.contains(&r.state))
+        .map(|r| r.key)
+        .collect())
 }
 
 async fn write_failed_event(run: &Run, error: &ErrorBody) -> Result<(), StepError> {

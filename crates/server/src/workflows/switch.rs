@@ -10,7 +10,7 @@ use super::{Flow, Run, StepError, StepResult};
 use dumont_core::snapshot::Validation;
 use dumont_core::time::Timestamp;
 use dumont_core::workflow::Step;
-use dumont_store::{Effect, FailoverEventRow, WorkspaceState};
+use dumont_store::{Effect, FailoverEventRow, InstanceState, WorkspaceState};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -26,6 +26,18 @@ pub async fn switch(run: &mut Run) -> StepResult {
             "report this",
         ));
     };
+    // A crash in the middle of giving up may have marked it; then another one is needed.
+    let row = run.app.store.instance(winner).await?;
+    let usable = [InstanceState::Rented, InstanceState::Ready, InstanceState::Owned];
+    if !row.is_some_and(|r| usable.contains(&r.state)) {
+        run.say("the machine was given up meanwhile; racing on").await;
+        run.keep(&Placement {
+            winner: None,
+            restored: None,
+            ..state
+        });
+        return Ok(Flow::Goto(Step::Race));
+    }
     run.effects = vec![
         Effect::Attach {
             instance_key: winner.clone(),
@@ -103,6 +115,8 @@ pub async fn event(
         ssh_port: None,
     });
     let served_again = served_again(&steps).unwrap_or(now);
+    // A machine that was asked to go works on until the switch.
+    let serving_until = if loss.dead { loss.lost_at } else { served_again };
     let snapshot = match &state.snapshot_id {
         Some(id) => run.app.store.snapshot(id).await?,
         None => None,
@@ -148,7 +162,9 @@ pub async fn event(
         validation,
         bytes_restored: restored.map_or(0, |r| r.bytes_restored),
         bytes_downloaded: restored.map_or(0, |r| r.downloaded_bytes),
-        data_loss_ms: snapshot.as_ref().map(|s| loss.lost_at.millis_since(s.created_at)),
+        data_loss_ms: snapshot
+            .as_ref()
+            .map(|s| serving_until.millis_since(s.created_at).max(0)),
     })
 }
 

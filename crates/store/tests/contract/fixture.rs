@@ -81,6 +81,7 @@ pub fn new_workflow(id: &str, kind: Kind, workspace: &WorkspaceRow) -> NewWorkfl
         state: serde_json::json!({}),
         preempt: Vec::new(),
         preempt_error: None,
+        expects_instance: None,
         effects: Vec::new(),
     }
 }

@@ -62,6 +62,7 @@ on_every_engine! {
         a_stale_owner_commits_nothing,
         one_runs_per_workspace,
         a_failover_does_not_wait_for_a_snapshot,
+        work_for_a_machine_it_has_left_is_refused,
         a_step_and_its_effects_are_one,
         a_repeated_commit_changes_nothing,
         the_log_is_bounded;

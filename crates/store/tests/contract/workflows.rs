@@ -239,6 +239,28 @@ pub async fn one_runs_per_workspace(fixture: Fixture) {
     );
 }
 
+/// Who decided to move it looked a while ago; meanwhile it lives elsewhere.
+pub async fn work_for_a_machine_it_has_left_is_refused(fixture: Fixture) {
+    let store = fixture.open().await;
+    let w = workspace(&store, "w").await;
+    let late = NewWorkflow {
+        expects_instance: Some("gone".into()),
+        ..new_workflow("f", Kind::Failover, &w)
+    };
+    let refused = store.start_workflow(&late, at(20)).await;
+    assert!(
+        matches!(
+            refused,
+            Err(Error::Stale {
+                what: "workspace",
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    assert!(store.running_workflow(&w.id).await.unwrap().is_none());
+}
+
 pub async fn a_failover_does_not_wait_for_a_snapshot(fixture: Fixture) {
     let store = fixture.open().await;
     let w = workspace(&store, "w").await;
