@@ -82,6 +82,31 @@ async fn without_offers_a_deploy_says_so_and_rents_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_provider_key_is_said_once_and_rents_nothing() {
+    let world = World::on_market(|config| {
+        config.time_scale = 0.0;
+        config.api_keys = vec!["the-right-key".into()];
+    })
+    .await;
+    let created = world
+        .post("/workspaces", json!({ "spec": spec("keyless") }))
+        .await;
+    let workflow = world.ended(created["workflow_id"].as_str().unwrap()).await;
+    assert_eq!(workflow["error"]["code"], "provider_auth", "{workflow:#}");
+    assert!(
+        workflow["error"]["hint"]
+            .as_str()
+            .unwrap()
+            .contains("VAST_API_KEY")
+    );
+    assert!(
+        !workflow.to_string().contains("test-key"),
+        "the key is shown: {workflow:#}"
+    );
+    assert_eq!(world.alive().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_probe_that_never_succeeds_fails_the_deploy_and_gives_the_machine_back() {
     let world = World::instant().await;
     let mut wanted = spec("sick");

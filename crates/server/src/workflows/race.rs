@@ -11,7 +11,7 @@ use super::search::provider_failure;
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, dispose};
 use crate::link::Link;
-use crate::providers::ProviderError;
+use crate::providers::{ErrorClass, ProviderError};
 use dumont_core::history::{Outcome, Reason, Stage};
 use dumont_core::id::RentLabel;
 use dumont_core::offer::Offer;
@@ -262,7 +262,11 @@ impl Race<'_> {
             End::AccountFailed(error) => {
                 let why = NotReady {
                     stage: Stage::Rent,
-                    reason: Reason::NoMoney,
+                    reason: if error.class == ErrorClass::Credit {
+                        Reason::NoMoney
+                    } else {
+                        Reason::ProviderError
+                    },
                     message: error.to_string(),
                 };
                 self.account = Some(error);

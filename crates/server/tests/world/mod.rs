@@ -32,12 +32,19 @@ impl World {
     }
 
     pub async fn with(time_scale: f64, machines: usize) -> Self {
+        Self::on_market(|config| {
+            config.time_scale = time_scale;
+            config.machines = machines;
+        })
+        .await
+    }
+
+    pub async fn on_market(shape: impl FnOnce(&mut MarketConfig)) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut config = MarketConfig::new(dir.path().join("market"));
-        config.time_scale = time_scale;
-        config.machines = machines;
         config.seed = 7;
+        shape(&mut config);
         let market = dumont_market::start(config).await.expect("the market starts");
         let mut world = Self {
             market,
