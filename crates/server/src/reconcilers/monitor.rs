@@ -95,7 +95,12 @@ async fn watch(app: Arc<App>, workspace: WorkspaceRow, row: InstanceRow) {
         }
         match app.sessions.get(&row.key) {
             Some(link) => listen(&app, &link, &row, &mut evidence).await,
-            None => redial(&app, &workspace, &row, &mut evidence).await,
+            None => {
+                if let Some((when, why)) = app.sessions.take_end(&row.key) {
+                    note_end(&row, &mut evidence, when, &why);
+                }
+                redial(&app, &workspace, &row, &mut evidence).await;
+            }
         }
         match judge(&evidence, app.now()) {
             Judgement::Alive => pause = TICK,
@@ -134,6 +139,11 @@ fn fresh(last_heard: Timestamp) -> Evidence {
     }
 }
 
+fn note_end(row: &InstanceRow, evidence: &mut Evidence, when: Timestamp, why: &str) {
+    tracing::warn!(machine = %row.offer.machine, %why, "the session ended");
+    evidence.session_reset = Some(when);
+}
+
 /// A live session: wait for its end, a while at most.
 async fn listen(app: &App, link: &Arc<Link>, row: &InstanceRow, evidence: &mut Evidence) {
     select! {
@@ -142,9 +152,8 @@ async fn listen(app: &App, link: &Arc<Link>, row: &InstanceRow, evidence: &mut E
     }
     let quiet = || app.now().millis_since(link.last_heard());
     if let Some((when, why)) = link.ended() {
-        tracing::warn!(machine = %row.offer.machine, %why, "the session ended");
         evidence.last_heard = link.last_heard().max(evidence.last_heard);
-        evidence.session_reset = Some(when);
+        note_end(row, evidence, when, &why);
         app.sessions.remove(&row.key);
     } else if quiet() < QUIET_MS {
         *evidence = fresh(link.last_heard());
