@@ -166,6 +166,15 @@ impl WorkspaceSpec {
         if self.image.is_empty() || self.image.len() > 1024 || self.image.chars().any(char::is_whitespace) {
             return bad("image", "must be 1 to 1024 characters without spaces".into());
         }
+        let mut ports = self.ports.clone();
+        ports.sort_unstable();
+        ports.dedup();
+        if ports.len() != self.ports.len() || ports.len() > 63 || ports.iter().any(|p| *p == 0 || *p == 22) {
+            return bad(
+                "ports",
+                "must be at most 63 different TCP ports, not 0 and not 22 (SSH has it)".into(),
+            );
+        }
         for (key, value) in &self.env {
             let name_ok = !key.is_empty()
                 && !key.starts_with(|c: char| c.is_ascii_digit())

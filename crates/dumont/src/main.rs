@@ -13,8 +13,10 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Every TLS user in this process shares one provider. A second install is no error.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let args = <cli::Args as clap::Parser>::parse();
+    let mut args = <cli::Args as clap::Parser>::parse();
     let json = args.globals.json;
+    // Scripts read stderr, too: progress would stand between the JSON of an error.
+    args.globals.quiet |= json;
     let result = args.globals.die_with_parent().and_then(|()| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(cli::run(args));

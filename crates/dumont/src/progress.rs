@@ -65,7 +65,7 @@ impl Show {
             return self.doing(step);
         }
         if let Ok(style) = ProgressStyle::with_template(
-            "  {msg:<10} [{bar:28}] {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}",
+            "  {msg:<10} [{bar:28}] {decimal_bytes}/{decimal_total_bytes}  {elapsed}",
         ) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -77,6 +77,10 @@ impl Show {
     /// Prints what a workflow did since the last look.
     pub fn workflow(&mut self, wf: &Workflow) {
         for text in new_lines(&self.last_log, &wf.log) {
+            if self.bar.is_some() && text.starts_with("Downloading: ") {
+                // The bar says the same.
+                continue;
+            }
             self.line(&format!("    {}", output::dim_err(text)));
         }
         self.last_log.clone_from(&wf.log);

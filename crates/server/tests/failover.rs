@@ -57,3 +57,59 @@ async fn a_lost_machine_is_replaced_and_every_byte_is_back() {
     world.done(&started["workflow_id"]).await;
     world.settles_at(0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_was_asked_for_loses_nothing() {
+    let world = World::instant().await;
+    let workspace = world.deployed("mover").await;
+    let first = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&first).await;
+    fs::write(dir.join("never-snapshotted.txt"), "late").unwrap();
+
+    let started = world
+        .post("/workspaces/mover/failover", json!({ "reason": "maintenance" }))
+        .await;
+    world.done(&started["workflow_id"]).await;
+    let event = world.failed_over("mover").await;
+    assert_eq!(event["success"], true, "{event:#}");
+    assert_eq!(event["trigger"], "maintenance");
+    assert_eq!(event["data_loss_ms"], 0);
+
+    let workspace = world.get("/workspaces/mover").await;
+    let second = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    assert_ne!(first, second);
+    let dir = world.workspace_dir(&second).await;
+    assert_eq!(
+        fs::read_to_string(dir.join("never-snapshotted.txt")).unwrap(),
+        "late"
+    );
+    world.settles_at(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_stays_rolled_back() {
+    let world = World::instant().await;
+    let workspace = world.deployed("back").await;
+    let first = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&first).await;
+    let mut ids = Vec::new();
+    for state in ["good", "broken"] {
+        fs::write(dir.join("state"), state).unwrap();
+        let started = world.post("/workspaces/back/snapshots", json!({})).await;
+        let done = world.done(&started["workflow_id"]).await;
+        ids.push(done["result"]["snapshot_id"].clone());
+    }
+    let started = world
+        .post("/workspaces/back/restore", json!({ "snapshot_id": ids[0] }))
+        .await;
+    world.done(&started["workflow_id"]).await;
+    assert_eq!(fs::read_to_string(dir.join("state")).unwrap(), "good");
+
+    world.kill(&first).await;
+    let event = world.failed_over("back").await;
+    assert_eq!(event["snapshot_id"], ids[0], "{event:#}");
+    let workspace = world.get("/workspaces/back").await;
+    let second = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&second).await;
+    assert_eq!(fs::read_to_string(dir.join("state")).unwrap(), "good");
+}

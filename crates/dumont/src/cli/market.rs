@@ -75,16 +75,10 @@ fn refused(e: MarketError) -> anyhow::Error {
             e.to_string(),
             "choose another value; `dumont market --help` lists them",
         ),
-        other => {
-            let mut message = other.to_string();
-            if let Some(cause) = std::error::Error::source(&other) {
-                message = format!("{message}: {cause}");
-            }
-            fail(
-                "market_not_started",
-                message,
-                "is the port taken? choose another one with --listen and --admin-listen",
-            )
-        }
+        other => fail(
+            "market_not_started",
+            other.to_string(),
+            "is the port taken? choose another one with --listen and --admin-listen",
+        ),
     }
 }

@@ -52,7 +52,9 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
     };
     let stop = super::until_stopped()?;
     let mut server = dumont_server::start(config).await.map_err(refused)?;
-    if !globals.quiet {
+    if globals.json {
+        output::json(&serde_json::json!({ "url": server.url(), "data_dir": data_dir }))?;
+    } else if !globals.quiet {
         output::facts(&[
             ("server", server.url().to_owned()),
             ("data", data_dir.display().to_string()),

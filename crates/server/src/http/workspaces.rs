@@ -165,7 +165,15 @@ fn no_machine(row: &WorkspaceRow) -> ApiError {
             row.name.as_str(),
             row.state
         ),
-        format!("wait for its deploy, or see `dumont workspace show {}`", row.name),
+        match row.state {
+            WorkspaceState::Failed | WorkspaceState::Draft => {
+                format!("put it on one: dumont workspace deploy {}", row.name)
+            }
+            _ => format!(
+                "wait for it; `dumont workspace show {}` says where it stands",
+                row.name
+            ),
+        },
     )
 }
 

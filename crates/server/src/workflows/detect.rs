@@ -32,7 +32,10 @@ pub async fn run(run: &mut Run) -> StepResult {
         if !loss.dead && loss.instance_key.is_some() && !state.chosen && state.snapshot_id.is_none() {
             let last_words = timeout(LAST_WORDS, capture::last_words(run)).await;
             match last_words.unwrap_or_else(|_| Err(StepError::failed("too_slow", "it takes too long", ""))) {
-                Ok(snapshot) => state.snapshot_id = Some(snapshot.id),
+                Ok(snapshot) => {
+                    state.snapshot_id = Some(snapshot.id);
+                    state.parting = true;
+                }
                 Err(StepError::Store(error)) => return Err(StepError::Store(error)),
                 Err(StepError::Failed(body)) => {
                     run.say(format!("no last snapshot before the move: {}", body.message))

@@ -27,6 +27,11 @@ pub enum DisposeError {
 
 /// Writes down that this instance must go; the reaper pays. Safe to repeat.
 pub async fn owe(app: &App, key: &str) -> Result<(), StoreError> {
+    let row = app.store.instance(key).await?;
+    if row.is_some_and(|r| r.state == InstanceState::Failed && r.instance_id.is_none()) {
+        // The provider refused it for sure: there is nothing to destroy, nor to look for.
+        return Ok(());
+    }
     match app
         .store
         .set_instance_state(key, InstanceState::Destroying, app.now())

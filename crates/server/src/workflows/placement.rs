@@ -180,6 +180,9 @@ pub async fn stop(run: &mut Run) -> StepResult {
 pub async fn restore(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     choose_snapshot(run, &mut state).await?;
+    if state.parting && !state.parted {
+        part(run, &mut state).await?;
+    }
     let row = machine(run, &state).await?;
     let Some(snapshot) = snapshot(run, &state).await? else {
         run.say("there is no snapshot to restore; the workspace starts empty")
@@ -212,6 +215,66 @@ pub async fn restore(run: &mut Run) -> StepResult {
         }
     }
     Ok(Flow::Next)
+}
+
+/// A move that was asked for: what the old machine wrote while the new one booted comes along,
+/// and nothing is written there after it. If it does not answer any more, the snapshot from the
+/// beginning of the move holds.
+async fn part(run: &mut Run, state: &mut Placement) -> Result<(), StepError> {
+    let old = match &run.workspace.instance_key {
+        Some(key) => run.app.store.instance(key).await?,
+        None => None,
+    };
+    let Some(old) = old else { return Ok(()) };
+    let stopped = match connect(run, &old).await {
+        Ok(link) => link.stop_workload().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = stopped {
+        run.say(format!(
+            "the old machine does not answer, its last snapshot holds: {error}"
+        ))
+        .await;
+        return Ok(());
+    }
+    match super::capture::last_words(run).await {
+        Ok(snapshot) => {
+            state.snapshot_id = Some(snapshot.id);
+            state.parted = true;
+        }
+        Err(StepError::Store(error)) => return Err(StepError::Store(error)),
+        Err(StepError::Failed(body)) => {
+            run.say(format!("the old machine's last snapshot holds: {}", body.message))
+                .await;
+        }
+    }
+    Ok(())
+}
+
+/// A move failed and the workspace stays where it was: its workload may have been stopped.
+pub async fn go_on_there(run: &Run) {
+    let spec = &run.workspace.spec;
+    let (Some(start), Some(key)) = (spec.start.clone(), &run.workspace.instance_key) else {
+        return;
+    };
+    let Ok(Some(row)) = run.app.store.instance(key).await else {
+        return;
+    };
+    let workload = Workload {
+        start,
+        path: spec.path.clone(),
+        env: spec.env.clone(),
+    };
+    let started = match connect(run, &row).await {
+        Ok(link) => link.start_workload(workload).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = started {
+        run.say(format!(
+            "the workload on the old machine could not be started again: {error}"
+        ))
+        .await;
+    }
 }
 
 async fn restore_once(

@@ -40,7 +40,7 @@ pub async fn run(run: &mut Run) -> StepResult {
                 "no offer fits: {found} found, {} of their machines blacklisted",
                 ranking.blacklisted.len()
             ),
-            "raise the price, take another GPU or less disk, or try again in a minute; `dumont machines` shows the blacklist",
+            "raise the price, take another GPU (names as the marketplace writes them, e.g. \"RTX 4090\") or less disk, or try again in a minute; `dumont machines` shows the blacklist",
         ));
     }
     run.say(format!(

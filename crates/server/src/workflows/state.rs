@@ -19,6 +19,11 @@ pub struct Placement {
     pub snapshot_id: Option<String>,
     /// Whether `snapshot_id` was chosen (a workspace may have none).
     pub chosen: bool,
+    /// A move that was asked for: the old machine's last snapshot is taken again, with its
+    /// workload stopped, when the new machine is ready.
+    pub parting: bool,
+    /// Whether the old machine's workload was stopped for that.
+    pub parted: bool,
     /// Restore in place: remove what the snapshot does not have.
     pub delete: bool,
     pub restored: Option<RestoreReport>,

@@ -63,6 +63,9 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, St
             owed = rented(run).await?;
             let loss = run.load::<Placement>().loss;
             if old_machine_stays(run, loss.as_ref()) {
+                if run.load::<Placement>().parting {
+                    placement::go_on_there(run).await;
+                }
                 run.effects = vec![state(WorkspaceState::Running, message)];
             } else {
                 owed.extend(loss.and_then(|l| l.instance_key));

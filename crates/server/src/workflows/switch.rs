@@ -162,9 +162,13 @@ pub async fn event(
         validation,
         bytes_restored: restored.map_or(0, |r| r.bytes_restored),
         bytes_downloaded: restored.map_or(0, |r| r.downloaded_bytes),
-        data_loss_ms: snapshot
-            .as_ref()
-            .map(|s| serving_until.millis_since(s.created_at).max(0)),
+        data_loss_ms: snapshot.as_ref().map(|s| {
+            if state.parted {
+                0
+            } else {
+                serving_until.millis_since(s.created_at).max(0)
+            }
+        }),
     })
 }
 

@@ -270,7 +270,9 @@ fn keep(world: &World) {
         "dumont failover show drill".into(),
         "dumont machines; dumont instances".into(),
         format!("curl {admin}/admin/ledger"),
-        format!("curl -X POST {admin}/admin/instances/ID/kill     # and watch it come back"),
+        format!(
+            "curl -X POST {admin}/admin/instances/ID/kill     # the number of `dumont instances`, without vast:"
+        ),
         format!("tail -f {}/server.log", world.dir().display()),
     ] {
         output::note(&format!("  {line}"));

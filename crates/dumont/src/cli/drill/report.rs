@@ -116,7 +116,7 @@ impl Report {
             ("MTTR from detection", self.mttr_from_detection_ms),
         ] {
             let ms = ms.unwrap_or_default();
-            rows.push(vec![name.into(), ms.to_string(), failover::beside_plan(ms)]);
+            rows.push(vec![name.into(), ms.to_string(), failover::beside_plan()]);
         }
         output::line("");
         output::table(&["PHASE", "MS", "THE PLAN'S MS"], &[1], &rows);
