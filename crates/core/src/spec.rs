@@ -175,6 +175,40 @@ impl WorkspaceSpec {
                 "must be at most 63 different TCP ports, not 0 and not 22 (SSH has it)".into(),
             );
         }
+        let blank = |text: &str| text.trim().is_empty() || text.contains('\0');
+        if self
+            .gpu
+            .name
+            .as_deref()
+            .is_some_and(|n| blank(n) || n.len() > 100)
+        {
+            return bad(
+                "gpu.name",
+                "must be a marketplace name of at most 100 bytes, e.g. RTX 4090; leave it out for any GPU"
+                    .into(),
+            );
+        }
+        if self
+            .start
+            .as_deref()
+            .is_some_and(|s| blank(s) || s.len() > 32_768)
+        {
+            return bad(
+                "start",
+                "must be a shell command of at most 32 KB; leave it out to keep only the files".into(),
+            );
+        }
+        if let Some(Probe::Command { command, timeout_s }) = &self.probe {
+            if blank(command) || command.len() > 32_768 {
+                return bad("probe.command", "must be a shell command of at most 32 KB".into());
+            }
+            if !(1..=86_400).contains(timeout_s) {
+                return bad(
+                    "probe.timeout_s",
+                    format!("{timeout_s} is not between 1 and 86400 seconds"),
+                );
+            }
+        }
         for (key, value) in &self.env {
             let name_ok = !key.is_empty()
                 && !key.starts_with(|c: char| c.is_ascii_digit())
@@ -187,5 +221,64 @@ impl WorkspaceSpec {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(change: impl FnOnce(&mut WorkspaceSpec)) -> Result<(), &'static str> {
+        let mut spec = WorkspaceSpec {
+            name: "train".parse().unwrap(),
+            gpu: GpuWanted::default(),
+            image: default_image(),
+            disk_gb: default_disk(),
+            max_price: None,
+            path: default_path(),
+            start: None,
+            env: BTreeMap::new(),
+            ports: Vec::new(),
+            probe: None,
+            failover: FailoverPolicy::default(),
+        };
+        change(&mut spec);
+        spec.check().map_err(|e| e.field)
+    }
+
+    #[test]
+    fn what_types_cannot_say_is_checked_and_named() {
+        assert_eq!(spec(|_| {}), Ok(()));
+        assert_eq!(spec(|s| s.path = "work".into()), Err("path"));
+        assert_eq!(spec(|s| s.path = "/".into()), Err("path"));
+        assert_eq!(spec(|s| s.path = "/a/../b".into()), Err("path"));
+        assert_eq!(spec(|s| s.gpu.count = 0), Err("gpu.count"));
+        assert_eq!(spec(|s| s.gpu.name = Some(" ".into())), Err("gpu.name"));
+        assert_eq!(spec(|s| s.disk_gb = 1), Err("disk_gb"));
+        assert_eq!(spec(|s| s.max_price = Some(f64::NAN)), Err("max_price"));
+        assert_eq!(spec(|s| s.start = Some(String::new())), Err("start"));
+        assert_eq!(spec(|s| s.ports = vec![0]), Err("ports"));
+        assert_eq!(spec(|s| s.ports = vec![80, 80]), Err("ports"));
+        assert_eq!(spec(|s| s.ports = vec![8000, 8001]), Ok(()));
+        assert_eq!(spec(|s| s.failover.racers = 0), Err("failover.racers"));
+        let probe = |command: &str, timeout_s| {
+            let command = command.to_owned();
+            Some(Probe::Command { command, timeout_s })
+        };
+        assert_eq!(spec(|s| s.probe = probe("", 5)), Err("probe.command"));
+        assert_eq!(spec(|s| s.probe = probe("true", 0)), Err("probe.timeout_s"));
+        assert_eq!(
+            spec(|s| drop(s.env.insert("1A".into(), String::new()))),
+            Err("env")
+        );
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let read = |text: &str| serde_json::from_str::<WorkspaceSpec>(text).is_ok();
+        assert!(read(r#"{"name":"x"}"#));
+        assert!(!read(r#"{"name":"x","colour":"red"}"#));
+        assert!(!read(r#"{"name":"x","gpu":{"nmae":"RTX 4090"}}"#));
+        assert!(!read(r#"{"name":"Not Good"}"#));
     }
 }

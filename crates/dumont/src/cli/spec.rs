@@ -27,7 +27,7 @@ pub struct SpecArgs {
     #[arg(long, value_name = "GB")]
     pub disk: Option<u32>,
     /// The most to pay, dollars per hour
-    #[arg(long, value_name = "DOLLARS")]
+    #[arg(long, value_name = "DOLLARS", allow_negative_numbers = true)]
     pub max_price: Option<f64>,
     /// Directory on the machine that is kept [default: /workspace]
     #[arg(long, value_name = "DIR")]
