@@ -52,6 +52,17 @@ async fn a_lost_machine_is_replaced_and_every_byte_is_back() {
     assert!(dir.join("models/empty").is_dir());
     world.settles_at(1).await;
 
+    let store = dumont_store::Store::open(world.data_dir().join("dumont.db"))
+        .await
+        .unwrap();
+    let attempts = store
+        .attempts_of_workflow(event["id"].as_str().unwrap())
+        .await
+        .unwrap();
+    let won: Vec<_> = attempts.iter().filter(|a| a.success == Some(true)).collect();
+    assert_eq!(won.len(), 1, "{attempts:#?}");
+    assert_eq!(won[0].attempt.instance_id.as_deref(), Some(second.as_str()));
+
     let (status, started) = world.call("DELETE", "/workspaces/train", None).await;
     assert_eq!(status, 202);
     world.done(&started["workflow_id"]).await;

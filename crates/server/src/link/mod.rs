@@ -20,7 +20,6 @@ use dumont_core::snapshot::{Progress, RestoreReport, SnapshotReport};
 use dumont_core::time::Timestamp;
 use dumont_wire::agent::{
     Event, Facts, Failure, Outcome, PROTOCOL, Request, RestoreRequest, SnapshotRequest, ToAgent, Workload,
-    WorkloadStatus,
 };
 use pump::{Pending, Shared};
 use russh::keys::PrivateKey;
@@ -180,11 +179,6 @@ impl Link {
         self.shared.closed().await;
     }
 
-    /// The workload as the last heartbeat showed it.
-    pub fn workload(&self) -> Option<WorkloadStatus> {
-        self.shared.workload()
-    }
-
     pub async fn snapshot(
         &self,
         request: SnapshotRequest,
@@ -239,11 +233,6 @@ impl Link {
             } => Ok((exit_code, output)),
             other => Err(LinkError::Protocol(format!("probe was answered with {other:?}"))),
         }
-    }
-
-    /// A round trip through the agent.
-    pub async fn ping(&self, limit: Duration) -> Result<(), LinkError> {
-        self.shared.call(Request::Ping, limit).await.map(|_| ())
     }
 
     /// Ends the session on purpose.

@@ -6,7 +6,7 @@
 use super::LinkError;
 use super::install::Started;
 use dumont_core::time::Timestamp;
-use dumont_wire::agent::{Event, FromAgent, Request, ToAgent, WorkloadStatus};
+use dumont_wire::agent::{Event, FromAgent, Request, ToAgent};
 use dumont_wire::frame::{self, Decoder};
 use russh::ChannelMsg;
 use serde_json::Value;
@@ -33,7 +33,6 @@ pub struct Shared {
     waiting: Mutex<HashMap<u64, mpsc::Sender<Event>>>,
     next_id: AtomicU64,
     last_heard: AtomicI64,
-    workload: Mutex<Option<WorkloadStatus>>,
     ended: watch::Sender<Option<(Timestamp, String)>>,
 }
 
@@ -49,7 +48,6 @@ pub fn run(started: Started) -> Arc<Shared> {
         waiting: Mutex::default(),
         next_id: AtomicU64::new(1),
         last_heard: AtomicI64::new(now().0),
-        workload: Mutex::default(),
         ended: watch::Sender::new(None),
     });
     let Started {
@@ -135,8 +133,7 @@ impl Shared {
             let frame: FromAgent =
                 serde_json::from_value(value).map_err(|e| LinkError::Protocol(e.to_string()))?;
             self.last_heard.store(now().0, Ordering::Relaxed);
-            if let Event::Heartbeat { workload, .. } = frame.body {
-                *self.workload.lock().unwrap_or_else(PoisonError::into_inner) = workload;
+            if matches!(frame.body, Event::Heartbeat { .. }) {
                 continue;
             }
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -217,13 +214,6 @@ impl Shared {
         let mut ended = self.ended.subscribe();
         // The sender lives in `self`, so waiting cannot fail.
         let _ = ended.wait_for(Option::is_some).await;
-    }
-
-    pub fn workload(&self) -> Option<WorkloadStatus> {
-        self.workload
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
     }
 }
 

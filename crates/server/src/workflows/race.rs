@@ -34,6 +34,8 @@ struct Lane {
     started: Instant,
     stage: StageCell,
     abandon: CancellationToken,
+    /// Picked up after a crash.
+    resumed: bool,
     state: LaneState,
 }
 
@@ -44,6 +46,7 @@ impl Lane {
             started: Instant::now(),
             stage: StageCell::default(),
             abandon: CancellationToken::new(),
+            resumed: true,
             state: LaneState::Out(None),
         }
     }
@@ -211,6 +214,7 @@ impl Race<'_> {
             started: Instant::now().checked_sub(waited).unwrap_or_else(Instant::now),
             stage: StageCell::default(),
             abandon: CancellationToken::new(),
+            resumed,
             state: LaneState::Racing,
             row: row.clone(),
         };
@@ -348,9 +352,14 @@ impl Race<'_> {
     /// act, and the attempt's key keeps the record single.
     async fn record(&self, lane: &Lane, outcome: Outcome, why: Option<&NotReady>) -> Result<(), StepError> {
         let app = &self.run.app;
-        app.store
-            .record_attempt(&self.attempt(lane, outcome, why), &app.config.blacklist)
-            .await?;
+        let mut attempt = self.attempt(lane, outcome, why);
+        // The lane holds the intent; the contract was written to its row since.
+        attempt.instance_id = app
+            .store
+            .instance(&lane.row.key)
+            .await?
+            .and_then(|r| r.instance_id);
+        app.store.record_attempt(&attempt, &app.config.blacklist).await?;
         Ok(())
     }
 
@@ -376,7 +385,8 @@ impl Race<'_> {
             reason: why.map(|w| w.reason.clone()),
             error_message: why.map(|w| w.message.chars().take(1000).collect()),
             duration_seconds: seconds,
-            ready_seconds: ready.then_some(seconds),
+            // After a crash the wait is partly our own absence, which is no boot time.
+            ready_seconds: (ready && !lane.resumed).then_some(seconds),
             created_at: self.run.app.now(),
         }
     }
