@@ -8,8 +8,9 @@ use crate::bytes::{Put, Reader};
 use crate::error::Error;
 use dumont_core::id::Digest;
 
-/// The version written; this and all before are read.
-pub const FORMAT_VERSION: u16 = 1;
+/// The version written; this and all before are read. 2 added the codecs of byte planes, which a
+/// reader of version 1 would have to call damage.
+pub const FORMAT_VERSION: u16 = 2;
 
 const MAGIC: [u8; 8] = *b"DUMONTsn";
 pub(crate) const HEADER_LEN: usize = 16;
