@@ -63,7 +63,16 @@ macro_rules! words {
                 })
             }
         }
+
+        $crate::words_schema!($name, $what);
     };
+}
+
+/// Its namesake in `openapi` gives the words a schema, where schemas are wanted.
+#[cfg(not(feature = "openapi"))]
+#[macro_export]
+macro_rules! words_schema {
+    ($name:ident, $what:literal) => {};
 }
 
 words! {

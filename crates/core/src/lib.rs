@@ -10,6 +10,8 @@ pub mod detect;
 pub mod history;
 pub mod id;
 pub mod offer;
+#[cfg(feature = "openapi")]
+pub mod openapi;
 pub mod plan;
 pub mod rank;
 pub mod snapshot;

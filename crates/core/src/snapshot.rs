@@ -9,6 +9,7 @@ use crate::id::Digest;
 use serde::{Deserialize, Serialize};
 
 /// One immutable object in the store. `digest` is BLAKE3 over the whole object.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectRef {
@@ -22,6 +23,7 @@ pub struct ObjectRef {
 }
 
 /// What an object holds; part of its key and of what the controller allows.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectKind {
@@ -61,6 +63,7 @@ pub struct SnapshotHead {
 }
 
 /// `full` (`base-…`) read every file; `incremental` (`incr-…`) only those that changed.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SnapshotType {
@@ -88,6 +91,7 @@ impl SnapshotType {
 }
 
 /// What the engine says when it has uploaded everything a new snapshot needs.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotReport {
@@ -130,6 +134,7 @@ pub struct RestoreReport {
 }
 
 /// The document's answer: `{"validation":"ok","files_restored":X,"files_expected":Y}`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Validation {
@@ -142,6 +147,7 @@ pub struct Validation {
     pub problems: Vec<String>,
 }
 
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -150,6 +156,7 @@ pub enum Verdict {
 }
 
 /// Progress of a snapshot or a restore; `total_bytes` may grow while a tree is scanned.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Progress {
     pub done_bytes: u64,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What a user wants to keep running.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkspaceSpec {
@@ -13,23 +14,29 @@ pub struct WorkspaceSpec {
     pub gpu: GpuWanted,
     /// Container image.
     #[serde(default = "default_image")]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 1024, pattern = r"^\S+$", default = default_image))]
     pub image: String,
     /// Disk to rent, GB.
     #[serde(default = "default_disk")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 8, maximum = 16384, default = default_disk))]
     pub disk_gb: u32,
     /// The most to pay, dollars per hour, storage included.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(exclusive_minimum = 0.0))]
     pub max_price: Option<f64>,
     /// The directory that is snapshotted and restored.
     #[serde(default = "default_path")]
+    #[cfg_attr(feature = "openapi", schema(max_length = 1024, pattern = "^/", default = default_path))]
     pub path: String,
     /// Shell command of the workload; none means only the files are kept.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 32768))]
     pub start: Option<String>,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// TCP ports the workload listens on.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(max_items = 63, value_type = Vec<u16>))]
     pub ports: Vec<u16>,
     #[serde(default)]
     pub probe: Option<Probe>,
@@ -37,6 +44,7 @@ pub struct WorkspaceSpec {
     pub failover: FailoverPolicy,
 }
 
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GpuWanted {
@@ -44,9 +52,11 @@ pub struct GpuWanted {
     #[serde(default)]
     pub name: Option<String>,
     #[serde(default = "one")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 16, default = one))]
     pub count: u32,
     /// Least memory per GPU, GB.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0.0))]
     pub min_ram_gb: Option<f64>,
 }
 
@@ -61,18 +71,22 @@ impl Default for GpuWanted {
 }
 
 /// How to tell that the workload serves.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Probe {
     /// Healthy when the shell command exits 0.
     Command {
+        #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 32768))]
         command: String,
         /// How long to keep trying, seconds.
         #[serde(default = "default_probe_timeout")]
+        #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86400, default = default_probe_timeout))]
         timeout_s: u32,
     },
 }
 
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FailoverPolicy {
@@ -81,6 +95,7 @@ pub struct FailoverPolicy {
     pub automatic: bool,
     /// Offers to race.
     #[serde(default = "three")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 8, default = three))]
     pub racers: u32,
 }
 

@@ -212,6 +212,7 @@ pub struct UploadWanted {
 }
 
 /// Permission to create one object, once.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UploadGrant {
     pub key: String,

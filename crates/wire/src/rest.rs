@@ -9,6 +9,7 @@ pub use dumont_core::workflow::{Kind as WorkflowKind, Status as WorkflowStatus};
 use serde::{Deserialize, Serialize};
 
 /// Every error has this body.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct ErrorBody {
@@ -20,6 +21,7 @@ pub struct ErrorBody {
 }
 
 /// One page of a list.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Page<T> {
     pub items: Vec<T>,
@@ -28,15 +30,20 @@ pub struct Page<T> {
 }
 
 /// `?limit=&after=` of every list.
+#[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]
+#[cfg_attr(feature = "openapi", into_params(parameter_in = Query))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PageQuery {
     /// 1 to 500, default 100.
+    #[cfg_attr(feature = "openapi", param(minimum = 1, maximum = 500))]
     pub limit: Option<u32>,
+    /// `next` of the page before.
     pub after: Option<String>,
 }
 
 /// `POST /workspaces`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateWorkspace {
@@ -51,6 +58,7 @@ fn yes() -> bool {
 }
 
 /// Where a workspace is in its life.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkspaceState {
@@ -65,6 +73,7 @@ pub enum WorkspaceState {
     Deleting,
 }
 
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Workspace {
     pub id: String,
@@ -81,11 +90,13 @@ pub struct Workspace {
 }
 
 /// Answer of everything that starts long work: poll `GET /workflows/{id}`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     pub workflow_id: String,
 }
 
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Instance {
     pub provider: String,
@@ -103,6 +114,7 @@ pub struct Instance {
     pub created_at: Timestamp,
 }
 
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     pub snapshot_id: String,
@@ -121,6 +133,7 @@ pub struct Snapshot {
 }
 
 /// `POST /workspaces/{name}/snapshots`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
@@ -130,6 +143,7 @@ pub struct CreateSnapshot {
 }
 
 /// `POST /workspaces/{name}/restore`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreSnapshot {
@@ -142,6 +156,7 @@ pub struct RestoreSnapshot {
 }
 
 /// `POST /workspaces/{name}/failover`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunFailover {
@@ -153,6 +168,7 @@ pub struct RunFailover {
 }
 
 /// `GET /workflows/{id}`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Workflow {
     pub id: String,
@@ -172,6 +188,7 @@ pub struct Workflow {
     pub finished_at: Option<Timestamp>,
 }
 
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepTime {
     pub step: String,
@@ -180,6 +197,7 @@ pub struct StepTime {
 }
 
 /// One finished failover: a row of `failover_test_events`, `GET /failovers/{id}`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FailoverEvent {
     pub id: String,
@@ -220,6 +238,7 @@ pub struct FailoverEvent {
 }
 
 /// One try on one machine.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     pub machine: MachineRef,
@@ -240,6 +259,7 @@ pub struct Attempt {
 }
 
 /// A machine we have met: `GET /machines`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     pub machine: MachineRef,
@@ -257,6 +277,7 @@ pub struct Machine {
 }
 
 /// `POST /workspaces/{name}/ssh`: lets this key in and says where.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SshAccess {
@@ -264,6 +285,7 @@ pub struct SshAccess {
     pub public_key: String,
 }
 
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshTarget {
     pub host: String,
@@ -275,6 +297,7 @@ pub struct SshTarget {
 }
 
 /// `POST /workspaces/{name}/imports`: put local files into a draft workspace's first snapshot.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Import {
     pub import_id: String,
@@ -283,6 +306,7 @@ pub struct Import {
 }
 
 /// `POST /imports/{id}/uploads`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImportUpload {
@@ -292,6 +316,7 @@ pub struct ImportUpload {
 }
 
 /// `POST /imports/{id}/commit`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommitImport {
@@ -299,6 +324,7 @@ pub struct CommitImport {
 }
 
 /// `GET /healthz`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     pub status: String,

@@ -2,28 +2,48 @@
 
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
-use super::params::{Params, limit};
+use super::params::{Params, Path, limit};
 use super::workspaces::{named, started_or_busy};
 use crate::app::App;
 use crate::reconcilers::monitor::{loss, start_failover};
 use crate::workflows::state::Loss;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
+use dumont_core::id::WorkspaceName;
 use dumont_store::{AttemptRow, FailoverEventRow, WorkspaceState};
-use dumont_wire::rest::{Attempt, FailoverEvent, Page, PageQuery, RunFailover, Started};
+use dumont_wire::rest::{Attempt, ErrorBody, FailoverEvent, Page, PageQuery, RunFailover, Started};
 use serde::Deserialize;
 use std::sync::Arc;
+use utoipa::IntoParams;
 
 /// `?workspace=&limit=&after=`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
+    /// Only those of this workspace.
+    #[param(value_type = Option<WorkspaceName>)]
     workspace: Option<String>,
+    /// 1 to 500, default 100.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u32>,
+    /// `next` of the page before.
     after: Option<String>,
 }
 
+/// Moves a workspace to another machine.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{name}/failover",
+    tag = "failovers",
+    params(("name" = WorkspaceName, Path)),
+    request_body = RunFailover,
+    responses(
+        (status = 202, description = "The workflow; its id is the id of the event", body = Started),
+        (status = 409, description = "It is neither running nor failed, or another workflow works on it", body = ErrorBody),
+    ),
+)]
 pub async fn run(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -66,6 +86,17 @@ pub async fn run(
     Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
 }
 
+/// Failovers that have ended, newest first.
+#[utoipa::path(
+    get,
+    path = "/failovers",
+    tag = "failovers",
+    params(ListQuery),
+    responses(
+        (status = 200, description = "One page", body = Page<FailoverEvent>),
+        (status = 404, description = "There is no such workspace", body = ErrorBody),
+    ),
+)]
 pub async fn list(
     State(app): State<Arc<App>>,
     Params(query): Params<ListQuery>,
@@ -92,6 +123,14 @@ pub async fn list(
     }))
 }
 
+/// One failover: every phase in milliseconds, and every machine that was tried.
+#[utoipa::path(
+    get,
+    path = "/failovers/{id}",
+    tag = "failovers",
+    params(("id" = String, Path)),
+    responses((status = 200, description = "The event", body = FailoverEvent)),
+)]
 pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> ApiResult<Json<FailoverEvent>> {
     let row = app.store.failover_event(&id).await?;
     let row = row.ok_or_else(|| {

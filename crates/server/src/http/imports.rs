@@ -6,6 +6,7 @@
 
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
+use super::params::Path;
 use super::snapshots::shown;
 use super::workspaces::named;
 use crate::app::App;
@@ -14,12 +15,13 @@ use crate::workflows::capture::{Origin, publish};
 use crate::workflows::{StepError, link_failure};
 use async_trait::async_trait;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
+use dumont_core::id::WorkspaceName;
 use dumont_core::time::Timestamp;
 use dumont_store::Store;
 use dumont_wire::agent::{UploadGrant, UploadWanted, objects_of};
-use dumont_wire::rest::{CommitImport, Import, ImportUpload, Snapshot};
+use dumont_wire::rest::{CommitImport, ErrorBody, Import, ImportUpload, Snapshot};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use ulid::Ulid;
@@ -50,6 +52,17 @@ impl Fence for DraftFence {
     }
 }
 
+/// Begins to put local files into a first snapshot, before anything is rented.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{name}/imports",
+    tag = "imports",
+    params(("name" = WorkspaceName, Path)),
+    responses(
+        (status = 201, description = "The import", body = Import),
+        (status = 409, description = "It lives on a machine, or a workflow works on it", body = ErrorBody),
+    ),
+)]
 pub async fn begin(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -102,6 +115,18 @@ pub async fn begin(
     Ok((StatusCode::CREATED, Json(Import { import_id, stamp })))
 }
 
+/// Asks for a URL to put one object to.
+#[utoipa::path(
+    post,
+    path = "/imports/{id}/uploads",
+    tag = "imports",
+    params(("id" = String, Path)),
+    request_body = ImportUpload,
+    responses(
+        (status = 200, description = "Where and with which headers to PUT it", body = UploadGrant),
+        (status = 409, description = "The workspace was deployed meanwhile, or the object is not allowed", body = ErrorBody),
+    ),
+)]
 pub async fn upload(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
@@ -121,6 +146,18 @@ pub async fn upload(
         .ok_or_else(|| ApiError::internal("no URL was granted"))
 }
 
+/// Makes the snapshot visible, if every object has arrived.
+#[utoipa::path(
+    post,
+    path = "/imports/{id}/commit",
+    tag = "imports",
+    params(("id" = String, Path)),
+    request_body = CommitImport,
+    responses(
+        (status = 201, description = "The snapshot", body = Snapshot),
+        (status = 409, description = "An object is missing or wrong, or the workspace was deployed meanwhile", body = ErrorBody),
+    ),
+)]
 pub async fn commit(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,

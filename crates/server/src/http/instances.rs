@@ -9,6 +9,14 @@ use dumont_store::InstanceRow;
 use dumont_wire::rest::{Instance, Page, PageQuery};
 use std::sync::Arc;
 
+/// Everything that is rented now and costs money.
+#[utoipa::path(
+    get,
+    path = "/instances",
+    tag = "instances",
+    params(PageQuery),
+    responses((status = 200, description = "One page", body = Page<Instance>)),
+)]
 pub async fn list(
     State(app): State<Arc<App>>,
     Params(page): Params<PageQuery>,

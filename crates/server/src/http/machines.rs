@@ -10,6 +10,14 @@ use dumont_store::MachineRow;
 use dumont_wire::rest::{Machine, Page, PageQuery};
 use std::sync::Arc;
 
+/// Physical machines that were tried, with what became of it.
+#[utoipa::path(
+    get,
+    path = "/machines",
+    tag = "machines",
+    params(PageQuery),
+    responses((status = 200, description = "One page", body = Page<Machine>)),
+)]
 pub async fn list(
     State(app): State<Arc<App>>,
     Params(page): Params<PageQuery>,

@@ -2,11 +2,13 @@
 
 pub mod auth;
 pub mod body;
+pub mod docs;
 pub mod error;
 pub mod failovers;
 pub mod imports;
 pub mod instances;
 pub mod machines;
+pub mod openapi;
 pub mod params;
 pub mod snapshots;
 pub mod workflows;
@@ -17,42 +19,28 @@ use axum::extract::Request;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use dumont_wire::rest::Health;
 use error::ApiError;
 use std::sync::Arc;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 /// The whole HTTP surface of the server.
 pub fn router(app: Arc<App>) -> Router {
-    let api = Router::new()
-        .route("/workspaces", get(workspaces::list).post(workspaces::create))
-        .route(
-            "/workspaces/{name}",
-            get(workspaces::show).delete(workspaces::delete),
-        )
-        .route("/workspaces/{name}/deploy", post(workspaces::deploy))
-        .route("/workspaces/{name}/ssh", post(workspaces::ssh))
-        .route(
-            "/workspaces/{name}/snapshots",
-            get(snapshots::list).post(snapshots::create),
-        )
-        .route("/workspaces/{name}/restore", post(snapshots::restore))
-        .route("/workspaces/{name}/failover", post(failovers::run))
-        .route("/workspaces/{name}/imports", post(imports::begin))
-        .route("/imports/{id}/uploads", post(imports::upload))
-        .route("/imports/{id}/commit", post(imports::commit))
-        .route("/workflows", get(workflows::list))
-        .route("/workflows/{id}", get(workflows::show))
-        .route("/failovers", get(failovers::list))
-        .route("/failovers/{id}", get(failovers::show))
-        .route("/machines", get(machines::list))
-        .route("/instances", get(instances::list))
-        .layer(from_fn_with_state(app.clone(), auth::require))
-        .fallback(unknown_path);
+    let (open, _) = open_routes().split_for_parts();
+    let (api, _) = api_routes().split_for_parts();
+    // Also what is not there asks for a token first: a stranger learns no path.
+    let api = api
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(unknown_path)
+        .layer(from_fn_with_state(app.clone(), auth::require));
     Router::new()
-        .route("/healthz", get(health))
+        .merge(open)
         .nest("/api/v1", api)
+        .route("/api/openapi.json", get(openapi::serve))
+        .route("/api/docs", get(docs::serve))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .with_state(app.clone())
@@ -61,6 +49,40 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(axum::middleware::from_fn(log))
 }
 
+/// Every route under `/api/v1`, behind a token: written here once, it is served, documented,
+/// and walked by the tests of authorization and of conformance.
+fn api_routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(workspaces::list, workspaces::create))
+        .routes(routes!(workspaces::show, workspaces::delete))
+        .routes(routes!(workspaces::deploy))
+        .routes(routes!(workspaces::ssh))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::restore))
+        .routes(routes!(failovers::run))
+        .routes(routes!(imports::begin))
+        .routes(routes!(imports::upload))
+        .routes(routes!(imports::commit))
+        .routes(routes!(workflows::list))
+        .routes(routes!(workflows::show))
+        .routes(routes!(failovers::list))
+        .routes(routes!(failovers::show))
+        .routes(routes!(machines::list))
+        .routes(routes!(instances::list))
+}
+
+/// What answers without a token.
+fn open_routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(health))
+}
+
+/// Whether the server runs. For load balancers and supervisors; needs no token.
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    tag = "health",
+    responses((status = 200, description = "It does", body = Health)),
+)]
 async fn health() -> Json<Health> {
     Json(Health {
         status: "ok".into(),

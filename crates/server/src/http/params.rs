@@ -1,4 +1,4 @@
-//! Query parameters and paging, with errors of ours.
+//! Path and query parameters and paging, with errors of ours.
 
 use super::error::ApiError;
 use axum::extract::{FromRequestParts, Query};
@@ -23,6 +23,24 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
             Err(e) => Err(ApiError::invalid(
                 format!("the query is not what this endpoint takes: {}", e.body_text()),
                 "check the names and types of the parameters; unknown ones are refused",
+            )),
+        }
+    }
+}
+
+/// Like `axum::extract::Path`; a path that is no text is refused in JSON.
+#[derive(Debug, Clone)]
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        match axum::extract::Path::<T>::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(value)) => Ok(Self(value)),
+            Err(e) => Err(ApiError::invalid(
+                format!("the path is not what this endpoint takes: {}", e.body_text()),
+                "check the names and ids in the path",
             )),
         }
     }

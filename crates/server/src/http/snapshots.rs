@@ -2,18 +2,27 @@
 
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
-use super::params::{Params, limit};
+use super::params::{Params, Path, limit};
 use super::workspaces::{named, on_machine, start};
 use crate::app::App;
 use crate::workflows::state::{Capture, Placement};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
+use dumont_core::id::WorkspaceName;
 use dumont_core::workflow::Kind;
 use dumont_store::{SnapshotRow, SnapshotState};
-use dumont_wire::rest::{CreateSnapshot, Page, PageQuery, RestoreSnapshot, Snapshot, Started};
+use dumont_wire::rest::{CreateSnapshot, ErrorBody, Page, PageQuery, RestoreSnapshot, Snapshot, Started};
 use std::sync::Arc;
 
+/// Snapshots of a workspace, oldest first.
+#[utoipa::path(
+    get,
+    path = "/workspaces/{name}/snapshots",
+    tag = "snapshots",
+    params(("name" = WorkspaceName, Path), PageQuery),
+    responses((status = 200, description = "One page", body = Page<Snapshot>)),
+)]
 pub async fn list(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -30,6 +39,18 @@ pub async fn list(
     }))
 }
 
+/// Takes a snapshot.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{name}/snapshots",
+    tag = "snapshots",
+    params(("name" = WorkspaceName, Path)),
+    request_body = CreateSnapshot,
+    responses(
+        (status = 202, description = "The workflow; its result names the snapshot", body = Started),
+        (status = 409, description = "It lives on no machine, or another workflow works on it", body = ErrorBody),
+    ),
+)]
 pub async fn create(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -45,6 +66,18 @@ pub async fn create(
     Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
 }
 
+/// Puts the files of a snapshot back on the machine.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{name}/restore",
+    tag = "snapshots",
+    params(("name" = WorkspaceName, Path)),
+    request_body = RestoreSnapshot,
+    responses(
+        (status = 202, description = "The workflow", body = Started),
+        (status = 409, description = "It has no snapshot or no machine, or another workflow works on it", body = ErrorBody),
+    ),
+)]
 pub async fn restore(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,

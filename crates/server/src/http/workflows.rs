@@ -1,26 +1,43 @@
 //! `/workflows`: long work, its steps and its progress.
 
 use super::error::{ApiError, ApiResult};
-use super::params::{Params, limit};
+use super::params::{Params, Path, limit};
 use super::workspaces::named;
 use crate::app::App;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use dumont_core::id::WorkspaceName;
 use dumont_store::WorkflowRow;
-use dumont_wire::rest::{Page, PageQuery, StepTime, Workflow};
+use dumont_wire::rest::{ErrorBody, Page, PageQuery, StepTime, Workflow};
 use serde::Deserialize;
 use std::sync::Arc;
+use utoipa::IntoParams;
 
 /// `?workspace=&limit=&after=`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
+    #[param(value_type = WorkspaceName)]
     workspace: String,
+    /// 1 to 500, default 100.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u32>,
+    /// `next` of the page before.
     after: Option<String>,
 }
 
+/// Long work on a workspace, oldest first.
+#[utoipa::path(
+    get,
+    path = "/workflows",
+    tag = "workflows",
+    params(ListQuery),
+    responses(
+        (status = 200, description = "One page", body = Page<Workflow>),
+        (status = 404, description = "There is no such workspace", body = ErrorBody),
+    ),
+)]
 pub async fn list(
     State(app): State<Arc<App>>,
     Params(query): Params<ListQuery>,
@@ -45,6 +62,14 @@ pub async fn list(
     }))
 }
 
+/// One workflow: its steps, its progress, its log. Poll it until `status` is not `running`.
+#[utoipa::path(
+    get,
+    path = "/workflows/{id}",
+    tag = "workflows",
+    params(("id" = String, Path)),
+    responses((status = 200, description = "The workflow", body = Workflow)),
+)]
 pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> ApiResult<Json<Workflow>> {
     let missing = || ApiError::not_found("workflow", &id, "ids are in the answers that start long work");
     let row = app.store.workflow(&id).await?.ok_or_else(missing)?;

@@ -3,24 +3,34 @@
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
 use super::instances::shown as shown_instance;
-use super::params::{Params, limit};
+use super::params::{Params, Path, limit};
 use super::snapshots;
 use crate::app::App;
 use crate::ssh::public_line;
 use crate::workflows::state::Placement;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use dumont_core::id::WorkspaceName;
 use dumont_core::workflow::Kind;
 use dumont_store::{
     Effect, Error as StoreError, InstanceRow, NewWorkflow, NewWorkspace, WorkspaceRow, WorkspaceState,
 };
-use dumont_wire::rest::{self, CreateWorkspace, Page, PageQuery, SshAccess, SshTarget, Started, Workspace};
+use dumont_wire::rest::{
+    self, CreateWorkspace, ErrorBody, Page, PageQuery, SshAccess, SshTarget, Started, Workspace,
+};
 use serde_json::Value;
 use std::sync::Arc;
 use ulid::Ulid;
 
+/// All workspaces, by name.
+#[utoipa::path(
+    get,
+    path = "/workspaces",
+    tag = "workspaces",
+    params(PageQuery),
+    responses((status = 200, description = "One page", body = Page<Workspace>)),
+)]
 pub async fn list(
     State(app): State<Arc<App>>,
     Params(page): Params<PageQuery>,
@@ -39,6 +49,17 @@ pub async fn list(
     }))
 }
 
+/// Makes a workspace and, unless `deploy` is false, rents a machine for it.
+#[utoipa::path(
+    post,
+    path = "/workspaces",
+    tag = "workspaces",
+    request_body = CreateWorkspace,
+    responses(
+        (status = 201, description = "The workspace, with the workflow that deploys it", body = Workspace),
+        (status = 409, description = "There is one of that name already", body = ErrorBody),
+    ),
+)]
 pub async fn create(
     State(app): State<Arc<App>>,
     Body(wanted): Body<CreateWorkspace>,
@@ -67,11 +88,30 @@ pub async fn create(
     Ok((StatusCode::CREATED, Json(shown(&app, row).await?)))
 }
 
+/// One workspace, where it lives and what works on it.
+#[utoipa::path(
+    get,
+    path = "/workspaces/{name}",
+    tag = "workspaces",
+    params(("name" = WorkspaceName, Path)),
+    responses((status = 200, description = "The workspace", body = Workspace)),
+)]
 pub async fn show(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<Json<Workspace>> {
     let row = named(&app, &name).await?;
     Ok(Json(shown(&app, row).await?))
 }
 
+/// Rents a machine for a workspace that lives on none.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{name}/deploy",
+    tag = "workspaces",
+    params(("name" = WorkspaceName, Path)),
+    responses(
+        (status = 202, description = "The workflow", body = Started),
+        (status = 409, description = "It lives on a machine already, or another workflow works on it", body = ErrorBody),
+    ),
+)]
 pub async fn deploy(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -88,6 +128,17 @@ pub async fn deploy(
     Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
 }
 
+/// Ends the workspace: whatever it rents is destroyed, its objects stay in the store.
+#[utoipa::path(
+    delete,
+    path = "/workspaces/{name}",
+    tag = "workspaces",
+    params(("name" = WorkspaceName, Path)),
+    responses(
+        (status = 202, description = "The workflow", body = Started),
+        (status = 409, description = "It is being deleted already", body = ErrorBody),
+    ),
+)]
 pub async fn delete(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -104,6 +155,18 @@ pub async fn delete(
 }
 
 /// Lets the caller's own key into the machine and says where it is.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{name}/ssh",
+    tag = "workspaces",
+    params(("name" = WorkspaceName, Path)),
+    request_body = SshAccess,
+    responses(
+        (status = 200, description = "Where to log in", body = SshTarget),
+        (status = 409, description = "It lives on no machine", body = ErrorBody),
+        (status = 502, description = "The provider does not take the key", body = ErrorBody),
+    ),
+)]
 pub async fn ssh(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
