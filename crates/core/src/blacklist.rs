@@ -1,12 +1,22 @@
 //! When a machine is not to be used any more.
 //!
 //! The document calls a timeout a critical failure. Taken literally, with a timeout learned
-//! from the fleet, that blocks four good machines in five and starves the search, so here a
-//! timeout is a failure like another: three in a row block, one does not. Only a hardware
-//! error is critical. A block is only ever proposed by a counted failure, never by an attempt
-//! that says nothing about the machine, and a rule never touches what a person has decided.
+//! from the fleet, that blocks four good machines in five and starves the search. So there are
+//! two sets of rules over the same settings: `literal` is the document's word, `default` is
+//! what it must have meant ([`rules`]). Both only ever propose a block after a failure that
+//! counts, never judge the same failure twice (a removed or expired block starts a new
+//! [`Window`]), and never touch what a person has decided ([`change`]). Where blocks would
+//! leave too little to choose from, [`select`] lifts them for one search, soonest expiry first.
 
-use crate::history::{Attempt, Outcome, Reason, Stats, success_of};
+mod rules;
+mod scope;
+mod select;
+
+pub use rules::{Circumstances, LossCause, Window, judge, judge_losses};
+pub use scope::{CudaVersion, InvalidScope, Scope};
+pub use select::{Bar, Selection, select};
+
+use crate::history::{Attempt, Reason, Stats};
 use crate::time::Timestamp;
 use crate::words;
 use serde::{Deserialize, Serialize};
@@ -27,18 +37,36 @@ words! {
 words! {
     /// Which rule made an entry.
     pub enum Rule: "blacklist rule" {
+        /// A critical reason: a hardware error, and under `literal` a timeout.
         HardwareError => "hardware_error",
+        Timeout => "timeout",
         ConsecutiveFailures => "consecutive_failures",
         LowSuccessRate => "low_success_rate",
+        /// Its driver cannot serve the CUDA version asked for; blocks for that version only.
+        DriverMismatch => "driver_mismatch",
+        /// The container ran and something that the host answers for was missing in it.
+        SuspectedFault => "suspected_fault",
+        /// Lost too often after it was ready.
+        FrequentInterrupts => "frequent_interrupts",
+    }
+}
+
+words! {
+    /// Which rules are in force.
+    pub enum RuleSet: "rule set" {
+        /// Repaired: attributed, suspended in incidents, released when too little is left.
+        Default => "default",
+        /// The document's own words: a timeout is critical, nothing is released.
+        Literal => "literal",
     }
 }
 
 /// Thresholds and durations.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// `MIN_ATTEMPTS_FOR_BLACKLIST`: counted attempts before the rate says anything; also the
-    /// row of failures that blocks.
+    pub rules: RuleSet,
+    /// `MIN_ATTEMPTS_FOR_BLACKLIST`: counted attempts before the rate says anything.
     pub min_attempts: u32,
     /// `MIN_SUCCESS_RATE`: below it, not at it, a machine is blocked.
     pub min_success_rate: f64,
@@ -46,15 +74,31 @@ pub struct Settings {
     pub automatic_days: u32,
     /// `TEMPORARY_BLACKLIST_HOURS`
     pub temporary_hours: u32,
+    /// Failures in a row that block.
+    pub consecutive_failures: u32,
+    /// Losses after ready that block, within so many days.
+    pub interrupts: u32,
+    pub interrupt_days: u32,
+    /// Reasons that block at the first failure. `literal` adds `boot_timeout`.
+    pub critical: Vec<Reason>,
+    /// Machines that must remain to choose from before blocks are released; `None` takes the
+    /// race's width. Under `literal` nothing is released.
+    pub release_when_below: Option<u32>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            rules: RuleSet::Default,
             min_attempts: 3,
             min_success_rate: 0.3,
             automatic_days: 7,
             temporary_hours: 24,
+            consecutive_failures: 3,
+            interrupts: 3,
+            interrupt_days: 7,
+            critical: vec![Reason::HardwareError],
+            release_when_below: None,
         }
     }
 }
@@ -69,6 +113,20 @@ impl Settings {
             BlacklistType::Manual => None,
         }
     }
+
+    /// Blocks at the first failure.
+    pub fn is_critical(&self, reason: &Reason) -> bool {
+        let timeout = self.rules == RuleSet::Literal && *reason == Reason::BootTimeout;
+        timeout || self.critical.contains(reason)
+    }
+
+    /// How many machines [`select`] must leave to a race of this width.
+    pub fn keep(&self, width: usize) -> usize {
+        match self.rules {
+            RuleSet::Literal => 0,
+            RuleSet::Default => self.release_when_below.map_or(width, |n| n as usize),
+        }
+    }
 }
 
 /// An entry that a rule asks for.
@@ -79,6 +137,8 @@ pub struct Proposal {
     /// The word of the failure that tipped it, or of the rule when the failure has none.
     pub reason: String,
     pub duration: Option<Duration>,
+    /// What it blocks for; `None` is everything.
+    pub scope: Option<Scope>,
 }
 
 /// What of an existing entry matters to the rules.
@@ -96,36 +156,9 @@ pub fn is_active(entry: &Entry, now: Timestamp) -> bool {
     entry.open && entry.expires_at.is_none_or(|end| end > now)
 }
 
-/// What the rules say after `last`, which `stats` already include.
+/// What the default rules say after `last`, which `stats` already include, without a watermark.
 pub fn verdict(stats: &Stats, last: &Attempt, settings: &Settings) -> Option<Proposal> {
-    if success_of(last.outcome) != Some(false) {
-        return None;
-    }
-    debug_assert_eq!(last.outcome, Outcome::Failed);
-    let enough = i64::from(settings.min_attempts.max(1));
-    let low_rate = stats
-        .success_rate()
-        .is_some_and(|rate| rate < settings.min_success_rate);
-    let rule = if last.reason == Some(Reason::HardwareError) {
-        Rule::HardwareError
-    } else if stats.consecutive_failures >= enough {
-        Rule::ConsecutiveFailures
-    } else if stats.counted() >= enough && low_rate {
-        Rule::LowSuccessRate
-    } else {
-        return None;
-    };
-    let blacklist_type = BlacklistType::Automatic;
-    Some(Proposal {
-        blacklist_type,
-        rule,
-        reason: last
-            .reason
-            .as_ref()
-            .map_or(rule.as_str(), Reason::as_str)
-            .to_owned(),
-        duration: settings.duration(blacklist_type),
-    })
+    Window::over(stats).decide(last, &Circumstances::default(), settings)
 }
 
 /// What becomes of a proposal.
@@ -139,7 +172,7 @@ pub enum Change {
     Keep,
 }
 
-/// Sets a proposal against the machine's open entry.
+/// Sets a proposal against the machine's open entry of the same scope.
 pub fn change(existing: Option<&Entry>, proposal: &Proposal, now: Timestamp) -> Change {
     let Some(entry) = existing.filter(|e| is_active(e, now)) else {
         return Change::Insert;
@@ -159,79 +192,6 @@ pub fn change(existing: Option<&Entry>, proposal: &Proposal, now: Timestamp) -> 
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    fn attempt(outcome: Outcome, reason: Option<Reason>) -> Attempt {
-        Attempt {
-            outcome,
-            reason,
-            ready_seconds: None,
-            at: Timestamp(0),
-        }
-    }
-
-    fn after(attempts: &[(Outcome, Option<Reason>)]) -> Option<Proposal> {
-        let mut stats = Stats::default();
-        let mut last = None;
-        for (outcome, reason) in attempts {
-            let a = attempt(*outcome, reason.clone());
-            stats.record(&a);
-            last = verdict(&stats, &a, &Settings::default());
-        }
-        last
-    }
-
-    #[test]
-    fn each_rule_of_the_document() {
-        use Outcome::{Failed, LostRace, Won};
-        let rule = |a: &[(Outcome, Option<Reason>)]| after(a).map(|p| p.rule);
-        assert_eq!(rule(&[(Failed, None), (Failed, None)]), None);
-        assert_eq!(
-            rule(&[(Failed, None), (Failed, None), (Failed, None)]),
-            Some(Rule::ConsecutiveFailures)
-        );
-        assert_eq!(
-            rule(&[(Failed, Some(Reason::HardwareError))]),
-            Some(Rule::HardwareError)
-        );
-        assert_eq!(
-            rule(&[(Failed, Some(Reason::BootTimeout))]),
-            None,
-            "a timeout is not critical"
-        );
-        assert_eq!(rule(&[(Failed, None), (Failed, None), (LostRace, None)]), None);
-        // 1 of 3 is 33 %: stays. 1 of 4 with two failures in a row only: the rate alone blocks.
-        assert_eq!(rule(&[(Failed, None), (Won, None), (Failed, None)]), None);
-        assert_eq!(
-            rule(&[(Failed, None), (Won, None), (Failed, None), (Failed, None)]),
-            Some(Rule::LowSuccessRate)
-        );
-        let p = after(&[
-            (Failed, Some(Reason::SshFailed)),
-            (Failed, None),
-            (Failed, Some(Reason::SshFailed)),
-        ]);
-        let p = p.expect("three in a row");
-        assert_eq!(
-            (p.reason.as_str(), p.blacklist_type),
-            ("ssh_failed", BlacklistType::Automatic)
-        );
-        assert_eq!(p.duration, Some(Duration::from_secs(7 * 86_400)));
-    }
-
-    #[test]
-    fn three_in_ten_is_not_below_thirty_percent() {
-        let mut stats = Stats {
-            total: 9,
-            successful: 3,
-            failed: 6,
-            ..Stats::default()
-        };
-        let last = attempt(Outcome::Failed, None);
-        stats.record(&last);
-        stats.consecutive_failures = 1;
-        assert_eq!(stats.success_rate(), Some(0.3));
-        assert_eq!(verdict(&stats, &last, &Settings::default()), None);
-    }
 
     #[test]
     fn an_entry_ends_at_its_second() {
@@ -262,6 +222,7 @@ mod tests {
                 rule: Rule::LowSuccessRate,
                 reason: String::new(),
                 duration: seconds.map(Duration::from_secs),
+                scope: None,
             };
             let got = change(Some(&entry), &proposal, Timestamp(now));
             let active = is_active(&entry, Timestamp(now));
@@ -280,17 +241,10 @@ mod tests {
                 rule: Rule::LowSuccessRate,
                 reason: String::new(),
                 duration: Some(Duration::from_secs(seconds)),
+                scope: None,
             };
             let got = change(Some(&entry), &proposal, Timestamp(0));
             prop_assert_eq!(got == Change::Replace, seconds as i64 > old);
-        }
-
-        #[test]
-        fn only_a_counted_failure_blocks(failed in 0..50_i64, row in 0..50_i64, i in 0..Outcome::ALL.len()) {
-            let stats = Stats { failed, consecutive_failures: row.min(failed), ..Stats::default() };
-            let last = attempt(Outcome::ALL[i], Some(Reason::HardwareError));
-            let blocked = verdict(&stats, &last, &Settings::default()).is_some();
-            prop_assert_eq!(blocked, Outcome::ALL[i] == Outcome::Failed);
         }
     }
 }

@@ -10,6 +10,7 @@
 //! Counters are integers folded one attempt at a time, so any order of the same attempts
 //! gives the same counts, and the stored row equals a recount from the attempts.
 
+pub use crate::level::Level;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
@@ -288,6 +289,11 @@ impl Stats {
         (self.counted() > 0).then(|| self.successful as f64 / self.counted() as f64)
     }
 
+    /// The document's level; see [`Level::of`].
+    pub fn level(&self, blacklisted: bool) -> Level {
+        Level::of_counts(self.successful, self.counted(), blacklisted)
+    }
+
     /// `None` before the first counted attempt.
     pub fn failure_rate(&self) -> Option<f64> {
         (self.counted() > 0).then(|| self.failed as f64 / self.counted() as f64)
@@ -296,34 +302,6 @@ impl Stats {
     /// Seconds, over attempts that became ready.
     pub fn avg_boot_time(&self) -> Option<f64> {
         (self.ready > 0).then(|| self.ready_total_ms as f64 / self.ready as f64 / 1_000.0)
-    }
-}
-
-words! {
-    /// The document's reliability levels.
-    pub enum Level: "reliability level" {
-        Excellent => "excellent",
-        Good => "good",
-        Fair => "fair",
-        Poor => "poor",
-        Blacklisted => "blacklisted",
-        Unknown => "unknown",
-    }
-}
-
-impl Level {
-    /// `blacklisted` exactly while an entry is active. A rate under 0.3 without one (too few
-    /// attempts, expired, removed) reads poor: the word must never promise a block that does
-    /// not exist. Boundaries are compared unrounded.
-    pub fn of(success_rate: Option<f64>, blacklisted: bool) -> Self {
-        match success_rate {
-            _ if blacklisted => Self::Blacklisted,
-            None => Self::Unknown,
-            Some(rate) if rate >= 0.9 => Self::Excellent,
-            Some(rate) if rate >= 0.7 => Self::Good,
-            Some(rate) if rate >= 0.5 => Self::Fair,
-            Some(_) => Self::Poor,
-        }
     }
 }
 
@@ -368,39 +346,10 @@ mod tests {
         }
 
         #[test]
-        fn a_better_rate_never_reads_worse(a in 0.0..=1.0_f64, b in 0.0..=1.0_f64) {
-            let (low, high) = if a <= b { (a, b) } else { (b, a) };
-            // Declared best first, so a smaller level is a better one.
-            prop_assert!(Level::of(Some(high), false) <= Level::of(Some(low), false));
-            prop_assert_eq!(Level::of(Some(a), true), Level::Blacklisted);
-        }
-
-        #[test]
         fn reasons_survive_their_word(word in "[a-z_]{0,30}") {
             let reason = Reason::from(word.as_str());
             prop_assert_eq!(reason.as_str(), word.as_str());
         }
-    }
-
-    #[test]
-    fn level_boundaries_are_exact() {
-        let level = |s: i64, n: i64| Level::of(Some(s as f64 / n as f64), false);
-        let table = [
-            (9, 10, Level::Excellent),
-            (18, 20, Level::Excellent),
-            (899, 1000, Level::Good),
-            (7, 10, Level::Good),
-            (699, 1000, Level::Fair),
-            (1, 2, Level::Fair),
-            (499, 1000, Level::Poor),
-            (3, 10, Level::Poor),
-            (0, 3, Level::Poor),
-        ];
-        for (s, n, want) in table {
-            assert_eq!(level(s, n), want, "{s} of {n}");
-        }
-        assert_eq!(Level::of(None, false), Level::Unknown);
-        assert_eq!(Level::of(None, true), Level::Blacklisted);
     }
 
     #[test]

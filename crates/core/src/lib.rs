@@ -6,14 +6,18 @@
 //! runs in production.
 
 pub mod blacklist;
+pub mod boot;
 pub mod detect;
+pub mod guard;
 pub mod history;
 pub mod id;
+pub mod level;
 pub mod offer;
 #[cfg(feature = "openapi")]
 pub mod openapi;
 pub mod plan;
 pub mod rank;
+pub mod reliability;
 pub mod snapshot;
 pub mod spec;
 pub mod time;

@@ -1,8 +1,10 @@
 //! The race: how many machines to rent at once, when to add one, when to give up.
 //!
 //! A race is judged over and over from what is known now, so the same function serves a fresh
-//! race and one that is resumed after a crash. Width is fixed here; an adaptive width is a
-//! different `next` over the same state.
+//! race and one that is resumed after a crash. Width is fixed here; [`adaptive`] is a different
+//! `next` over the same state.
+
+pub mod adaptive;
 
 use std::time::Duration;
 
@@ -47,8 +49,11 @@ pub enum Move {
     Win(usize),
     /// Rent the best offer that is left.
     Rent,
-    /// Racer `usize` took too long.
+    /// Racer `usize` took longer than good machines take: its failure.
     GiveUp(usize),
+    /// Racer `usize` is not worth its price any more beside the others; nothing is said about
+    /// the machine (outcome `gave_up`).
+    Drop(usize),
     /// Nothing races and nothing is left to rent.
     Exhausted,
     /// Look again after this long, or when a racer changes.
@@ -127,6 +132,7 @@ mod tests {
                     let late = matches!(racers[i], Racer::Racing { elapsed } if elapsed >= s.racer_timeout);
                     prop_assert!(late);
                 }
+                Move::Drop(_) => prop_assert!(false, "a fixed width drops nobody"),
                 Move::Exhausted => prop_assert!(active == 0),
                 Move::Wait(d) => prop_assert!(active > 0 && d > Duration::ZERO),
             }

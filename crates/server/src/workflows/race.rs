@@ -140,6 +140,7 @@ impl Race<'_> {
                 Move::Win(at) => return Ok(at),
                 Move::Rent => self.rent_next().await?,
                 Move::GiveUp(at) => self.give_up(at).await?,
+                Move::Drop(at) => self.drop_out(at).await?,
                 Move::Exhausted => return Err(self.exhausted()),
                 Move::Wait(most) => self.wait(most).await?,
             }
@@ -301,6 +302,23 @@ impl Race<'_> {
             },
         )
         .await
+    }
+
+    /// Others are the better bet: nothing is said about the machine.
+    async fn drop_out(&mut self, at: usize) -> Result<(), StepError> {
+        let lane = &self.lanes[at];
+        lane.abandon.cancel();
+        let waited = lane.started.elapsed().as_secs();
+        self.run
+            .say(format!(
+                "{} is let go after {waited} s: the others are the better bet",
+                lane.row.offer.machine
+            ))
+            .await;
+        self.record(lane, Outcome::GaveUp, None).await?;
+        self.discard(lane).await?;
+        self.lanes[at].state = LaneState::Out(None);
+        Ok(())
     }
 
     async fn fall_out(&mut self, at: usize, why: NotReady) -> Result<(), StepError> {
