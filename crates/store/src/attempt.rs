@@ -4,10 +4,10 @@
 //! A workflow that is taken over records its attempts again; the unique key makes the second
 //! time a no-op *before* the statistics are touched, which is why the three writes cannot be
 //! apart. The machine's row is locked before it is read: two racers of one machine that end
-//! together are counted one after the other.
+//! together are counted one after the other, in the order of their ids.
 
 use crate::column::{args, record};
-use crate::engine::statements;
+use crate::engine::{statements, transact};
 use crate::{BlacklistRow, Page, Result, Store, blacklist, machine};
 use dumont_core::blacklist::{Settings, verdict};
 use dumont_core::history::{Attempt, Outcome, Reason, Stage, Stats, success_of};
@@ -134,12 +134,11 @@ impl crate::column::Record for CoreAttempt {
 impl Store {
     /// The attempt, the machine's statistics and the rules' verdict, all or nothing.
     pub async fn record_attempt(&self, new: &NewAttempt, settings: &Settings) -> Result<Recorded> {
-        let success = success_of(new.outcome);
         let args = args![
             &new.machine.provider,
             &new.machine.machine_id,
             &new.attempt_type,
-            success,
+            success_of(new.outcome),
             new.error_message.as_deref(),
             new.duration_seconds,
             new.created_at,
@@ -158,28 +157,23 @@ impl Store {
             new.reason.as_ref(),
             new.ready_seconds,
         ];
-        let mut tx = self.db.begin().await?;
-        let first = tx.run(INSERT, args).await? == 1;
-        let mut stats = machine::stats_for_update(&mut tx, &new.machine).await?;
-        if !first {
-            return Ok(Recorded {
+        transact!(self.db, |tx| {
+            let mut stats = machine::stats_for_update(tx, &new.machine).await?;
+            let first = tx.run(INSERT, args.clone()).await? == 1;
+            let mut blocked = None;
+            if first {
+                let attempt = new.core();
+                stats.record(&attempt);
+                machine::save_stats(tx, &new.machine, &stats).await?;
+                if let Some(p) = verdict(&stats, &attempt, settings) {
+                    blocked = blacklist::propose(tx, &new.machine, p, &stats, new.created_at).await?;
+                }
+            }
+            Ok(Recorded {
                 first,
                 stats,
-                blocked: None,
-            });
-        }
-        let attempt = new.core();
-        stats.record(&attempt);
-        machine::save_stats(&mut tx, &new.machine, &stats).await?;
-        let blocked = match verdict(&stats, &attempt, settings) {
-            Some(p) => blacklist::propose(&mut tx, &new.machine, p, &stats, new.created_at).await?,
-            None => None,
-        };
-        tx.commit().await?;
-        Ok(Recorded {
-            first,
-            stats,
-            blocked,
+                blocked,
+            })
         })
     }
 

@@ -5,7 +5,7 @@
 //! through [`propose`], which asks `core` whether the open entry is stronger.
 
 use crate::column::{args, record};
-use crate::engine::{Tx, statements};
+use crate::engine::{Tx, statements, transact};
 use crate::{Error, Page, Result, Store, machine};
 use dumont_core::blacklist::{BlacklistType, Change, Entry, Proposal, Rule, change, is_active};
 use dumont_core::history::Stats;
@@ -194,12 +194,12 @@ pub(crate) async fn propose(
 impl Store {
     /// A person's word: writes over whatever is open in the scope. True if there was nothing.
     pub async fn add_blacklist(&self, new: &NewBlacklist, now: Timestamp) -> Result<(BlacklistRow, bool)> {
-        let mut tx = self.db.begin().await?;
-        let stats = machine::stats_for_update(&mut tx, &new.machine).await?;
-        let open = open_entry(&mut tx, &new.machine, new.scope.as_deref(), now).await?;
-        let row = write(&mut tx, open.as_ref(), new, None, &stats, now).await?;
-        tx.commit().await?;
-        Ok((row, open.is_none()))
+        transact!(self.db, |tx| {
+            let stats = machine::stats_for_update(tx, &new.machine).await?;
+            let open = open_entry(tx, &new.machine, new.scope.as_deref(), now).await?;
+            let row = write(tx, open.as_ref(), new, None, &stats, now).await?;
+            Ok((row, open.is_none()))
+        })
     }
 
     /// Lifts every block in force on the machine; `NotFound` if there is none.

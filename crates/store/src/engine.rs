@@ -3,8 +3,7 @@
 //! The rest of the crate sees statements, arguments and rows of no particular engine. There
 //! is one text per statement, with `$1` placeholders, which both engines read; where they
 //! must differ a statement names a word (`FOR_UPDATE`) that is spliced in per engine while
-//! compiling, as sqlx takes static text only. PostgreSQL is then one more variant of [`Db`],
-//! [`Tx`] and [`Row`], one more field of [`Sql`], one more dialect macro.
+//! compiling, as sqlx takes static text only.
 //!
 //! sqlx's own `Any` driver was rejected: booleans fail on SQLite, and native types on
 //! PostgreSQL.
@@ -15,20 +14,32 @@
 //! begin with `BEGIN IMMEDIATE`; reads have connections of their own, which WAL never
 //! blocks. `synchronous=FULL`: a committed intent to rent must survive a power cut, else an
 //! instance is paid for that nobody knows; at our rates the extra sync costs nothing.
+//!
+//! PostgreSQL lets everybody write, so what the one writer gave for nothing is asked for by
+//! name. A transaction first locks the row that decides (`FOR_UPDATE`) and reads after that:
+//! at READ COMMITTED each statement sees all that was committed before it. Locks are taken in
+//! one order (workspace, workflow, snapshot, instance; a machine's statistics before its
+//! blocks), so that nobody waits in a circle. Should one be found all the same, PostgreSQL
+//! undoes one transaction whole and [`transact`] begins it anew. Nothing else is
+//! repeated here: a write whose reply was lost may have happened, and only its caller knows
+//! by which id to look.
+
+mod postgres;
+mod sqlite;
+#[cfg(test)]
+mod tests;
 
 use crate::column::{Arg, Record};
 use crate::error::{Error, Result};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-};
-use sqlx::{Decode, Row as _, Sqlite, Transaction, Type};
-use std::path::Path;
-use std::time::Duration;
+use sqlx::postgres::{PgPool, PgRow};
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{Decode, Postgres, Row as _, Sqlite, Transaction, Type};
 
 /// One statement, in each engine's text.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sql {
     pub sqlite: &'static str,
+    pub postgres: &'static str,
 }
 
 /// What SQLite writes for the words in which the engines differ.
@@ -55,11 +66,34 @@ macro_rules! sqlite_dialect {
 }
 pub(crate) use sqlite_dialect;
 
+/// What PostgreSQL writes for them.
+macro_rules! postgres_dialect {
+    // The clock of this moment: `now()` stands still while a transaction runs.
+    (NOW) => {
+        "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
+    };
+    // As strong as an UPDATE's own lock; rows that refer to this one may still be inserted.
+    (FOR_UPDATE) => {
+        " FOR NO KEY UPDATE"
+    };
+    (SKIP_LOCKED) => {
+        " SKIP LOCKED"
+    };
+    (EACH_2) => {
+        "jsonb_array_elements_text(CAST($2 AS jsonb)) AS each(value)"
+    };
+    ($text:literal) => {
+        $text
+    };
+}
+pub(crate) use postgres_dialect;
+
 /// Declares a file's statements, and lists them for the test that prepares every one.
 macro_rules! statements {
     ($($(#[$meta:meta])* $name:ident: [$($part:tt)+];)+) => {
         $($(#[$meta])* const $name: $crate::engine::Sql = $crate::engine::Sql {
             sqlite: concat!($($crate::engine::sqlite_dialect!($part)),+),
+            postgres: concat!($($crate::engine::postgres_dialect!($part)),+),
         };)+
         #[cfg(test)]
         pub(crate) const STATEMENTS: &[(&str, $crate::engine::Sql)] = &[$((stringify!($name), $name)),+];
@@ -71,26 +105,30 @@ pub(crate) use statements;
 #[derive(Debug, Clone)]
 pub(crate) enum Db {
     Sqlite { write: SqlitePool, read: SqlitePool },
+    Postgres(PgPool),
 }
 
 /// A write transaction; rolled back when dropped.
 #[derive(Debug)]
 pub(crate) enum Tx {
     Sqlite(Transaction<'static, Sqlite>),
+    Postgres(Transaction<'static, Postgres>),
 }
 
 /// One row of an answer.
 pub(crate) enum Row {
     Sqlite(SqliteRow),
+    Postgres(PgRow),
 }
 
 impl Row {
     pub(crate) fn get<T>(&self, column: &'static str) -> Result<T>
     where
-        T: for<'r> Decode<'r, Sqlite> + Type<Sqlite>,
+        T: for<'r> Decode<'r, Sqlite> + Type<Sqlite> + for<'r> Decode<'r, Postgres> + Type<Postgres>,
     {
         let got = match self {
             Self::Sqlite(row) => row.try_get(column),
+            Self::Postgres(row) => row.try_get(column),
         };
         got.map_err(|e| Error::Corrupt {
             column,
@@ -104,44 +142,30 @@ macro_rules! bound {
         $args.into_iter().fold(sqlx::query($sql), |q, arg| match arg {
             Arg::Int(v) => q.bind(v),
             Arg::Real(v) => q.bind(v),
-            Arg::Text(v) => q.bind(v),
+            Arg::Text(v) => q.bind(v.map(storable)),
             Arg::Bool(v) => q.bind(v),
             Arg::Bytes(v) => q.bind(v),
         })
     };
 }
 
+/// PostgreSQL has no NUL in texts, and what a hostile machine printed may hold one.
+fn storable(text: String) -> String {
+    if text.contains('\0') {
+        text.replace('\0', "\u{fffd}")
+    } else {
+        text
+    }
+}
+
 impl Db {
-    /// The pools of one file, created for its owner only if it does not exist.
-    pub(crate) async fn open_sqlite(path: &Path) -> Result<Self> {
-        create_private(path).map_err(|source| Error::Create {
-            path: path.to_owned(),
-            source,
-        })?;
-        let options = sqlite_options().filename(path);
-        let write = sqlite_pool(1).connect_with(options.clone()).await?;
-        migrate_sqlite(&write).await?;
-        let read = sqlite_pool(4).connect_with(options.read_only(true)).await?;
-        Ok(Self::Sqlite { write, read })
-    }
-
-    /// A database of one connection that ends with it.
-    pub(crate) async fn open_sqlite_in_memory() -> Result<Self> {
-        let pool = sqlite_pool(1).idle_timeout(None).max_lifetime(None);
-        let write = pool.connect_with(sqlite_options().in_memory(true)).await?;
-        migrate_sqlite(&write).await?;
-        Ok(Self::Sqlite {
-            read: write.clone(),
-            write,
-        })
-    }
-
     pub(crate) async fn close(&self) {
         match self {
             Self::Sqlite { write, read } => {
                 read.close().await;
                 write.close().await;
             }
+            Self::Postgres(pool) => pool.close().await,
         }
     }
 
@@ -151,6 +175,10 @@ impl Db {
             Self::Sqlite { read, .. } => {
                 let rows = bound!(sql.sqlite, args).fetch_all(read).await?;
                 rows.into_iter().map(|row| T::read(&Row::Sqlite(row))).collect()
+            }
+            Self::Postgres(pool) => {
+                let rows = bound!(sql.postgres, args).fetch_all(pool).await?;
+                rows.into_iter().map(|row| T::read(&Row::Postgres(row))).collect()
             }
         }
     }
@@ -162,17 +190,59 @@ impl Db {
 
     /// One writing statement, a transaction by itself; the number of rows it touched.
     pub(crate) async fn run(&self, sql: Sql, args: Vec<Arg>) -> Result<u64> {
-        match self {
-            Self::Sqlite { write, .. } => Ok(bound!(sql.sqlite, args).execute(write).await?.rows_affected()),
+        let mut tries = 0;
+        loop {
+            let args = args.clone();
+            let done = match self {
+                Self::Sqlite { write, .. } => {
+                    let done = bound!(sql.sqlite, args).execute(write).await;
+                    done.map(|done| done.rows_affected())
+                }
+                Self::Postgres(pool) => {
+                    let done = bound!(sql.postgres, args).execute(pool).await;
+                    done.map(|done| done.rows_affected())
+                }
+            };
+            match done.map_err(Error::from) {
+                Err(error) if error.is_collision() && tries < COLLISIONS => tries += 1,
+                done => return done,
+            }
         }
     }
 
+    /// For [`transact`] alone.
     pub(crate) async fn begin(&self) -> Result<Tx> {
         match self {
             Self::Sqlite { write, .. } => Ok(Tx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?)),
+            Self::Postgres(pool) => Ok(Tx::Postgres(pool.begin().await?)),
         }
     }
 }
+
+/// How often a transaction is begun anew that PostgreSQL undid for the sake of another.
+pub(crate) const COLLISIONS: u32 = 10;
+
+/// `transact!(db, |tx| work)`: a write transaction, committed if `work` succeeds and undone if
+/// it fails. `work` is the inside of an async block; it may run several times, and has no
+/// effect but through `tx`. (A macro, because of a closure the compiler cannot tell that its
+/// future may cross threads.)
+macro_rules! transact {
+    ($db:expr, |$tx:ident| $work:expr) => {{
+        let mut tries = 0;
+        loop {
+            let mut transaction = $db.begin().await?;
+            let done: $crate::Result<_> = {
+                let $tx = &mut transaction;
+                async { $work }.await
+            };
+            match transaction.end(done).await {
+                Err(error) if error.is_collision() && tries < $crate::engine::COLLISIONS => tries += 1,
+                done => break done,
+            }
+        }
+    }};
+}
+pub(crate) use transact;
 
 impl Tx {
     /// Every row is fetched: a statement with RETURNING takes effect whole or not at all.
@@ -181,6 +251,10 @@ impl Tx {
             Self::Sqlite(tx) => {
                 let rows = bound!(sql.sqlite, args).fetch_all(&mut **tx).await?;
                 rows.into_iter().map(|row| T::read(&Row::Sqlite(row))).collect()
+            }
+            Self::Postgres(tx) => {
+                let rows = bound!(sql.postgres, args).fetch_all(&mut **tx).await?;
+                rows.into_iter().map(|row| T::read(&Row::Postgres(row))).collect()
             }
         }
     }
@@ -192,154 +266,21 @@ impl Tx {
     pub(crate) async fn run(&mut self, sql: Sql, args: Vec<Arg>) -> Result<u64> {
         match self {
             Self::Sqlite(tx) => Ok(bound!(sql.sqlite, args).execute(&mut **tx).await?.rows_affected()),
+            Self::Postgres(tx) => Ok(bound!(sql.postgres, args)
+                .execute(&mut **tx)
+                .await?
+                .rows_affected()),
         }
     }
 
-    pub(crate) async fn commit(self) -> Result<()> {
-        match self {
-            Self::Sqlite(tx) => Ok(tx.commit().await?),
+    /// For [`transact`] alone. What was already lost with its connection is undone as well.
+    pub(crate) async fn end<T>(self, done: Result<T>) -> Result<T> {
+        match (self, &done) {
+            (Self::Sqlite(tx), Ok(_)) => tx.commit().await?,
+            (Self::Postgres(tx), Ok(_)) => tx.commit().await?,
+            (Self::Sqlite(tx), Err(_)) => drop(tx.rollback().await),
+            (Self::Postgres(tx), Err(_)) => drop(tx.rollback().await),
         }
-    }
-}
-
-fn sqlite_options() -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .foreign_keys(true)
-        .busy_timeout(Duration::from_secs(10))
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-}
-
-fn sqlite_pool(connections: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(Duration::from_secs(30))
-}
-
-async fn migrate_sqlite(pool: &SqlitePool) -> Result<()> {
-    Ok(sqlx::migrate!("./migrations/sqlite").run(pool).await?)
-}
-
-/// SQLite gives its WAL the mode of the file, so the file is made before it is opened.
-fn create_private(path: &Path) -> std::io::Result<()> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use sqlx::{Executor as _, SqlStr};
-
-    #[tokio::test]
-    async fn every_statement_can_be_prepared() {
-        let db = Db::open_sqlite_in_memory().await.unwrap();
-        let Db::Sqlite { write, .. } = &db;
-        let mut wrong = Vec::new();
-        for (file, statements) in crate::all_statements() {
-            for (name, sql) in statements {
-                let mut conn = write.acquire().await.unwrap();
-                if let Err(e) = conn.prepare(SqlStr::from_static(sql.sqlite)).await {
-                    wrong.push(format!("{file} {name}: {e}\n{}", sql.sqlite));
-                }
-            }
-        }
-        assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
-    }
-
-    /// So that the test above really sees every statement.
-    #[test]
-    fn every_file_with_statements_is_listed() {
-        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut found: Vec<String> = std::fs::read_dir(src)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| std::fs::read_to_string(path).unwrap().contains("\nstatements! {"))
-            .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
-            .collect();
-        found.sort();
-        let mut listed: Vec<_> = crate::all_statements()
-            .iter()
-            .map(|(file, _)| (*file).to_owned())
-            .collect();
-        listed.sort();
-        assert_eq!(found, listed);
-    }
-
-    /// Runs one statement as another program would.
-    async fn meddle(path: &Path, sql: &'static str) {
-        let pool = sqlite_pool(1)
-            .connect_with(sqlite_options().filename(path))
-            .await
-            .unwrap();
-        sqlx::query(sql).execute(&pool).await.unwrap();
-        pool.close().await;
-    }
-
-    #[tokio::test]
-    async fn a_newer_schema_is_refused() {
-        let dir = tempfile::TempDir::new().unwrap();
-        let path = dir.path().join("dumont.db");
-        Db::open_sqlite(&path).await.unwrap().close().await;
-        meddle(
-            &path,
-            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-             VALUES (9999, 'later', TRUE, x'00', 0)",
-        )
-        .await;
-        let refused = Db::open_sqlite(&path).await;
-        assert!(
-            matches!(refused, Err(Error::NewerSchema { version: 9999 })),
-            "{refused:?}"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_value_that_cannot_be_read_names_its_column() {
-        let dir = tempfile::TempDir::new().unwrap();
-        let path = dir.path().join("dumont.db");
-        let store = crate::Store::open(&path).await.unwrap();
-        meddle(
-            &path,
-            "INSERT INTO workspaces (id, name, spec_json, state, fence, created_at) \
-             VALUES ('w', 'w', '{\"name\":\"w\"}', 'flying', 0, 0)",
-        )
-        .await;
-        let err = store.workspace("w").await.unwrap_err();
-        assert!(matches!(err, Error::Corrupt { column: "state", .. }), "{err}");
-        assert!(
-            err.to_string()
-                .contains("\"flying\" is not a known workspace state"),
-            "{err}"
-        );
-    }
-
-    #[cfg(unix)]
-    #[tokio::test]
-    async fn only_the_owner_can_read_the_files() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::TempDir::new().unwrap();
-        let store = crate::Store::open(dir.path().join("dumont.db")).await.unwrap();
-        store.meta_set("k", "v").await.unwrap();
-        for entry in std::fs::read_dir(dir.path()).unwrap() {
-            let entry = entry.unwrap();
-            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
-            assert_eq!(mode, 0o600, "{}", entry.path().display());
-        }
-        assert!(
-            matches!(Db::open_sqlite(dir.path()).await, Err(Error::Create { .. })),
-            "a directory is no file"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_database_in_memory_works_on_its_one_connection() {
-        let store = crate::Store::open_in_memory().await.unwrap();
-        assert_eq!(store.meta_get_or_insert("k", "v").await.unwrap(), "v");
-        assert!(store.append_workflow_log("none", "x").await.is_err());
-        assert_eq!(store.meta("k").await.unwrap().as_deref(), Some("v"));
+        done
     }
 }

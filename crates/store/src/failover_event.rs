@@ -3,7 +3,7 @@
 //! Written once, by id; the attempts of a failover are those of its workflow.
 
 use crate::column::{args, json, record};
-use crate::engine::statements;
+use crate::engine::{statements, transact};
 use crate::{Page, Result, Store};
 use dumont_core::id::WorkspaceName;
 use dumont_core::snapshot::{SnapshotType, Validation};
@@ -143,13 +143,14 @@ impl Store {
             e.bytes_downloaded,
             e.data_loss_ms,
         ];
-        let mut tx = self.db.begin().await?;
-        if e.success {
-            tx.run(DELETE_FAILED, args![&e.id]).await?;
-        }
-        let first = tx.run(INSERT, args).await? == 1;
-        tx.commit().await?;
-        Ok(first)
+        // The insert waits for another of the same id; only then is it known what to replace.
+        transact!(self.db, |tx| {
+            let mut written = tx.run(INSERT, args.clone()).await?;
+            if written == 0 && e.success && tx.run(DELETE_FAILED, args![&e.id]).await? == 1 {
+                written = tx.run(INSERT, args.clone()).await?;
+            }
+            Ok(written == 1)
+        })
     }
 
     pub async fn failover_event(&self, id: &str) -> Result<Option<FailoverEventRow>> {

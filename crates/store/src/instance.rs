@@ -6,7 +6,7 @@
 //! comes late cannot bring back an instance that is being destroyed.
 
 use crate::column::{args, json, record, words_as_text};
-use crate::engine::{Tx, statements};
+use crate::engine::{Tx, statements, transact};
 use crate::{Error, Result, Store, workflow};
 use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
@@ -138,10 +138,6 @@ impl Store {
     /// row as it stands, whose state says whether to ask at all. `Stale` if the workflow has
     /// another owner by now, `Conflict` if the label is another instance's.
     pub async fn insert_intent(&self, new: &NewInstance, now: Timestamp) -> Result<InstanceRow> {
-        let mut tx = self.db.begin().await?;
-        if let Some((id, fence)) = &new.workflow {
-            workflow::check_fence(&mut tx, id, *fence).await?;
-        }
         let offer = &new.offer;
         let workflow_id = new.workflow.as_ref().map(|(id, _)| id);
         let args = args![
@@ -156,11 +152,15 @@ impl Store {
             offer.price,
             now,
         ];
-        tx.run(INSERT, args).await?;
-        let row: Option<InstanceRow> = tx.first(GET, args![&new.key]).await?;
-        tx.commit().await?;
-        row.filter(|r| r.label == new.label)
-            .ok_or_else(|| Error::conflict("instance label", &new.label))
+        transact!(self.db, |tx| {
+            if let Some((id, fence)) = &new.workflow {
+                workflow::check_fence(tx, id, *fence).await?;
+            }
+            tx.run(INSERT, args.clone()).await?;
+            let row: Option<InstanceRow> = tx.first(GET, args![&new.key]).await?;
+            row.filter(|r| r.label == new.label)
+                .ok_or_else(|| Error::conflict("instance label", &new.label))
+        })
     }
 
     /// The marketplace said yes. Look at the state of the answer: `destroying` or `failed`
@@ -171,9 +171,9 @@ impl Store {
         instance_id: &str,
         now: Timestamp,
     ) -> Result<InstanceRow> {
-        let mut tx = self.db.begin().await?;
-        let row = tx.first(SET_RENTED, args![key, instance_id, now]).await?;
-        tx.commit().await?;
+        let row = transact!(self.db, |tx| tx
+            .first(SET_RENTED, args![key, instance_id, now])
+            .await)?;
         row.ok_or_else(|| Error::not_found("instance", key))
     }
 
@@ -203,24 +203,23 @@ impl Store {
         state: InstanceState,
         now: Timestamp,
     ) -> Result<InstanceRow> {
-        let mut tx = self.db.begin().await?;
-        let row: Option<InstanceRow> = tx.first(GET_FOR_UPDATE, args![key]).await?;
-        let row = row.ok_or_else(|| Error::not_found("instance", key))?;
-        if !row.state.may_become(state) {
-            return Err(Error::stale("instance", key));
-        }
-        if row.state == state {
-            return Ok(row);
-        }
-        let ready_at = row.ready_at.or((state == InstanceState::Ready).then_some(now));
-        let destroyed_at = row
-            .destroyed_at
-            .or((state == InstanceState::Destroyed).then_some(now));
-        let row = tx
-            .first(SET_STATE, args![key, state, ready_at, destroyed_at, now])
-            .await?;
-        tx.commit().await?;
-        row.ok_or_else(|| Error::not_found("instance", key))
+        transact!(self.db, |tx| {
+            let row: Option<InstanceRow> = tx.first(GET_FOR_UPDATE, args![key]).await?;
+            let row = row.ok_or_else(|| Error::not_found("instance", key))?;
+            if !row.state.may_become(state) {
+                return Err(Error::stale("instance", key));
+            }
+            if row.state == state {
+                return Ok(row);
+            }
+            let ready_at = row.ready_at.or((state == InstanceState::Ready).then_some(now));
+            let destroyed_at = row
+                .destroyed_at
+                .or((state == InstanceState::Destroyed).then_some(now));
+            let args = args![key, state, ready_at, destroyed_at, now];
+            let row = tx.first(SET_STATE, args).await?;
+            row.ok_or_else(|| Error::not_found("instance", key))
+        })
     }
 
     /// After a restore; a snapshot's commit does it by itself.

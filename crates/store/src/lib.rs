@@ -65,6 +65,14 @@ impl Store {
         })
     }
 
+    /// Opens the PostgreSQL database at a `postgres://` address, which must exist, and brings
+    /// its schema up to date. Of several that start at once, one does it.
+    pub async fn connect(url: &str) -> Result<Self> {
+        Ok(Self {
+            db: Db::open_postgres(url).await?,
+        })
+    }
+
     /// A database that ends with its last clone. For tests: one connection serves all.
     pub async fn open_in_memory() -> Result<Self> {
         Ok(Self {

@@ -2,10 +2,11 @@
 //!
 //! That UPDATE is also where a given-up instance is kept out: it names the workspace's fence
 //! and the instance it lives on, and touches nothing when either has changed. Checking before
-//! writing would leave a gap in which a failover fits.
+//! writing would leave a gap in which a failover fits. The workspace is locked for it, as a
+//! reader of PostgreSQL is stopped by nobody's write.
 
 use crate::column::{args, json, record, words_as_text};
-use crate::engine::statements;
+use crate::engine::{statements, transact};
 use crate::{Error, Page, Result, Store, instance};
 use dumont_core::id::Digest;
 use dumont_core::snapshot::{ObjectRef, SnapshotHead, SnapshotType};
@@ -28,6 +29,8 @@ statements! {
               created_at = excluded.created_at \
               WHERE snapshots.state = 'pending' AND snapshots.workspace_id = excluded.workspace_id"];
     GET: ["SELECT * FROM snapshots WHERE id = $1"];
+    LOCK_WORKSPACE: ["SELECT w.fence FROM workspaces w WHERE w.id = \
+                      (SELECT s.workspace_id FROM snapshots s WHERE s.id = $1)" FOR_UPDATE];
     COMMIT: ["UPDATE snapshots SET state = 'visible', committed_at = $3, elapsed_ms = $4 \
               WHERE id = $1 AND state = 'pending' AND EXISTS (SELECT 1 FROM workspaces w \
               WHERE w.id = snapshots.workspace_id AND w.deleted_at IS NULL AND w.fence = $2 \
@@ -158,20 +161,21 @@ impl Store {
         elapsed_ms: u64,
         now: Timestamp,
     ) -> Result<SnapshotRow> {
-        let mut tx = self.db.begin().await?;
-        let touched = tx.run(COMMIT, args![id, fence, now, elapsed_ms]).await?;
-        let row: Option<SnapshotRow> = tx.first(GET, args![id]).await?;
-        let row = row.ok_or_else(|| Error::not_found("snapshot", id))?;
-        if row.state != SnapshotState::Visible {
-            return Err(Error::stale("snapshot", id));
-        }
-        if touched == 1
-            && let Some(key) = &row.instance_key
-        {
-            instance::set_last_snapshot(&mut tx, key, id).await?;
-        }
-        tx.commit().await?;
-        Ok(row)
+        transact!(self.db, |tx| {
+            tx.run(LOCK_WORKSPACE, args![id]).await?;
+            let touched = tx.run(COMMIT, args![id, fence, now, elapsed_ms]).await?;
+            let row: Option<SnapshotRow> = tx.first(GET, args![id]).await?;
+            let row = row.ok_or_else(|| Error::not_found("snapshot", id))?;
+            if row.state != SnapshotState::Visible {
+                return Err(Error::stale("snapshot", id));
+            }
+            if touched == 1
+                && let Some(key) = &row.instance_key
+            {
+                instance::set_last_snapshot(tx, key, id).await?;
+            }
+            Ok(row)
+        })
     }
 
     /// Pending ones too.

@@ -9,7 +9,7 @@
 //! Progress and log lines are for people: they are not fenced, and a late line does no harm.
 
 use crate::column::{args, derived, json, record};
-use crate::engine::{Tx, statements};
+use crate::engine::{Tx, statements, transact};
 use crate::workspace::{Effect, apply, live_for_update};
 use crate::{Error, Page, Result, Store};
 use dumont_core::snapshot::Progress;
@@ -25,6 +25,8 @@ statements! {
               VALUES ($1, $2, $3, $4, $5, $6, 'running', 0, '[]', '[]', $5, $5) ON CONFLICT DO NOTHING"];
     GET: ["SELECT * FROM workflows WHERE id = $1"];
     GET_FOR_UPDATE: ["SELECT * FROM workflows WHERE id = $1" FOR_UPDATE];
+    LOCK_WORKSPACE: ["SELECT w.fence FROM workspaces w WHERE w.id = \
+                      (SELECT f.workspace_id FROM workflows f WHERE f.id = $1)" FOR_UPDATE];
     RUNNING: ["SELECT * FROM workflows WHERE workspace_id = $1 AND status = 'running'"];
     LIST: ["SELECT * FROM workflows WHERE workspace_id = $1 AND id > $2 ORDER BY id LIMIT $3"];
     PREEMPT: ["UPDATE workflows SET status = 'failed', fence = fence + 1, owner = NULL, lease_until = NULL, \
@@ -192,6 +194,14 @@ async fn locked(tx: &mut Tx, id: &str) -> Result<WorkflowRow> {
         .ok_or_else(|| Error::not_found("workflow", id))
 }
 
+/// The workspace comes before its workflow in the order of locks.
+async fn lock_for_effects(tx: &mut Tx, id: &str, effects: &[Effect]) -> Result<()> {
+    if !effects.is_empty() {
+        tx.run(LOCK_WORKSPACE, args![id]).await?;
+    }
+    Ok(())
+}
+
 fn stale(id: &str) -> Error {
     Error::stale("workflow", id)
 }
@@ -205,66 +215,98 @@ fn micros(d: Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// The row of a new workflow, and whatever goes with it.
+async fn start(tx: &mut Tx, new: &NewWorkflow, now: Timestamp) -> Result<StartedWorkflow> {
+    let live = live_for_update(tx, &new.workspace_id).await?;
+    if let Some(workflow) = tx.first(GET, args![&new.id]).await? {
+        return Ok(StartedWorkflow {
+            workflow,
+            preempted: Vec::new(),
+        });
+    }
+    if new.expects_instance.is_some() && live.instance_key != new.expects_instance {
+        return Err(Error::stale("workspace", &new.workspace_id));
+    }
+    let mut preempted = Vec::new();
+    if !new.preempt.is_empty() {
+        let error = new.preempt_error.as_ref().map(json).transpose()?;
+        let args = args![&new.workspace_id, json(&new.preempt)?, error, now];
+        let gone: Vec<WorkflowRow> = tx.all(PREEMPT, args).await?;
+        preempted.extend(gone.into_iter().map(|w| w.id));
+    }
+    let first = new.kind.first();
+    let args = args![
+        &new.id,
+        new.kind,
+        &new.workspace_id,
+        first,
+        now,
+        json(&new.state)?
+    ];
+    if tx.run(INSERT, args).await? == 0 {
+        let running: Option<WorkflowRow> = tx.first(RUNNING, args![&new.workspace_id]).await?;
+        return Err(Error::conflict(
+            "workflow",
+            &running.map_or_else(|| new.id.clone(), |w| w.id),
+        ));
+    }
+    apply(tx, &new.workspace_id, &new.effects, now).await?;
+    let workflow = locked(tx, &new.id).await?;
+    Ok(StartedWorkflow { workflow, preempted })
+}
+
+async fn finish(tx: &mut Tx, end: &Finish<'_>, now: Timestamp) -> Result<()> {
+    lock_for_effects(tx, end.id, end.effects).await?;
+    let row = locked(tx, end.id).await?;
+    if row.fence != end.fence {
+        return Err(stale(end.id));
+    }
+    if row.status != Status::Running {
+        return if row.status == end.status {
+            Ok(())
+        } else {
+            Err(stale(end.id))
+        };
+    }
+    let last = if end.status == Status::Done {
+        Step::Done
+    } else {
+        row.step
+    };
+    let steps = if row.step == Step::Done {
+        json(&row.steps)?
+    } else {
+        row.steps_until(now)?
+    };
+    let error = end.error.map(json).transpose()?;
+    let result = end.result.map(json).transpose()?;
+    let args = args![end.id, end.fence, end.status, last, steps, error, result, now];
+    fenced(tx.run(FINISH, args).await?, end.id)?;
+    apply(tx, &row.workspace_id, end.effects, now).await
+}
+
 impl Store {
     /// `Conflict` with the id of the workflow that already runs for the workspace, unless its
     /// kind is among those that give way. `Stale` if it lives elsewhere than expected. Repeated
     /// with the same id: the row as it stands.
     pub async fn start_workflow(&self, new: &NewWorkflow, now: Timestamp) -> Result<StartedWorkflow> {
-        let mut tx = self.db.begin().await?;
-        let live = live_for_update(&mut tx, &new.workspace_id).await?;
-        if let Some(workflow) = tx.first(GET, args![&new.id]).await? {
-            return Ok(StartedWorkflow {
-                workflow,
-                preempted: Vec::new(),
-            });
-        }
-        if new.expects_instance.is_some() && live.instance_key != new.expects_instance {
-            return Err(Error::stale("workspace", &new.workspace_id));
-        }
-        let mut preempted = Vec::new();
-        if !new.preempt.is_empty() {
-            let error = new.preempt_error.as_ref().map(json).transpose()?;
-            let args = args![&new.workspace_id, json(&new.preempt)?, error, now];
-            let gone: Vec<WorkflowRow> = tx.all(PREEMPT, args).await?;
-            preempted.extend(gone.into_iter().map(|w| w.id));
-        }
-        let first = new.kind.first();
-        let args = args![
-            &new.id,
-            new.kind,
-            &new.workspace_id,
-            first,
-            now,
-            json(&new.state)?
-        ];
-        if tx.run(INSERT, args).await? == 0 {
-            let running: Option<WorkflowRow> = tx.first(RUNNING, args![&new.workspace_id]).await?;
-            return Err(Error::conflict(
-                "workflow",
-                &running.map_or_else(|| new.id.clone(), |w| w.id),
-            ));
-        }
-        apply(&mut tx, &new.workspace_id, &new.effects, now).await?;
-        let workflow = locked(&mut tx, &new.id).await?;
-        tx.commit().await?;
-        Ok(StartedWorkflow { workflow, preempted })
+        transact!(self.db, |tx| start(tx, new, now).await)
     }
 
     /// Takes the oldest running workflow that nobody holds. `owner` must be new with every
     /// process, never a host's name.
     pub async fn claim_next_workflow(&self, owner: &str, lease: Duration) -> Result<Option<WorkflowRow>> {
-        let mut tx = self.db.begin().await?;
-        let row = tx.first(CLAIM_NEXT, args![owner, micros(lease)]).await?;
-        tx.commit().await?;
-        Ok(row)
+        transact!(self.db, |tx| tx
+            .first(CLAIM_NEXT, args![owner, micros(lease)])
+            .await)
     }
 
     /// Takes this one; `Stale` if it is held or finished.
     pub async fn claim_workflow(&self, id: &str, owner: &str, lease: Duration) -> Result<WorkflowRow> {
-        let mut tx = self.db.begin().await?;
-        let row = tx.first(CLAIM, args![id, owner, micros(lease)]).await?;
-        tx.commit().await?;
-        row.ok_or_else(|| stale(id))
+        transact!(self.db, |tx| tx
+            .first(CLAIM, args![id, owner, micros(lease)])
+            .await)?
+        .ok_or_else(|| stale(id))
     }
 
     /// Extends a lease that has not ended. `Stale`: stop at once.
@@ -286,24 +328,18 @@ impl Store {
     /// Commits a step: its time, the state, the effects and the next step, all or nothing.
     /// Repeated under the same fence (the first reply was lost): no change.
     pub async fn advance_workflow(&self, step: Advance<'_>, now: Timestamp) -> Result<()> {
-        let mut tx = self.db.begin().await?;
-        let row = check_fence(&mut tx, step.id, step.fence).await?;
-        if row.step == step.to && step.from != step.to {
-            return Ok(());
-        }
-        let steps = row.steps_until(now)?;
-        let args = args![
-            step.id,
-            step.fence,
-            step.from,
-            step.to,
-            json(step.state)?,
-            steps,
-            now
-        ];
-        fenced(tx.run(ADVANCE, args).await?, step.id)?;
-        apply(&mut tx, &row.workspace_id, step.effects, now).await?;
-        tx.commit().await
+        let state = json(step.state)?;
+        transact!(self.db, |tx| {
+            lock_for_effects(tx, step.id, step.effects).await?;
+            let row = check_fence(tx, step.id, step.fence).await?;
+            if row.step == step.to && step.from != step.to {
+                return Ok(());
+            }
+            let steps = row.steps_until(now)?;
+            let args = args![step.id, step.fence, step.from, step.to, &state, steps, now];
+            fenced(tx.run(ADVANCE, args).await?, step.id)?;
+            apply(tx, &row.workspace_id, step.effects, now).await
+        })
     }
 
     /// Keeps the state in the middle of a step.
@@ -326,34 +362,7 @@ impl Store {
     /// Ends it; its last effects go with it. Done ends in step `done`, failed keeps the step
     /// it failed in. Repeated under the same fence: no change.
     pub async fn finish_workflow(&self, end: Finish<'_>, now: Timestamp) -> Result<()> {
-        let mut tx = self.db.begin().await?;
-        let row = locked(&mut tx, end.id).await?;
-        if row.fence != end.fence {
-            return Err(stale(end.id));
-        }
-        if row.status != Status::Running {
-            return if row.status == end.status {
-                Ok(())
-            } else {
-                Err(stale(end.id))
-            };
-        }
-        let last = if end.status == Status::Done {
-            Step::Done
-        } else {
-            row.step
-        };
-        let steps = if row.step == Step::Done {
-            json(&row.steps)?
-        } else {
-            row.steps_until(now)?
-        };
-        let error = end.error.map(json).transpose()?;
-        let result = end.result.map(json).transpose()?;
-        let args = args![end.id, end.fence, end.status, last, steps, error, result, now];
-        fenced(tx.run(FINISH, args).await?, end.id)?;
-        apply(&mut tx, &row.workspace_id, end.effects, now).await?;
-        tx.commit().await
+        transact!(self.db, |tx| finish(tx, &end, now).await)
     }
 
     /// For people: not fenced. Each call is a synced write: a few a second at most.
@@ -364,12 +373,12 @@ impl Store {
 
     /// For people: not fenced. The newest 100 lines are kept.
     pub async fn append_workflow_log(&self, id: &str, line: &str) -> Result<()> {
-        let mut tx = self.db.begin().await?;
-        let mut log = locked(&mut tx, id).await?.log;
-        log.push(line.to_owned());
-        let kept = &log[log.len().saturating_sub(LOG_LINES)..];
-        tx.run(SET_LOG, args![id, json(&kept)?]).await?;
-        tx.commit().await
+        transact!(self.db, |tx| {
+            let mut log = locked(tx, id).await?.log;
+            log.push(line.to_owned());
+            let kept = &log[log.len().saturating_sub(LOG_LINES)..];
+            tx.run(SET_LOG, args![id, json(&kept)?]).await.map(drop)
+        })
     }
 
     pub async fn workflow(&self, id: &str) -> Result<Option<WorkflowRow>> {

@@ -4,7 +4,7 @@
 //! can never be seen switched by a workflow that still stands before the switch.
 
 use crate::column::{args, json, record, words_as_text};
-use crate::engine::{Tx, statements};
+use crate::engine::{Tx, statements, transact};
 use crate::{Error, Page, Result, Store};
 use dumont_core::id::WorkspaceName;
 use dumont_core::spec::WorkspaceSpec;
@@ -186,20 +186,20 @@ impl Store {
         expected: i64,
         now: Timestamp,
     ) -> Result<i64> {
-        let mut tx = self.db.begin().await?;
-        let row = live_for_update(&mut tx, id).await?;
-        if row.instance_key.as_deref() == Some(instance_key) {
-            return Ok(row.fence);
-        }
-        if row.fence != expected {
-            return Err(Error::stale("workspace", id));
-        }
-        let effect = Effect::Attach {
+        let effects = [Effect::Attach {
             instance_key: instance_key.to_owned(),
-        };
-        apply(&mut tx, id, &[effect], now).await?;
-        tx.commit().await?;
-        Ok(expected + 1)
+        }];
+        transact!(self.db, |tx| {
+            let row = live_for_update(tx, id).await?;
+            if row.instance_key.as_deref() == Some(instance_key) {
+                return Ok(row.fence);
+            }
+            if row.fence != expected {
+                return Err(Error::stale("workspace", id));
+            }
+            apply(tx, id, &effects, now).await?;
+            Ok(expected + 1)
+        })
     }
 
     /// Gives the name free. Repeated: `NotFound`.

@@ -9,6 +9,7 @@ use dumont_store::{
     InstanceRow, InstanceState, NewInstance, NewWorkflow, NewWorkspace, Store, WorkflowRow, WorkspaceRow,
     WorkspaceState,
 };
+use dumont_temp_postgres::Cluster;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -17,6 +18,7 @@ pub const LEASE: Duration = Duration::from_secs(60);
 /// Where a test's database is; it goes with the fixture.
 pub enum Fixture {
     Sqlite(TempDir),
+    Postgres { _cluster: Cluster, url: String },
 }
 
 impl Fixture {
@@ -24,10 +26,20 @@ impl Fixture {
         Self::Sqlite(TempDir::new().unwrap())
     }
 
+    pub fn postgres() -> Self {
+        let cluster = Cluster::start().unwrap();
+        let url = cluster.create_database("contract").unwrap();
+        Self::Postgres {
+            _cluster: cluster,
+            url,
+        }
+    }
+
     /// A new connection, as another process would make it.
     pub async fn open(&self) -> Store {
         match self {
             Self::Sqlite(dir) => Store::open(dir.path().join("dumont.db")).await.unwrap(),
+            Self::Postgres { url, .. } => Store::connect(url).await.unwrap(),
         }
     }
 }

@@ -16,12 +16,19 @@ mod workflows;
 use fixture::Fixture;
 
 macro_rules! on_every_engine {
-    ($($file:ident: $($test:ident),+ $(,)?;)+) => {
-        mod sqlite {
+    ($($tests:tt)+) => {
+        on_one_engine!(sqlite: $($tests)+);
+        on_one_engine!(postgres: $($tests)+);
+    };
+}
+
+macro_rules! on_one_engine {
+    ($engine:ident: $($file:ident: $($test:ident),+ $(,)?;)+) => {
+        mod $engine {
             $(mod $file {
                 $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
                 async fn $test() {
-                    crate::$file::$test(crate::Fixture::sqlite()).await;
+                    crate::$file::$test(crate::Fixture::$engine()).await;
                 })+
             })+
         }
