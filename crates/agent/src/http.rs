@@ -29,6 +29,9 @@ const MAX_BODY: u64 = 1 << 30;
 /// Bytes of an error's body that are worth repeating.
 const DETAIL: u64 = 400;
 
+/// Bytes of a probed service's answer that are looked at.
+const ANSWER: u64 = 1 << 20;
+
 /// Why a transfer did not happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HttpError {
@@ -92,6 +95,32 @@ impl Http {
     /// Ends every request in flight, and makes later ones fail.
     pub fn cut(&self) {
         self.agent.clone().shutdown();
+    }
+
+    /// One question to a service on this machine: a GET, or a POST of JSON. Gives the status,
+    /// whatever it is, and at most 1 MiB of the body; there are no retries, a probe has its own.
+    pub fn ask(
+        &self,
+        url: &str,
+        question: Option<&serde_json::Value>,
+        limit: Duration,
+    ) -> Result<(u16, Vec<u8>), String> {
+        let answer = match question {
+            None => {
+                let request = self.agent.get(url).config().timeout_global(Some(limit)).build();
+                request.call()
+            }
+            Some(json) => {
+                let request = self.agent.post(url).header("content-type", "application/json");
+                let request = request.config().timeout_global(Some(limit)).build();
+                request.send(json.to_string())
+            }
+        };
+        let mut response = answer.map_err(|e| e.to_string())?;
+        let mut body = Vec::new();
+        let mut reader = response.body_mut().as_reader().take(ANSWER);
+        reader.read_to_end(&mut body).map_err(|e| e.to_string())?;
+        Ok((response.status().as_u16(), body))
     }
 
     /// Creates an object; the store's version id if it names one.

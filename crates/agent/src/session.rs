@@ -136,9 +136,15 @@ impl Session {
                     status: workload::status(&s.home.workload()),
                 })
             }),
-            Request::Probe { command, timeout_ms } => self.work(id, move |s, job| {
+            Request::Probe { probe, timeout_ms } => self.work(id, move |s, job| {
                 let path = lock(&s.path).clone().unwrap_or_default();
-                probe::run(job, &s.home.workload(), &path, &command, timeout_ms)
+                probe::run(
+                    job,
+                    &s.home.workload(),
+                    &path,
+                    &probe,
+                    Duration::from_millis(timeout_ms),
+                )
             }),
         }
     }

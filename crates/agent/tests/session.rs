@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::{Agent, BINARY, Machine, PATIENCE, alive, eventually, now};
+use common::{Agent, BINARY, Machine, PATIENCE, alive, eventually, now, shell};
 use dumont_wire::agent::{Event, FailureCode, FromAgent, Outcome, PROTOCOL, Request};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -157,25 +157,23 @@ fn a_probe_is_bounded_in_time_and_output() {
     let machine = Machine::new();
     let mut agent = Agent::ready(machine.path());
     let mut probe = |command: &str, timeout_ms| match agent.ask(Request::Probe {
-        command: command.into(),
+        probe: shell(command),
         timeout_ms,
     }) {
-        Ok(Outcome::Probe {
-            exit_code, output, ..
-        }) => (exit_code, output),
+        Ok(Outcome::Probe(answer)) => (answer.verdict, answer.output),
         other => panic!("{other:?}"),
     };
     assert_eq!(
         probe("echo out; echo err >&2; exit 4", 20_000),
-        (Some(4), "out\nerr\n".into())
+        ("exits with 4".into(), "out\nerr\n".into())
     );
-    let (code, output) = probe("seq 1 100000; kill -9 $$", 20_000);
-    assert_eq!(code, Some(-9));
+    let (verdict, output) = probe("seq 1 100000; kill -9 $$", 20_000);
+    assert_eq!(verdict, "exits with -9");
     assert!(output.len() <= 4096 && output.ends_with("100000\n"));
 
     let began = Instant::now();
-    let (code, output) = probe("sleep 60 & echo $!; wait", 300);
-    assert_eq!(code, None);
+    let (verdict, output) = probe("sleep 60 & echo $!; wait", 300);
+    assert_eq!(verdict, "was killed on time-out");
     assert!(began.elapsed() < Duration::from_secs(10));
     let pid: u32 = output.trim().parse().unwrap();
     assert!(eventually(PATIENCE, || !alive(pid)), "the probe's child lives on");
@@ -186,7 +184,7 @@ fn a_probe_can_be_cancelled_while_pings_are_answered() {
     let machine = Machine::new();
     let mut agent = Agent::ready(machine.path());
     let id = agent.begin(Request::Probe {
-        command: "sleep 60".into(),
+        probe: shell("sleep 60"),
         timeout_ms: 60_000,
     });
     assert_eq!(agent.ask(Request::Ping), Ok(Outcome::Pong));

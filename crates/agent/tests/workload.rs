@@ -8,11 +8,15 @@
 
 mod common;
 
-use common::{Agent, Machine, PATIENCE, alive, eventually};
-use dumont_wire::agent::{Event, FailureCode, Outcome, Request};
+use common::{Agent, Machine, PATIENCE, alive, eventually, shell};
+use dumont_wire::agent::{Event, FailureCode, Outcome, ProbeAnswer, Request};
+use serde_json::json;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 fn kill(pid: u32) {
@@ -65,19 +69,131 @@ fn a_probe_sees_what_the_workload_sees() {
         .start(&machine.workspace(), "echo $$ > pid; exec sleep 600")
         .unwrap();
     assert!(eventually(PATIENCE, || machine.workspace().join("pid").exists()));
-    let command = "kill -0 $(cat pid) && echo $GREETING".into();
+    let probe = shell("kill -0 $(cat pid) && echo $GREETING");
     match agent.ask(Request::Probe {
-        command,
+        probe,
         timeout_ms: 20_000,
     }) {
-        Ok(Outcome::Probe {
-            exit_code: Some(0),
-            output,
-            ..
-        }) => assert_eq!(output, "good day\n"),
+        Ok(Outcome::Probe(answer)) => {
+            assert!(answer.healthy);
+            assert_eq!(answer.output, "good day\n");
+        }
         other => panic!("{other:?}"),
     }
     agent.stop();
+}
+
+/// Answers every connection of a port of its own the same way, as long as the test runs.
+fn serving(answer: &'static str) -> (u16, std::sync::mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (asked, questions) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut question = Vec::new();
+            let mut buffer = [0; 4096];
+            loop {
+                let n = stream.read(&mut buffer).unwrap_or(0);
+                question.extend_from_slice(&buffer[..n]);
+                let text = String::from_utf8_lossy(&question).into_owned();
+                let whole = text.starts_with("GET ") && text.contains("\r\n\r\n") || text.ends_with('}');
+                if n == 0 || whole {
+                    let _ = asked.send(text);
+                    break;
+                }
+            }
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    (port, questions)
+}
+
+fn probed(agent: &mut Agent, probe: serde_json::Value) -> ProbeAnswer {
+    let probe = serde_json::from_value(probe).unwrap();
+    match agent.ask(Request::Probe {
+        probe,
+        timeout_ms: 20_000,
+    }) {
+        Ok(Outcome::Probe(answer)) => answer,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_page_is_judged_by_its_status_and_its_text() {
+    let machine = Machine::new();
+    let mut agent = Agent::ready(machine.path());
+    let (port, questions) =
+        serving("HTTP/1.1 204 No Content\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    let answer = probed(
+        &mut agent,
+        json!({"kind": "http", "port": port, "path": "/health?full=1"}),
+    );
+    assert!(answer.healthy, "{answer:?}");
+    assert!(
+        questions
+            .recv()
+            .unwrap()
+            .starts_with("GET /health?full=1 HTTP/1.1\r\n")
+    );
+
+    let (port, _q) = serving("HTTP/1.1 503 Later\r\nconnection: close\r\ncontent-length: 7\r\n\r\nloading");
+    let answer = probed(&mut agent, json!({"kind": "http", "port": port}));
+    assert_eq!(
+        (answer.healthy, answer.verdict.as_str()),
+        (false, "is answered 503")
+    );
+    assert_eq!(answer.output, "loading");
+    let wanted = json!({"kind": "http", "port": port, "status": 503, "contains": "loading"});
+    assert!(probed(&mut agent, wanted).healthy);
+    let wanted = json!({"kind": "http", "port": port, "status": 503, "contains": "ready"});
+    assert!(!probed(&mut agent, wanted).healthy);
+
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let answer = probed(&mut agent, json!({"kind": "http", "port": nobody}));
+    assert!(
+        !answer.healthy && answer.verdict.contains("no answer"),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn a_model_is_judged_by_its_inference() {
+    let machine = Machine::new();
+    let mut agent = Agent::ready(machine.path());
+    let (port, questions) = serving(
+        "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"response\":\"Paris, of course.\",\"done\":true}",
+    );
+    let ask = |contains: &str| json!({"kind": "ollama", "model": "tiny", "prompt": "Capital of France?", "port": port, "contains": contains});
+    let answer = probed(&mut agent, ask("Paris"));
+    assert_eq!((answer.healthy, answer.verdict.as_str()), (true, "inference OK"));
+    assert_eq!(answer.output, "Paris, of course.");
+    let question = questions.recv().unwrap();
+    assert!(
+        question.starts_with("POST /api/generate HTTP/1.1\r\n"),
+        "{question}"
+    );
+    let body: serde_json::Value = serde_json::from_str(question.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!((&body["model"], &body["stream"]), (&json!("tiny"), &json!(false)));
+    assert!(!probed(&mut agent, ask("Berlin")).healthy);
+
+    for nothing in [
+        "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"response\":\"\",\"done\":true}",
+        "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n<html>",
+        "HTTP/1.1 404 Not Found\r\nconnection: close\r\n\r\n{\"error\":\"model not found\"}",
+    ] {
+        let (port, _q) = serving(nothing);
+        let answer = probed(
+            &mut agent,
+            json!({"kind": "ollama", "model": "tiny", "port": port}),
+        );
+        assert!(!answer.healthy, "{nothing}: {answer:?}");
+    }
 }
 
 #[test]

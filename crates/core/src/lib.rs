@@ -16,6 +16,7 @@ pub mod offer;
 #[cfg(feature = "openapi")]
 pub mod openapi;
 pub mod plan;
+pub mod probe;
 pub mod rank;
 pub mod reliability;
 pub mod snapshot;

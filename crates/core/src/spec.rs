@@ -1,6 +1,7 @@
 //! A workspace's specification: what the user asked for. Unknown fields are refused.
 
 use crate::id::WorkspaceName;
+pub use crate::probe::Probe;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -70,22 +71,6 @@ impl Default for GpuWanted {
     }
 }
 
-/// How to tell that the workload serves.
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Probe {
-    /// Healthy when the shell command exits 0.
-    Command {
-        #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 32768))]
-        command: String,
-        /// How long to keep trying, seconds.
-        #[serde(default = "default_probe_timeout")]
-        #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86400, default = default_probe_timeout))]
-        timeout_s: u32,
-    },
-}
-
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,9 +101,6 @@ fn default_disk() -> u32 {
 }
 fn default_path() -> String {
     "/workspace".into()
-}
-fn default_probe_timeout() -> u32 {
-    60
 }
 fn one() -> u32 {
     1
@@ -213,16 +195,8 @@ impl WorkspaceSpec {
                 "must be a shell command of at most 32 KB; leave it out to keep only the files".into(),
             );
         }
-        if let Some(Probe::Command { command, timeout_s }) = &self.probe {
-            if blank(command) || command.len() > 32_768 {
-                return bad("probe.command", "must be a shell command of at most 32 KB".into());
-            }
-            if !(1..=86_400).contains(timeout_s) {
-                return bad(
-                    "probe.timeout_s",
-                    format!("{timeout_s} is not between 1 and 86400 seconds"),
-                );
-            }
+        if let Some(probe) = &self.probe {
+            probe.check()?;
         }
         for (key, value) in &self.env {
             let name_ok = !key.is_empty()
@@ -276,12 +250,11 @@ mod tests {
         assert_eq!(spec(|s| s.ports = vec![80, 80]), Err("ports"));
         assert_eq!(spec(|s| s.ports = vec![8000, 8001]), Ok(()));
         assert_eq!(spec(|s| s.failover.racers = 0), Err("failover.racers"));
-        let probe = |command: &str, timeout_s| {
-            let command = command.to_owned();
-            Some(Probe::Command { command, timeout_s })
-        };
-        assert_eq!(spec(|s| s.probe = probe("", 5)), Err("probe.command"));
-        assert_eq!(spec(|s| s.probe = probe("true", 0)), Err("probe.timeout_s"));
+        let probe = Some(Probe::Command {
+            command: String::new(),
+            timeout_s: 5,
+        });
+        assert_eq!(spec(|s| s.probe = probe.clone()), Err("probe.command"));
         assert_eq!(
             spec(|s| drop(s.env.insert("1A".into(), String::new()))),
             Err("env")

@@ -8,6 +8,7 @@
 //! supervisor, a process of its own, lives on.
 
 use dumont_core::id::Digest;
+use dumont_core::probe::Probe;
 use dumont_core::snapshot::{ObjectKind, ObjectRef, Progress, RestoreReport, SnapshotHead, SnapshotReport};
 use dumont_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -59,9 +60,9 @@ pub enum Request {
     /// Stops the workload and its supervisor, and waits until they are gone.
     StopWorkload,
     WorkloadStatus,
-    /// Runs the shell command with the workload's environment and directory.
+    /// Asks the workload once; a command has the workload's environment and directory.
     Probe {
-        command: String,
+        probe: Probe,
         timeout_ms: u64,
     },
     /// Gives up the request with this message's `id`; it then ends in `Failed`.
@@ -98,20 +99,22 @@ pub enum Outcome {
     Hello(Box<Facts>),
     Snapshot(Box<SnapshotReport>),
     Restore(Box<RestoreReport>),
-    WorkloadStarted {
-        supervisor_pid: u32,
-    },
+    WorkloadStarted { supervisor_pid: u32 },
     WorkloadStopped,
-    WorkloadStatus {
-        status: Option<WorkloadStatus>,
-    },
-    /// `output` is the tail of stdout and stderr, at most 4 KB.
-    Probe {
-        exit_code: Option<i32>,
-        output: String,
-        elapsed_ms: u64,
-    },
+    WorkloadStatus { status: Option<WorkloadStatus> },
+    Probe(ProbeAnswer),
     Pong,
+}
+
+/// What one try of a probe found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeAnswer {
+    pub healthy: bool,
+    /// In words, e.g. `exits with 3` or `answers 503`.
+    pub verdict: String,
+    /// The tail of stdout and stderr, or the begin of the body; at most 4 KB.
+    pub output: String,
+    pub elapsed_ms: u64,
 }
 
 /// How a request ended badly.

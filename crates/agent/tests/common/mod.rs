@@ -5,6 +5,7 @@
 
 pub mod store;
 
+use dumont_core::probe::Probe;
 use dumont_core::time::Timestamp;
 use dumont_wire::agent::{
     DownloadGrant, Event, Facts, Failure, FromAgent, Outcome, PROTOCOL, Request, ToAgent, UploadGrant,
@@ -22,6 +23,14 @@ use store::Store;
 pub const BINARY: &str = env!("CARGO_BIN_EXE_dumont-agent");
 /// Long enough for a loaded machine; no passing test waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A probe that is a shell command.
+pub fn shell(command: &str) -> Probe {
+    Probe::Command {
+        command: command.into(),
+        timeout_s: 60,
+    }
+}
 
 pub struct Agent {
     pub child: Child,

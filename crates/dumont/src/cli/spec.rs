@@ -41,8 +41,9 @@ pub struct SpecArgs {
     /// TCP port the workload listens on; may be repeated
     #[arg(long, value_name = "N")]
     pub port: Vec<u16>,
-    /// Shell command that exits 0 when the workload serves
-    #[arg(long, value_name = "CMD")]
+    /// How to tell that the workload serves: a shell command that exits 0, `http:PORT/PATH`, or
+    /// `ollama:MODEL` (more can be said in --spec)
+    #[arg(long, value_name = "PROBE")]
     pub probe: Option<String>,
     /// Machines to race for at once [default: 3]
     #[arg(long, value_name = "N")]
@@ -87,7 +88,8 @@ pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
 }
 
 const SPEC_HINT: &str = "fields: name, gpu {name, count, min_ram_gb}, image, disk_gb, max_price, path, start, \
-     env, ports, probe {kind = \"command\", command, timeout_s}, failover {automatic, racers}";
+     env, ports, probe {kind = \"command\", command} or {kind = \"http\", port, path, status, contains} or \
+     {kind = \"ollama\", model, prompt, contains, port} with timeout_s, failover {automatic, racers}";
 
 fn read(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| {
@@ -133,17 +135,36 @@ fn apply(spec: &mut WorkspaceSpec, args: &SpecArgs) {
     if !args.port.is_empty() {
         spec.ports.clone_from(&args.port);
     }
-    if let Some(command) = &args.probe {
-        let timeout_s = match &spec.probe {
-            Some(Probe::Command { timeout_s, .. }) => *timeout_s,
-            None => 60,
-        };
-        spec.probe = Some(Probe::Command {
-            command: command.clone(),
-            timeout_s,
-        });
+    if let Some(text) = &args.probe {
+        spec.probe = Some(probe(text, spec.probe.as_ref().map(Probe::timeout_s)));
     }
     set(&mut spec.failover.racers, &args.racers);
+}
+
+/// `http:8000/health` and `ollama:llama3.2:1b` are words of ours, all else is a command. The
+/// defaults are those of the specification; a time limit that stands in the file stays.
+fn probe(text: &str, timeout_s: Option<u32>) -> Probe {
+    let short = if let Some(model) = text.strip_prefix("ollama:") {
+        serde_json::json!({ "kind": "ollama", "model": model })
+    } else if let Some((port, path)) = http(text) {
+        serde_json::json!({ "kind": "http", "port": port, "path": path })
+    } else {
+        serde_json::json!({ "kind": "command", "command": text })
+    };
+    let mut short = short;
+    if let Some(timeout_s) = timeout_s {
+        short["timeout_s"] = timeout_s.into();
+    }
+    serde_json::from_value(short).unwrap_or_else(|_| Probe::Command {
+        command: text.to_owned(),
+        timeout_s: timeout_s.unwrap_or(60),
+    })
+}
+
+fn http(text: &str) -> Option<(u16, &str)> {
+    let rest = text.strip_prefix("http:")?;
+    let (port, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    Some((port.parse().ok()?, if path.is_empty() { "/" } else { path }))
 }
 
 #[cfg(test)]
@@ -176,6 +197,25 @@ mod tests {
         );
         assert_eq!(spec.env.len(), 2);
         assert_eq!(spec.name.as_str(), "box");
+    }
+
+    #[test]
+    fn a_probe_is_a_command_a_page_or_a_model() {
+        let of = |text: &str| serde_json::to_value(probe(text, None)).unwrap();
+        assert_eq!(of("curl -f http:80")["kind"], "command");
+        assert_eq!(of("http:8000")["path"], "/");
+        let page = of("http:8000/health?full=1");
+        assert_eq!(
+            (&page["port"], &page["path"]),
+            (&8000.into(), &"/health?full=1".into())
+        );
+        assert_eq!(of("http:port/health")["kind"], "command");
+        let model = of("ollama:llama3.2:1b");
+        assert_eq!(
+            (&model["model"], &model["port"]),
+            (&"llama3.2:1b".into(), &11434.into())
+        );
+        assert_eq!(probe("ollama:x", Some(7)).timeout_s(), 7);
     }
 
     #[test]

@@ -16,10 +16,12 @@ pub use install::AgentBinary;
 use crate::providers::SshEndpoint;
 use crate::ssh::{self, Connection, SshError};
 use axum::Router;
+use dumont_core::probe::Probe;
 use dumont_core::snapshot::{Progress, RestoreReport, SnapshotReport};
 use dumont_core::time::Timestamp;
 use dumont_wire::agent::{
-    Event, Facts, Failure, Outcome, PROTOCOL, Request, RestoreRequest, SnapshotRequest, ToAgent, Workload,
+    Event, Facts, Failure, Outcome, PROTOCOL, ProbeAnswer, Request, RestoreRequest, SnapshotRequest, ToAgent,
+    Workload,
 };
 use pump::{Pending, Shared};
 use russh::keys::PrivateKey;
@@ -221,16 +223,14 @@ impl Link {
         }
     }
 
-    /// Runs a probe command; `Ok(exit code and output)`, `None` when it was killed on time-out.
-    pub async fn probe(&self, command: &str, limit: Duration) -> Result<(Option<i32>, String), LinkError> {
+    /// Tries a probe once.
+    pub async fn probe(&self, probe: Probe, limit: Duration) -> Result<ProbeAnswer, LinkError> {
         let request = Request::Probe {
-            command: command.to_owned(),
+            probe,
             timeout_ms: limit.as_millis() as u64,
         };
         match self.shared.call(request, limit + SHORT).await? {
-            Outcome::Probe {
-                exit_code, output, ..
-            } => Ok((exit_code, output)),
+            Outcome::Probe(answer) => Ok(answer),
             other => Err(LinkError::Protocol(format!("probe was answered with {other:?}"))),
         }
     }

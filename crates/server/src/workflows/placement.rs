@@ -357,33 +357,34 @@ pub async fn start(run: &mut Run) -> StepResult {
 
 pub async fn probe(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
-    let Some(Probe::Command { command, timeout_s }) = run.workspace.spec.probe.clone() else {
+    let Some(probe) = run.workspace.spec.probe.clone() else {
         return served(run, &state);
     };
+    let timeout_s = probe.timeout_s();
     let row = machine(run, &state).await?;
     let deadline = Instant::now() + Duration::from_secs(timeout_s.into());
     let mut pause = Duration::from_millis(20);
     loop {
         let answer = match link(run, &row).await {
-            Ok(link) => {
-                link.probe(&command, Duration::from_secs(timeout_s.clamp(1, 30).into()))
-                    .await
-            }
+            Ok(link) => link.probe(probe.clone(), one_try(&probe, deadline)).await,
             Err(error) => Err(error),
         };
-        let (code, output) = match answer {
-            Ok((Some(0), _)) => return served(run, &state),
-            Ok(other) => other,
+        let answer = match answer {
+            Ok(answer) if answer.healthy => {
+                run.say(format!("the probe {}", answer.verdict)).await;
+                return served(run, &state);
+            }
+            Ok(answer) => answer,
             Err(LinkError::Failed(f)) => return Err(StepError::Failed(link_failure(&LinkError::Failed(f)))),
             Err(error) => return machine_failed(run, &mut state, &error).await,
         };
         if Instant::now() >= deadline {
-            let how = code.map_or("was killed on time-out".into(), |c| format!("exits with {c}"));
             return Err(StepError::failed(
                 "probe_failed",
                 format!(
-                    "the probe {how} after {timeout_s} s: {}{}",
-                    output.trim(),
+                    "the probe {} after {timeout_s} s: {}{}",
+                    answer.verdict,
+                    answer.output.trim(),
                     workload_log(run).await
                 ),
                 "try the start and probe commands by hand: create the workspace without a probe, then `dumont ssh`",
@@ -391,6 +392,18 @@ pub async fn probe(run: &mut Run) -> StepResult {
         }
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// How long one try may take. A hanging command or page is asked again; an inference that
+/// waits for its weights to load is not begun anew.
+fn one_try(probe: &Probe, deadline: Instant) -> Duration {
+    let left = deadline
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_secs(1));
+    match probe {
+        Probe::Ollama { .. } => left,
+        Probe::Command { .. } | Probe::Http { .. } => left.min(Duration::from_secs(30)),
     }
 }
 
@@ -407,15 +420,13 @@ async fn workload_log(run: &Run) -> String {
     let Some(link) = &run.link else {
         return String::new();
     };
-    match link
-        .probe(
-            "tail -c 600 \"$HOME/.dumont/workload/log\"",
-            Duration::from_secs(5),
-        )
-        .await
-    {
-        Ok((Some(0), tail)) if !tail.trim().is_empty() => {
-            format!("; the workload's log ends: {}", tail.trim())
+    let look = Probe::Command {
+        command: "tail -c 600 \"$HOME/.dumont/workload/log\"".into(),
+        timeout_s: 5,
+    };
+    match link.probe(look, Duration::from_secs(5)).await {
+        Ok(answer) if answer.healthy && !answer.output.trim().is_empty() => {
+            format!("; the workload's log ends: {}", answer.output.trim())
         }
         _ => String::new(),
     }

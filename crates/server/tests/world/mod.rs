@@ -193,10 +193,16 @@ impl World {
 
     /// Waits for the failover that the monitor starts, and gives its event.
     pub async fn failed_over(&self, name: &str) -> Value {
+        self.failed_over_again(name, "").await
+    }
+
+    /// Like `failed_over`, where there was one already.
+    pub async fn failed_over_again(&self, name: &str, last: &str) -> Value {
         let deadline = Instant::now() + Duration::from_secs(120);
         loop {
             let events = self.get(&format!("/failovers?workspace={name}")).await;
-            if let Some(event) = events["items"].as_array().and_then(|a| a.first()) {
+            let items = events["items"].as_array().into_iter().flatten();
+            if let Some(event) = items.rev().find(|e| e["id"].as_str() > Some(last)) {
                 return event.clone();
             }
             assert!(
