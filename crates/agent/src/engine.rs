@@ -31,11 +31,9 @@ pub fn do_restore(job: &Job, home: &Home, request: &RestoreRequest) -> Result<Ou
     let (path, cache_path) = prepare(home, &request.path)?;
     let _alone = take_over(&home.session_lock(), &|| job.is_cancelled())?;
     let options = RestoreOptions {
-        path,
         delete: request.delete,
         cache_path: Some(cache_path),
-        workers: 0,
-        cancelled: &job.stop,
+        ..RestoreOptions::new(path, &job.stop)
     };
     let report = restore(&options, &request.head, &Source::new(job), &Reporter { job });
     Ok(Outcome::Restore(Box::new(report.map_err(|e| explain(job, &e))?)))

@@ -166,20 +166,24 @@ impl Http {
         if range.is_some_and(Range::is_empty) {
             return Ok(Vec::new());
         }
+        // What came before a connection broke is not asked for again.
+        let mut out = Vec::new();
         with_retries(job, |_| {
             let mut request = self.agent.get(url);
             for (name, value) in granted(headers) {
                 request = request.header(name, value);
             }
-            if let Some(r) = range {
+            let rest = range.map(|r| r.start.saturating_add(out.len() as u64)..r.end);
+            if let Some(r) = &rest {
                 request = request.header("range", format!("bytes={}-{}", r.start, r.end.saturating_sub(1)));
             }
             let response = request.call().map_err(|e| classify(&e))?;
             if range.is_some() && response.status().as_u16() == 416 {
-                return Ok(Vec::new());
+                return Ok(());
             }
-            read(check(response)?, range)
-        })
+            read(check(response)?, rest.as_ref(), &mut out)
+        })?;
+        Ok(out)
     }
 }
 
@@ -259,7 +263,8 @@ fn classify(e: &Error) -> Failed {
 
 /// The bytes asked for, fewer if the object ends earlier: what that means is the engine's to
 /// say. A server that ignores ranges is understood.
-fn read(mut response: Response<Body>, range: Option<&Range<u64>>) -> Result<Vec<u8>, Failed> {
+/// Appends the answer's bytes to `out`, those before it breaks off included.
+fn read(mut response: Response<Body>, range: Option<&Range<u64>>, out: &mut Vec<u8>) -> Result<(), Failed> {
     let partial = response.status().as_u16() == 206;
     let mut body = response.body_mut().as_reader();
     let broken = |e: io::Error| Failed::Again {
@@ -267,21 +272,21 @@ fn read(mut response: Response<Body>, range: Option<&Range<u64>>) -> Result<Vec<
         unclear: false,
     };
     let Some(range) = range else {
-        let mut out = Vec::new();
-        body.take(MAX_BODY).read_to_end(&mut out).map_err(broken)?;
-        return Ok(out);
+        out.clear();
+        body.take(MAX_BODY).read_to_end(out).map_err(broken)?;
+        return Ok(());
     };
     let wanted = range.end.saturating_sub(range.start).min(MAX_BODY);
     if !partial {
         io::copy(&mut (&mut body).take(range.start), &mut io::sink()).map_err(broken)?;
     }
-    let mut out = Vec::with_capacity(wanted as usize);
-    (&mut body).take(wanted).read_to_end(&mut out).map_err(broken)?;
+    out.reserve(wanted as usize);
+    (&mut body).take(wanted).read_to_end(out).map_err(broken)?;
     if partial {
         // Reads to the end, so that the connection can be used again; there should be nothing.
         let _ = io::copy(&mut body.take(DETAIL), &mut io::sink());
     }
-    Ok(out)
+    Ok(())
 }
 
 /// Takes the address out of the URL; whatever needs a lookup is refused.

@@ -104,17 +104,21 @@ fn head_of(report: &SnapshotReport) -> SnapshotHead {
     }
 }
 
-fn restore(agent: &mut Agent, path: &Path, head: &SnapshotHead) -> Result<RestoreReport, Failure> {
-    let path = path.to_str().unwrap().into();
-    let request = RestoreRequest {
-        path,
+fn restore_request(path: &Path, head: &SnapshotHead) -> Request {
+    Request::Restore(RestoreRequest {
+        path: path.to_str().unwrap().into(),
         head: head.clone(),
         delete: true,
-    };
-    agent.ask(Request::Restore(request)).map(|outcome| match outcome {
-        Outcome::Restore(report) => *report,
-        other => panic!("{other:?}"),
     })
+}
+
+fn restore(agent: &mut Agent, path: &Path, head: &SnapshotHead) -> Result<RestoreReport, Failure> {
+    agent
+        .ask(restore_request(path, head))
+        .map(|outcome| match outcome {
+            Outcome::Restore(report) => *report,
+            other => panic!("{other:?}"),
+        })
 }
 
 /// A machine with a full workspace, its store, and an agent on it.
@@ -291,6 +295,70 @@ fn a_half_open_session_is_taken_over() {
         "the old one was given no time"
     );
     assert!(eventually(PATIENCE, || old.child.try_wait().unwrap().is_some()));
+}
+
+/// Bytes of noise in the files of a directory.
+fn written(dir: &Path) -> usize {
+    let files = fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = files.filter_map(|f| fs::read(f.path()).ok());
+    bytes.map(|b| b.iter().filter(|b| **b != 0).count()).sum()
+}
+
+/// The old agent is killed, or lives on behind a network that died without a word.
+#[test]
+fn a_restore_goes_on_where_an_earlier_session_was() {
+    for killed in [true, false] {
+        let (machine, store) = (Machine::new(), Store::start());
+        for i in 0..24 {
+            fs::write(machine.workspace().join(format!("small-{i}")), noise(i, 500_000)).unwrap();
+        }
+        fs::write(machine.workspace().join("weights.bin"), noise(99, 40_000_000)).unwrap();
+        let mut agent = Agent::ready(machine.path()).with_store(&store);
+        let report = snapshot(&mut agent, &machine.workspace(), 1, None).unwrap();
+
+        let other = Machine::new();
+        let target = other.path().join("target");
+        let mut old = Agent::ready(other.path()).with_store(&store);
+        // The index, the tree and one range come, then nothing more.
+        let spared = [Fault::Spared; 3].into_iter().chain([Fault::Stall; 16]);
+        store.fail_next(&spared.collect::<Vec<_>>());
+        old.begin(restore_request(&target, &head_of(&report)));
+        let expected = tree(&machine.workspace());
+        // Two of the longest chunks, so that one is whole.
+        while written(&target) < 8 << 20 {
+            let _ = old.frame_within(Duration::from_millis(20));
+        }
+        store.faults.lock().unwrap().clear();
+        if killed {
+            old.child.kill().unwrap();
+        }
+        let mut new = Agent::ready(other.path()).with_store(&store);
+        let restored = restore(&mut new, &target, &head_of(&report)).unwrap();
+        assert_eq!(restored.validation.validation, Verdict::Ok);
+        assert!(restored.reused_bytes > 4 << 20, "{killed}: {restored:?}");
+        let stored: u64 = report.packs.iter().chain(&report.index).map(|o| o.size).sum();
+        assert!(
+            restored.downloaded_bytes + restored.reused_bytes <= stored,
+            "{killed}: {restored:?}"
+        );
+        assert_eq!(tree(&target), expected);
+    }
+}
+
+/// The rest of a range is asked for, not all of it again.
+#[test]
+fn a_connection_that_breaks_loses_nothing_that_came() {
+    let (machine, store, mut agent) = scene();
+    let report = snapshot(&mut agent, &machine.workspace(), 1, None).unwrap();
+    let other = Machine::new();
+    let mut agent = Agent::ready(other.path()).with_store(&store);
+    store.fail_next(&[Fault::Spared, Fault::Spared, Fault::CutLate, Fault::CutLate]);
+    let before = store.sent.load(Ordering::Relaxed);
+    restore(&mut agent, &other.workspace(), &head_of(&report)).unwrap();
+    let sent = store.sent.load(Ordering::Relaxed) - before;
+    let stored: u64 = report.packs.iter().chain(&report.index).map(|o| o.size).sum();
+    assert!(sent <= stored, "{sent} of {stored}");
+    assert_eq!(tree(&machine.workspace()), tree(&other.workspace()));
 }
 
 #[test]

@@ -124,6 +124,12 @@ pub struct RestoreReport {
     pub files_restored: u64,
     pub bytes_restored: u64,
     pub downloaded_bytes: u64,
+    /// Bytes of files that were there and right, and so not fetched.
+    #[serde(default)]
+    pub reused_bytes: u64,
+    /// The most that transfers held in memory at any time.
+    #[serde(default)]
+    pub peak_buffer_bytes: u64,
     /// GET requests made.
     pub requests: u64,
     /// All of it, the validation included.

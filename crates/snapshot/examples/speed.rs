@@ -114,11 +114,8 @@ fn measure(what: &str, tree: &Path, temp: &Path) -> Outcome<()> {
     for round in 0..3 {
         let out = temp.join(format!("out-{what}-{round}"));
         let opts = RestoreOptions {
-            path: out.clone(),
-            delete: false,
             cache_path: Some(temp.join("restored-cache")),
-            workers: 0,
-            cancelled: &NEVER,
+            ..RestoreOptions::new(out.clone(), &NEVER)
         };
         let before = cpu();
         let r = restore(&opts, &head, &store, &NoEvents)?;

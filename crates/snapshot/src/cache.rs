@@ -8,8 +8,9 @@
 //! request's parent names is the true one, and the other is removed. A crash or a refused
 //! commit at any point leaves a cache that fits the last committed snapshot.
 //!
-//! Known chunks are those that this very machine uploaded, or restored and verified. Chunks
-//! that it merely heard of are not in it: a hostile one could claim them over other bytes.
+//! Known chunks are those that this very machine uploaded, or fetched and verified. Chunks that
+//! it merely heard of, or found in its own files during a restore, are not among them: a hostile
+//! machine could have claimed them over other bytes.
 //!
 //! A file is taken as unchanged if type, size, mtime, ctime and inode are the recorded ones and
 //! both times lie before the moment the recording began ([`Cache::started_ns`]): a write in the
@@ -51,7 +52,21 @@ pub(crate) struct Cache {
     /// This machine's clock, nanoseconds, before anything was looked at.
     pub started_ns: i64,
     pub entries: HashMap<Vec<u8>, Known>,
+    /// The known ones; files may be made of others, too.
     pub chunks: HashSet<Digest>,
+}
+
+impl Known {
+    fn chunks(&self) -> impl Iterator<Item = &Digest> {
+        let extents: &[Extent] = match &self.body {
+            KnownBody::File { extents, .. } => extents,
+            KnownBody::Symlink(_) | KnownBody::Fifo => &[],
+        };
+        extents.iter().filter_map(|e| match e {
+            Extent::Chunk { id, .. } => Some(id),
+            Extent::Hole { .. } => None,
+        })
+    }
 }
 
 /// The kernel stamps files with a clock that ticks up to every 10 ms; a file system that keeps
@@ -87,8 +102,14 @@ impl Cache {
         let mut chunks: Vec<_> = self.chunks.iter().collect();
         chunks.sort_unstable();
         out.u32(u32::try_from(chunks.len()).unwrap_or(u32::MAX));
-        chunks.iter().for_each(|c| out.bytes(&c.0));
-        let numbers: HashMap<_, _> = chunks.into_iter().zip(0u32..).collect();
+        let mut others: Vec<_> = self.entries.values().flat_map(Known::chunks).collect();
+        others.retain(|id| !self.chunks.contains(id));
+        others.sort_unstable();
+        others.dedup();
+        out.u32(u32::try_from(others.len()).unwrap_or(u32::MAX));
+        let all = || chunks.iter().chain(&others);
+        all().for_each(|c| out.bytes(&c.0));
+        let numbers: HashMap<_, _> = all().copied().zip(0u32..).collect();
         out.u32(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
         for (path, known) in &self.entries {
             out.u32(u32::try_from(path.len()).unwrap_or(u32::MAX));
@@ -112,14 +133,19 @@ impl Cache {
         if digest(body).0 != check {
             return Err(Error::corrupt(object, "its checksum does not match"));
         }
-        Self::parse(r).map_err(corrupt)
+        let first_version = body[8..10] == [1, 0];
+        Self::parse(r, first_version).map_err(corrupt)
     }
 
-    fn parse(mut r: Reader<'_>) -> Result<Self, Malformed> {
+    fn parse(mut r: Reader<'_>, first_version: bool) -> Result<Self, Malformed> {
         let snapshot_id =
             String::from_utf8(r.short()?.to_vec()).map_err(|_| Malformed("its id is not UTF-8"))?;
         let (root, started_ns) = (r.digest()?, r.i64()?);
-        let chunks: Vec<Digest> = (0..r.count(32)?).map(|_| r.digest()).collect::<Result<_, _>>()?;
+        let known = r.count(32)?;
+        let others = if first_version { 0 } else { r.count(32)? };
+        let chunks: Vec<Digest> = (0..known.saturating_add(others))
+            .map(|_| r.digest())
+            .collect::<Result<_, _>>()?;
         let n = r.count(32)?;
         let mut entries = HashMap::with_capacity(n);
         for _ in 0..n {
@@ -133,7 +159,7 @@ impl Cache {
             root,
             started_ns,
             entries,
-            chunks: chunks.into_iter().collect(),
+            chunks: chunks.into_iter().take(known).collect(),
         })
     }
 }
@@ -257,26 +283,41 @@ pub(crate) fn load(path: &Path, parent: &str) -> Result<Cache, String> {
     found.map(|f| f.0).ok_or(why)
 }
 
+/// All caches that can be read, of whatever snapshot: what they say about files is true whether
+/// or not theirs was committed.
+pub(crate) fn all(path: &Path) -> Vec<Cache> {
+    let candidates = std::iter::once(path.to_owned()).chain(pending(path));
+    candidates.filter_map(|p| read(&p).ok().flatten()).collect()
+}
+
 /// Removes pending caches but for `keep`.
 pub(crate) fn clean(path: &Path, keep: Option<&Path>) {
+    for old in pending(path) {
+        if keep.is_none_or(|k| k.file_name() != old.file_name()) {
+            // What cannot be removed now is tried again by the next snapshot.
+            _ = fs::remove_file(old);
+        }
+    }
+}
+
+fn pending(path: &Path) -> Vec<PathBuf> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
-        return;
+        return Vec::new();
     };
     let prefix = format!("{name}.pending-");
-    let Ok(list) = fs::read_dir(if dir.as_os_str().is_empty() {
+    let dir = if dir.as_os_str().is_empty() {
         Path::new(".")
     } else {
         dir
-    }) else {
-        return;
     };
-    for entry in list.flatten() {
-        let ours = entry.file_name().to_str().is_some_and(|n| n.starts_with(&prefix));
-        if ours && keep.is_none_or(|k| k.file_name() != Some(&entry.file_name())) {
-            // What cannot be removed now is tried again by the next snapshot.
-            _ = fs::remove_file(entry.path());
-        }
-    }
+    let Ok(list) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let ours = |n: &std::ffi::OsString| n.to_str().is_some_and(|n| n.starts_with(&prefix));
+    list.flatten()
+        .filter(|e| ours(&e.file_name()))
+        .map(|e| e.path())
+        .collect()
 }
 
 /// Writes the cache of a snapshot whose commit is still to come.

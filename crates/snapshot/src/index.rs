@@ -144,6 +144,10 @@ impl ChunkMap {
         }
     }
 
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
     pub fn get(&self, id: &Digest) -> Option<&ChunkPlace> {
         self.map.get(id)
     }

@@ -1,17 +1,19 @@
 //! Bringing a snapshot back.
 //!
-//! In order: read indexes and tree; check all of it and the disk's space; make room; create
-//! directories; fetch, verify and write; hard links; directories' modes and times; compare the
-//! result with the manifest; remember it in the cache. Until the tree is read and found sound
-//! nothing in the target is touched.
+//! In order: read indexes and tree; see what of it the target already holds; check all of it and
+//! the disk's space; make room; create directories; fetch, verify and write; hard links;
+//! directories' modes and times; compare the result with the manifest; remember it in the cache.
+//! Until the tree is read and found sound nothing in the target is touched.
 //!
-//! A restore that was broken off is simply run again over what it left: every file is written
-//! anew, so the result does not depend on what was there.
+//! A restore that was broken off is simply run again over what it left: whatever is there and
+//! right is kept, whoever put it there, and the result does not depend on the rest.
 
 mod fetch;
 mod load;
+mod memory;
 mod plan;
 mod replace;
+mod survey;
 mod target;
 mod validate;
 
@@ -20,13 +22,14 @@ use crate::error::Error;
 use crate::events::{Abort, Events, Meter};
 use crate::fsutil::{io_at, now_ns, open_root};
 use crate::index::ChunkMap;
-use crate::scan::scan;
+use crate::scan::{Scan, scan};
 use crate::store::ObjectSource;
 use dumont_core::id::Digest;
 use dumont_core::snapshot::{RestoreReport, SnapshotHead, Validation, Verdict};
 use fetch::{Download, Fetcher};
 use load::Manifest;
-use plan::Plan;
+use memory::Share;
+use plan::{Plan, Turn, Wanted};
 use replace::Replacement;
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -34,6 +37,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
+use survey::{Survey, Surveyor};
 use target::{Hands, Target};
 use validate::{Check, validate};
 
@@ -53,8 +57,27 @@ pub struct RestoreOptions<'a> {
     pub cache_path: Option<PathBuf>,
     /// Transfers at the same time; 0 for 4 to 8 by the number of cores.
     pub workers: usize,
+    /// Globs of paths below the directory that come first, e.g. `*.py` or `config/**`.
+    pub priority: Vec<String>,
+    /// Bytes of memory to stay below; 0 for 256 MiB.
+    pub memory: u64,
     /// Once true, the engine stops within about a second with [`Error::Cancelled`].
     pub cancelled: &'a AtomicBool,
+}
+
+impl<'a> RestoreOptions<'a> {
+    /// Into `path`, without any of the rest.
+    pub fn new(path: impl Into<PathBuf>, cancelled: &'a AtomicBool) -> Self {
+        Self {
+            path: path.into(),
+            delete: false,
+            cache_path: None,
+            workers: 0,
+            priority: Vec::new(),
+            memory: 0,
+            cancelled,
+        }
+    }
 }
 
 /// Restores a snapshot into a directory and compares the result with its manifest.
@@ -70,7 +93,7 @@ pub fn restore(
     let begun = Instant::now();
     let abort = Abort::new(opts.cancelled);
     let fetcher = Fetcher::new(source, &abort);
-    let (manifest, plan) = run(opts, head, &fetcher, events).map_err(|e| abort.explain(e))?;
+    let (manifest, plan, reused_bytes) = run(opts, head, &fetcher, events).map_err(|e| abort.explain(e))?;
     // Before the first look: whatever changes from now on must look fresh to the next snapshot.
     let started_ns = now_ns();
     let root = open_root(&opts.path).map_err(|e| no_such_path(&opts.path, e.into()))?;
@@ -115,6 +138,8 @@ pub fn restore(
         files_restored: manifest.files,
         bytes_restored: manifest.bytes,
         downloaded_bytes: fetcher.bytes.load(Relaxed),
+        reused_bytes,
+        peak_buffer_bytes: fetcher.held.peak.load(Relaxed),
         requests: fetcher.requests.load(Relaxed),
         elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
         validation_ms: u64::try_from(validated.as_millis()).unwrap_or(u64::MAX),
@@ -151,31 +176,84 @@ fn run(
     head: &SnapshotHead,
     fetcher: &Fetcher<'_>,
     events: &dyn Events,
-) -> Result<(Manifest, Plan), Error> {
+) -> Result<(Manifest, Plan, u64), Error> {
     let map = load::indexes(head, fetcher)?;
     let manifest = load::manifest(head, &map, fetcher)?;
-    let plan = Plan::new(&head.snapshot_id, &manifest, &map)?;
     let shown = opts.path.as_path();
+    let workers = workers(opts.workers);
+    let share = share(opts, &manifest, &map, workers);
+    let nothing = Survey::default();
+    let wanted = Wanted {
+        snapshot_id: &head.snapshot_id,
+        manifest: &manifest,
+        map: &map,
+        survey: &nothing,
+        priority: &opts.priority,
+        max_range: share.max_range,
+    };
+    // Whether it is sound must be known before the directory is even created.
+    let mut plan = Plan::new(&wanted)?;
     std::fs::create_dir_all(shown).map_err(|e| no_such_path(shown, e))?;
     let root = open_root(shown).map_err(|e| no_such_path(shown, e.into()))?;
-    let existing = scan(&root, shown, workers(opts.workers), fetcher.abort)?;
-    let replacement = Replacement::plan(&manifest, &existing, opts.delete);
+    let existing = scan(&root, shown, workers, fetcher.abort)?;
+    let mut replacement = Replacement::plan(&manifest, &existing, opts.delete);
+    let survey = survey(opts, &root, &manifest, &existing, &replacement, fetcher, workers)?;
+    if !survey.found.is_empty() {
+        plan = Plan::new(&Wanted {
+            survey: &survey,
+            ..wanted
+        })?;
+    }
+    if survey.reused_bytes > 0 {
+        let bytes = megabytes(survey.reused_bytes);
+        events.log(&format!("Resuming: {bytes} are already there and right"));
+    }
     check_space(&root, shown, plan.disk_bytes.saturating_sub(replacement.freed))?;
     replacement.clear(&root, shown, &existing)?;
     drop(existing);
     let mut target = Target::new(root, shown, &manifest, &plan.remaining, events);
-    target.exists = replacement.exists;
-    write(opts, &plan, &map, &manifest, &target, fetcher, events)?;
+    target.exists = std::mem::take(&mut replacement.exists);
+    write(share.workers, &plan, &map, &manifest, &target, fetcher, events)?;
     drop(target);
-    Ok((manifest, plan))
+    Ok((manifest, plan, survey.reused_bytes))
 }
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "one call, each argument a part of the run"
-)]
-fn write(
+fn share(opts: &RestoreOptions<'_>, manifest: &Manifest, map: &ChunkMap, workers: usize) -> Share {
+    let memory = if opts.memory == 0 {
+        memory::DEFAULT
+    } else {
+        opts.memory
+    };
+    let tables = memory::tables(manifest.leaves.len(), map.len());
+    Share::of(memory, tables, workers)
+}
+
+fn survey(
     opts: &RestoreOptions<'_>,
+    root: &OwnedFd,
+    manifest: &Manifest,
+    scan: &Scan,
+    replacement: &Replacement,
+    fetcher: &Fetcher<'_>,
+    workers: usize,
+) -> Result<Survey, Error> {
+    let caches = match &opts.cache_path {
+        Some(path) if !replacement.exists.is_empty() => cache::all(path),
+        _ => Vec::new(),
+    };
+    let surveyor = Surveyor {
+        root,
+        manifest,
+        scan,
+        exists: &replacement.exists,
+        caches: &caches,
+        abort: fetcher.abort,
+    };
+    surveyor.survey(workers)
+}
+
+fn write(
+    workers: usize,
     plan: &Plan,
     map: &ChunkMap,
     manifest: &Manifest,
@@ -185,11 +263,22 @@ fn write(
 ) -> Result<(), Error> {
     let (mut hands, mut others) = (Hands::default(), Hands::default());
     target.create_dirs(&mut hands)?;
+    let meter = Meter::new(events, plan.data_bytes, manifest.files, true);
+    meter.add(0, plan.settled);
+    for &leaf in &plan.touch {
+        fetcher.abort.check()?;
+        target.touch(leaf, &mut hands)?;
+        meter.add(0, 1);
+    }
+    for &leaf in &plan.patch {
+        fetcher.abort.check()?;
+        target.patch(leaf, &mut hands)?;
+    }
     for &leaf in &plan.large {
         fetcher.abort.check()?;
         target.create_large(leaf, &mut hands)?;
     }
-    let meter = Meter::new(events, plan.data_bytes, manifest.files, true);
+    let urgent = plan.jobs.iter().filter(|j| j.pack().is_some());
     let download = Download {
         plan,
         map,
@@ -199,9 +288,11 @@ fn write(
         meter: &meter,
         next: AtomicUsize::new(0),
         announced: Mutex::new(0),
+        urgent: AtomicUsize::new(urgent.filter(|j| j.turn() == Turn::Priority).count()),
+        events,
     };
     std::thread::scope(|s| {
-        for _ in 0..workers(opts.workers).min(plan.jobs.len()) {
+        for _ in 0..workers.min(plan.jobs.len()) {
             s.spawn(|| download.work());
         }
     });

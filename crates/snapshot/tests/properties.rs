@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::{World, noise, tree};
+use common::{Lines, World, noise, tree};
+use dumont_snapshot::restore;
 use proptest::prelude::*;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -220,5 +221,16 @@ proptest! {
         let report = world.restore_to(head, &world.work(), true).unwrap();
         prop_assert_eq!(report.validation.problems, Vec::<String>::new());
         prop_assert_eq!(&tree(&world.work()), expected);
+        // Nor does the cache, which believes what it knows, let anything else through.
+        let (head, expected) = &moments[0];
+        let options = dumont_snapshot::RestoreOptions {
+            cache_path: Some(world.cache()),
+            ..world.restore_options(&world.work(), true)
+        };
+        for _ in 0..2 {
+            let report = restore(&options, head, &world.store, &Lines::default()).unwrap();
+            prop_assert_eq!(report.validation.problems, Vec::<String>::new());
+            prop_assert_eq!(&tree(&world.work()), expected);
+        }
     }
 }

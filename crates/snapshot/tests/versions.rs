@@ -18,13 +18,7 @@ fn a_snapshot_of_version_1_restores() {
         assert_eq!(fs::read(object.unwrap().path()).unwrap()[8..10], [1, 0]);
     }
     let out = tempfile::tempdir().unwrap();
-    let options = RestoreOptions {
-        path: out.path().into(),
-        delete: false,
-        cache_path: None,
-        workers: 2,
-        cancelled: &NEVER,
-    };
+    let options = RestoreOptions::new(out.path(), &NEVER);
     let report = restore(&options, &head, &DirStore::new(objects), &Lines::default()).unwrap();
     assert_eq!(report.validation.validation, Verdict::Ok);
     let read = |name: &str| fs::read(out.path().join(name)).unwrap();

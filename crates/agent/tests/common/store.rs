@@ -13,6 +13,8 @@ use std::time::Duration;
 /// What happens to the next request instead of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
+    /// None: this request is answered as usual.
+    Spared,
     Status(u16),
     /// The connection is reset before the request is read to its end.
     CutEarly,
@@ -28,6 +30,8 @@ pub struct Store {
     pub faults: Mutex<VecDeque<Fault>>,
     pub connections: AtomicU64,
     pub requests: Mutex<Vec<String>>,
+    /// Bytes of answers.
+    pub sent: AtomicU64,
     next_key: AtomicU64,
 }
 
@@ -40,6 +44,7 @@ impl Store {
             faults: Mutex::default(),
             connections: AtomicU64::new(0),
             requests: Mutex::default(),
+            sent: AtomicU64::new(0),
             next_key: AtomicU64::new(0),
         });
         let shared = Arc::clone(&store);
@@ -113,6 +118,7 @@ impl Store {
             if late {
                 answer.truncate(answer.len() / 2);
             }
+            self.sent.fetch_add(answer.len() as u64, Ordering::Relaxed);
             let sent = if late && answer.is_empty() {
                 Ok(())
             } else {

@@ -5,16 +5,17 @@
 //! per thread. Ranges of 16 MiB and four connections saturate what was measured.
 
 use super::load::Manifest;
-use super::plan::{Job, Plan};
+use super::memory::{Held, PER_WORKER};
+use super::plan::{Job, Plan, Turn};
 use super::target::{Hands, Target};
 use crate::codec::Decoder;
 use crate::error::Error;
-use crate::events::{Abort, Meter, lock};
+use crate::events::{Abort, Events, Meter, lock};
 use crate::index::{ChunkMap, ChunkPlace};
 use crate::printable::printable;
 use crate::store::ObjectSource;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 
 /// Jobs whose objects are announced to the source together.
@@ -26,6 +27,7 @@ pub(crate) struct Fetcher<'a> {
     pub abort: &'a Abort<'a>,
     pub requests: AtomicU64,
     pub bytes: AtomicU64,
+    pub held: Held,
 }
 
 impl<'a> Fetcher<'a> {
@@ -35,6 +37,7 @@ impl<'a> Fetcher<'a> {
             abort,
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            held: Held::default(),
         }
     }
 
@@ -119,6 +122,9 @@ pub(super) struct Download<'a> {
     pub next: AtomicUsize,
     /// How many windows of jobs have been announced.
     pub announced: Mutex<usize>,
+    /// Jobs of priority files that are not done yet.
+    pub urgent: AtomicUsize,
+    pub events: &'a dyn Events,
 }
 
 impl Download<'_> {
@@ -131,6 +137,7 @@ impl Download<'_> {
 
     fn run(&self) -> Result<(), Error> {
         let (mut decoder, mut hands) = (Decoder::new()?, Hands::default());
+        let _own = self.fetcher.held.hold(PER_WORKER);
         loop {
             self.fetcher.abort.check()?;
             let number = self.next.fetch_add(1, Relaxed);
@@ -142,9 +149,17 @@ impl Download<'_> {
                         self.meter.add(0, 1);
                     }
                 }
-                Some(Job::Fetch { pack, range, chunks }) => {
+                Some(Job::Fetch {
+                    turn,
+                    pack,
+                    range,
+                    chunks,
+                }) => {
                     self.announce(number)?;
                     self.fetch(*pack, range, chunks.clone(), &mut decoder, &mut hands)?;
+                    if *turn == Turn::Priority && self.urgent.fetch_sub(1, AcqRel) == 1 {
+                        self.events.log("Priority files are restored");
+                    }
                 }
             }
         }
@@ -176,6 +191,7 @@ impl Download<'_> {
         hands: &mut Hands,
     ) -> Result<(), Error> {
         let key = &self.map.packs[pack as usize].key;
+        let _range = self.fetcher.held.hold(range.end - range.start);
         let bytes = match self
             .fetcher
             .get(key, Some(range.clone()), range.end - range.start)

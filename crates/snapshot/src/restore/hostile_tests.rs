@@ -96,11 +96,9 @@ impl Forge {
 
     fn restore(&self, head: &SnapshotHead, source: &dyn ObjectSource) -> Result<RestoreReport, Error> {
         let opts = RestoreOptions {
-            path: self.out(),
             delete: true,
-            cache_path: None,
             workers: 2,
-            cancelled: &NEVER,
+            ..RestoreOptions::new(self.out(), &NEVER)
         };
         restore(&opts, head, source, &NoEvents)
     }

@@ -3,8 +3,13 @@
 //! Every chunk is fetched once, wherever and however often it is needed, in the order in which it
 //! lies in its pack: neighbours become one request. All checks that need no data are made here,
 //! before the first byte is written.
+//!
+//! What is wanted first comes first: files that a `priority` glob names, then small files (a
+//! program that starts opens hundreds of those and reads little of its weights), then the rest.
+//! A request never mixes these, or one small file would bring 16 MiB of weights along.
 
 use super::load::{LeafBody, Manifest};
+use super::survey::Survey;
 use crate::error::Error;
 use crate::index::{ChunkMap, ChunkPlace};
 use crate::printable::printable;
@@ -14,14 +19,22 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
-/// Bytes; the longest range that is asked for.
-const MAX_RANGE: u64 = 16 << 20;
 /// Bytes; a gap up to here is read along, because a request costs more.
 const MAX_GAP: u64 = 256 << 10;
 /// Bytes that files take on disk in multiples of.
 const BLOCK: u64 = 4096;
 /// Entries without content that are created in one go.
 const PLAIN_BATCH: usize = 512;
+/// Bytes; files up to here are small.
+const SMALL: u64 = 1 << 20;
+
+/// When a file is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Turn {
+    Priority,
+    Small,
+    Large,
+}
 
 /// One place of a chunk.
 pub(super) struct Piece {
@@ -38,6 +51,7 @@ pub(super) struct PlannedChunk {
 pub(super) enum Job {
     /// Of one pack; `chunks` are those in the range.
     Fetch {
+        turn: Turn,
         pack: u32,
         range: Range<u64>,
         chunks: Range<usize>,
@@ -47,6 +61,14 @@ pub(super) enum Job {
 }
 
 impl Job {
+    pub fn turn(&self) -> Turn {
+        match self {
+            Self::Fetch { turn, .. } => *turn,
+            // They cost no transfer.
+            Self::Plain(_) => Turn::Priority,
+        }
+    }
+
     pub fn pack(&self) -> Option<u32> {
         match self {
             Self::Fetch { pack, .. } => Some(*pack),
@@ -64,6 +86,12 @@ pub(super) struct Plan {
     pub plain: Vec<usize>,
     /// Files of several pieces, or with holes: created at their full length first.
     pub large: Vec<usize>,
+    /// Files that hold a part of their content and get the rest in place.
+    pub patch: Vec<usize>,
+    /// Files that hold all of their content and lack a length, mode or time.
+    pub touch: Vec<usize>,
+    /// Names at which nothing has to be done.
+    pub settled: u64,
     /// (name to make, the first name of the same file).
     pub links: Vec<(usize, usize)>,
     /// Per leaf, the pieces still to be written.
@@ -75,6 +103,7 @@ pub(super) struct Plan {
 }
 
 struct Item {
+    turn: Turn,
     pack: u32,
     offset: u64,
     id: Digest,
@@ -82,35 +111,57 @@ struct Item {
     at: u64,
 }
 
+/// What a plan is made from.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub snapshot_id: &'a str,
+    pub manifest: &'a Manifest,
+    pub map: &'a ChunkMap,
+    pub survey: &'a Survey,
+    /// Globs of paths below the root.
+    pub priority: &'a [String],
+    /// Bytes; no longer range is asked for.
+    pub max_range: u64,
+}
+
 impl Plan {
-    pub fn new(snapshot_id: &str, manifest: &Manifest, map: &ChunkMap) -> Result<Self, Error> {
+    pub fn new(wanted: &Wanted<'_>) -> Result<Self, Error> {
         let mut plan = Self::default();
         let (mut items, mut groups) = (Vec::new(), HashMap::new());
+        let (manifest, survey) = (wanted.manifest, wanted.survey);
         for (i, leaf) in manifest.leaves.iter().enumerate() {
-            let mut pieces = 0;
-            if let LeafBody::File { size, group, extents } = &leaf.body {
-                if let Some(first) = (*group != 0)
-                    .then(|| *groups.entry(*group).or_insert(i))
-                    .filter(|f| *f != i)
-                {
-                    same_file(manifest, i, first)?;
-                    plan.links.push((i, first));
-                    plan.remaining.push(AtomicU32::new(0));
-                    continue;
-                }
-                pieces = file(snapshot_id, manifest, map, i, *size, extents, &mut items)?;
-                let whole = pieces == 1 && extents.len() == 1;
-                if pieces > 0 && !whole {
-                    plan.large.push(i);
-                }
-            }
-            if pieces == 0 {
+            let LeafBody::File { group, extents, .. } = &leaf.body else {
                 plan.plain.push(i);
+                plan.remaining.push(AtomicU32::new(0));
+                continue;
+            };
+            if let Some(first) = (*group != 0)
+                .then(|| *groups.entry(*group).or_insert(i))
+                .filter(|f| *f != i)
+            {
+                same_file(manifest, i, first)?;
+                if survey.linked.contains(&i) {
+                    plan.settled += 1;
+                } else {
+                    plan.links.push((i, first));
+                }
+                plan.remaining.push(AtomicU32::new(0));
+                continue;
+            }
+            let pieces = wanted.file(i, &mut items)?;
+            match survey.found.get(&i) {
+                Some(found) if found.complete() && found.settled => plan.settled += 1,
+                Some(found) if found.complete() => plan.touch.push(i),
+                Some(_) => plan.patch.push(i),
+                None if pieces == 0 => plan.plain.push(i),
+                None if pieces > 1 || extents.len() > 1 => plan.large.push(i),
+                // Created when its only chunk comes.
+                None => {}
             }
             plan.remaining.push(AtomicU32::new(pieces));
         }
         plan.add_disk(manifest);
-        plan.add_jobs(items, map)?;
+        plan.add_jobs(items, wanted)?;
         Ok(plan)
     }
 
@@ -132,10 +183,11 @@ impl Plan {
         }
     }
 
-    fn add_jobs(&mut self, mut items: Vec<Item>, map: &ChunkMap) -> Result<(), Error> {
+    fn add_jobs(&mut self, mut items: Vec<Item>, wanted: &Wanted<'_>) -> Result<(), Error> {
         items.sort_unstable_by_key(|i| (i.pack, i.offset, i.id, i.leaf, i.at));
         for same in items.chunk_by(|a, b| a.id == b.id && a.pack == b.pack && a.offset == b.offset) {
-            let place = *map
+            let place = *wanted
+                .map
                 .get(&same[0].id)
                 .ok_or_else(|| Error::internal("a planned chunk is in no index"))?;
             let from = self.pieces.len();
@@ -144,6 +196,7 @@ impl Plan {
                 at: i.at,
             }));
             self.data_bytes += u64::from(place.entry.raw_len) * same.len() as u64;
+            let first = same.iter().map(|i| i.turn).min().unwrap_or(Turn::Large);
             let number = self.chunks.len();
             self.chunks.push(PlannedChunk {
                 place,
@@ -151,15 +204,20 @@ impl Plan {
             });
             let (start, end) = (place.entry.offset, place.entry.end());
             match self.jobs.last_mut() {
-                Some(Job::Fetch { pack, range, chunks })
-                    if *pack == place.pack
-                        && start <= range.end + MAX_GAP
-                        && end.max(range.end) - range.start <= MAX_RANGE =>
+                Some(Job::Fetch {
+                    turn,
+                    pack,
+                    range,
+                    chunks,
+                }) if (*turn, *pack) == (first, place.pack)
+                    && start <= range.end + MAX_GAP
+                    && end.max(range.end) - range.start <= wanted.max_range =>
                 {
                     range.end = range.end.max(end);
                     chunks.end = number + 1;
                 }
                 _ => self.jobs.push(Job::Fetch {
+                    turn: first,
                     pack: place.pack,
                     range: start..end,
                     chunks: number..number + 1,
@@ -170,46 +228,66 @@ impl Plan {
             self.jobs
                 .push(Job::Plain(from..self.plain.len().min(from + PLAIN_BATCH)));
         }
+        self.jobs.sort_by_key(Job::turn);
         Ok(())
     }
 }
 
-/// Plans one file's chunks and returns how many there are.
-fn file(
-    snapshot_id: &str,
-    manifest: &Manifest,
-    map: &ChunkMap,
-    leaf: usize,
-    size: u64,
-    extents: &[Extent],
-    items: &mut Vec<Item>,
-) -> Result<u32, Error> {
-    let name = || printable(&manifest.path(leaf));
-    let bad = |why: &str| Err(Error::corrupt(snapshot_id, format_args!("{}: {why}", name())));
-    let (mut at, mut pieces) = (0u64, 0u32);
-    for e in extents {
-        if let Extent::Chunk { id, len } = e {
-            let Some(place) = map.get(id) else {
-                return bad(&format!("chunk {id} is in no index"));
-            };
-            if place.entry.raw_len != *len {
-                return bad(&format!("chunk {id} is of another length in the index"));
+impl Wanted<'_> {
+    /// Plans the chunks that a file lacks and returns how many there are.
+    fn file(&self, leaf: usize, items: &mut Vec<Item>) -> Result<u32, Error> {
+        let LeafBody::File { size, extents, .. } = &self.manifest.leaves[leaf].body else {
+            return Ok(0);
+        };
+        let name = || printable(&self.manifest.path(leaf));
+        let bad = |why: &str| {
+            Err(Error::corrupt(
+                self.snapshot_id,
+                format_args!("{}: {why}", name()),
+            ))
+        };
+        let have = self.survey.found.get(&leaf).map(|f| &f.have[..]);
+        let turn = self.turn(leaf, *size);
+        let (mut at, mut pieces) = (0u64, 0u32);
+        for (i, e) in extents.iter().enumerate() {
+            if let Extent::Chunk { id, len } = e {
+                let Some(place) = self.map.get(id) else {
+                    return bad(&format!("chunk {id} is in no index"));
+                };
+                if place.entry.raw_len != *len {
+                    return bad(&format!("chunk {id} is of another length in the index"));
+                }
+                if !have.is_some_and(|h| h[i]) {
+                    items.push(Item {
+                        turn,
+                        pack: place.pack,
+                        offset: place.entry.offset,
+                        id: *id,
+                        leaf,
+                        at,
+                    });
+                    pieces = pieces.saturating_add(1);
+                }
             }
-            items.push(Item {
-                pack: place.pack,
-                offset: place.entry.offset,
-                id: *id,
-                leaf,
-                at,
-            });
-            pieces = pieces.saturating_add(1);
+            at = at.saturating_add(e.len());
         }
-        at = at.saturating_add(e.len());
+        if at == *size {
+            Ok(pieces)
+        } else {
+            bad("its parts do not add up to its size")
+        }
     }
-    if at == size {
-        Ok(pieces)
-    } else {
-        bad("its parts do not add up to its size")
+
+    fn turn(&self, leaf: usize, size: u64) -> Turn {
+        let first = !self.priority.is_empty() && {
+            let path = self.manifest.path(leaf);
+            self.priority.iter().any(|g| fast_glob::glob_match(g, &path))
+        };
+        match size {
+            _ if first => Turn::Priority,
+            0..=SMALL => Turn::Small,
+            _ => Turn::Large,
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Making room in a target that already holds something.
 //!
 //! Only what stands in the way of a directory (or is one where a file belongs) is removed up
-//! front, and with `delete` what the snapshot does not have. Files that will be rewritten are
-//! merely noted: each is unlinked when its replacement is at hand. A directory that its owner made
+//! front, and with `delete` what the snapshot does not have. Files that have a name of the snapshot
+//! are merely noted: what is right in them is kept, and one that is replaced is unlinked when its
+//! replacement is at hand. A directory that its owner made
 //! read-only does not stand in the owner's own way.
 
 use super::load::Manifest;
@@ -12,14 +13,15 @@ use crate::fsutil::io_at;
 use crate::scan::{LeafKind, Scan};
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 #[derive(Default)]
 pub(super) struct Replacement {
-    /// Leaves of the manifest whose name is taken by something that can be unlinked.
-    pub exists: HashSet<usize>,
+    /// Leaves of the manifest whose name is taken by something that can be unlinked: where in the
+    /// scan (directory, number).
+    pub exists: HashMap<usize, (usize, usize)>,
     /// Bytes on disk that will become free.
     pub freed: u64,
     /// Directories of the scan to remove with all they hold.
@@ -49,7 +51,7 @@ impl Replacement {
             };
             for (i, l) in s.leaves.iter().enumerate() {
                 if let Some(number) = leaf(&l.name) {
-                    out.exists.insert(number);
+                    out.exists.insert(number, (there, i));
                 } else if subdir(&l.name).is_some() || delete {
                     out.leaves.push((there, i));
                 } else {

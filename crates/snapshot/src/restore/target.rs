@@ -2,10 +2,10 @@
 //!
 //! Every path is walked from the root's file descriptor one name at a time, refusing symlinks,
 //! and names were checked when the tree was read: neither a hostile manifest nor a link that
-//! already lies in the target can lead a write outside. Whatever a name holds is unlinked before
-//! the new file is created exclusively, because writing into an existing file would also change
-//! what it may be hard-linked to elsewhere; a program that has the old file open keeps the old
-//! bytes.
+//! already lies in the target can lead a write outside. A file that holds some of the right
+//! content, and that no name outside of the snapshot leads to, is completed in place (see
+//! `survey`). Whatever else a name holds is unlinked before the new file is created exclusively,
+//! because writing into it would also change what it may be hard-linked to elsewhere.
 //!
 //! Files appear under their final names with mode 0600 and get their mode and times when the
 //! last chunk is in, so a half-restored file does not look finished. Nothing is synced: when the
@@ -16,9 +16,10 @@ use super::load::{LeafBody, Manifest};
 use crate::error::Error;
 use crate::events::Events;
 use crate::fsutil::{Attrs, Meta, io_at, join, mtime_only, open_dir_at};
+use crate::tree::Extent;
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::AcqRel, Ordering::Relaxed};
@@ -32,7 +33,7 @@ pub(super) struct Target<'a> {
     pub manifest: &'a Manifest,
     pub remaining: &'a [AtomicU32],
     /// Leaves whose name is taken in the target, to be unlinked when their turn comes.
-    pub exists: HashSet<usize>,
+    pub exists: HashMap<usize, (usize, usize)>,
     pub events: &'a dyn Events,
     owner: (u32, u32),
     chown_failed: AtomicBool,
@@ -106,7 +107,7 @@ impl<'a> Target<'a> {
             shown,
             manifest,
             remaining,
-            exists: HashSet::new(),
+            exists: HashMap::new(),
             events,
             owner,
             chown_failed,
@@ -159,7 +160,7 @@ impl<'a> Target<'a> {
     }
 
     fn clear(&self, leaf: usize, dir: &OwnedFd) -> Result<(), Error> {
-        if self.exists.contains(&leaf) {
+        if self.exists.contains_key(&leaf) {
             unlink(dir, &self.manifest.leaves[leaf].name).map_err(self.fail(leaf, "replace"))?;
         }
         Ok(())
@@ -171,7 +172,43 @@ impl<'a> Target<'a> {
             return Ok(());
         };
         let fd = self.create_file(leaf, hands)?;
-        fs::ftruncate(&fd, *size).map_err(self.fail(leaf, "write"))
+        fs::ftruncate(&fd, *size).map_err(self.fail(leaf, "write"))?;
+        set_aside(&fd, &self.manifest.leaves[leaf].body).map_err(self.fail(leaf, "write"))
+    }
+
+    /// Opens a file that holds a part of its content, and lets it look unfinished.
+    pub fn patch(&self, leaf: usize, hands: &mut Hands) -> Result<(), Error> {
+        let fd = self.reopen(leaf, hands)?;
+        fs::fchmod(&fd, Mode::RUSR | Mode::WUSR).map_err(self.fail(leaf, "write to"))
+    }
+
+    /// Gives a file that holds all of its content what else it lacks.
+    pub fn touch(&self, leaf: usize, hands: &mut Hands) -> Result<(), Error> {
+        let fd = self.reopen(leaf, hands)?;
+        self.finish(&fd, &self.manifest.leaves[leaf].attrs)
+            .map_err(self.fail(leaf, "set the mode of"))
+    }
+
+    /// An existing file at its right length, open for writing.
+    fn reopen(&self, leaf: usize, hands: &mut Hands) -> Result<OwnedFd, Error> {
+        let l = &self.manifest.leaves[leaf];
+        let LeafBody::File { size, .. } = &l.body else {
+            return Err(Error::internal("what is no file was to be written in place"));
+        };
+        let dir = self.open_dir(l.dir, hands)?;
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = || fs::openat(dir, &*l.name, flags, Mode::empty());
+        let fd = open().or_else(|e| {
+            // Its owner may make a read-only file writable.
+            if e != Errno::ACCESS {
+                return Err(e);
+            }
+            fs::chmodat(dir, &*l.name, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+            open()
+        });
+        let fd = fd.map_err(self.fail(leaf, "open"))?;
+        fs::ftruncate(&fd, *size).map_err(self.fail(leaf, "write"))?;
+        Ok(fd)
     }
 
     /// Creates what has no chunks: links, fifos, files that are empty or one hole.
@@ -301,6 +338,24 @@ impl<'a> Target<'a> {
         {
             self.events.log(&format!("Owners are not restored here: {e}"));
         }
+    }
+}
+
+/// Bytes; below this the file system does as well by itself.
+const LEAST_SET_ASIDE: u64 = 8 << 20;
+
+/// Reserves the space of a large file without holes, so that its blocks lie together and a full
+/// disk shows before anything is fetched. Not every file system can.
+fn set_aside(fd: &OwnedFd, body: &LeafBody) -> Result<(), Errno> {
+    let LeafBody::File { size, extents, .. } = body else {
+        return Ok(());
+    };
+    if *size < LEAST_SET_ASIDE || extents.iter().any(|e| matches!(e, Extent::Hole { .. })) {
+        return Ok(());
+    }
+    match fs::fallocate(fd, fs::FallocateFlags::empty(), 0, *size) {
+        Err(e @ (Errno::NOSPC | Errno::DQUOT)) => Err(e),
+        _ => Ok(()),
     }
 }
 

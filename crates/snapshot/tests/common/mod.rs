@@ -143,11 +143,9 @@ impl World {
 
     pub fn restore_options(&self, path: &Path, delete: bool) -> RestoreOptions<'static> {
         RestoreOptions {
-            path: path.into(),
             delete,
-            cache_path: None,
             workers: 4,
-            cancelled: &NEVER,
+            ..RestoreOptions::new(path, &NEVER)
         }
     }
 
@@ -174,7 +172,7 @@ impl Drop for World {
 }
 
 /// Makes every directory removable again.
-fn unlock(path: &Path) {
+pub fn unlock(path: &Path) {
     if fs::symlink_metadata(path).is_ok_and(|m| m.is_dir()) {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         for e in fs::read_dir(path).unwrap() {
