@@ -4,6 +4,7 @@
 //! A derived schema would show the fields of the Rust type, not the text that serde writes.
 
 use crate::id::{Digest, MachineRef, WorkspaceName};
+use crate::scope::CudaVersion;
 pub use utoipa;
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
@@ -55,6 +56,7 @@ texts! {
         "1 to 40 lower-case letters, digits and inner dashes.";
     Digest: "^[0-9a-fA-F]{64}$", "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262",
         "BLAKE3, 256 bits in hexadecimal digits.";
+    CudaVersion: "^[0-9]{1,3}(\\.[0-9]{1,3})?$", "12.8", "A CUDA version.";
 }
 
 /// For enums made by [`crate::words!`].

@@ -10,6 +10,7 @@ use crate::{Error, Page, Result, Store, machine};
 use dumont_core::blacklist::{BlacklistType, Change, Entry, Proposal, Rule, change, is_active};
 use dumont_core::history::Stats;
 use dumont_core::id::MachineRef;
+use dumont_core::scope::{CudaVersion, Scope};
 use dumont_core::time::Timestamp;
 
 statements! {
@@ -28,11 +29,18 @@ statements! {
               actor = $10 WHERE id = $1 RETURNING *"];
     REMOVE: ["UPDATE machine_blacklist SET is_active = FALSE, closed_at = $4, closed_by = $3 \
               WHERE provider = $1 AND machine_id = $2 AND is_active \
-              AND (expires_at IS NULL OR expires_at > $4)"];
-    CHECK: ["SELECT * FROM machine_blacklist WHERE provider = $1 AND machine_id = $2 AND is_active \
-             AND scope IS NULL AND (expires_at IS NULL OR expires_at > $3)"];
-    LIST: ["SELECT * FROM machine_blacklist WHERE is_active AND id > $1 \
-            AND (expires_at IS NULL OR expires_at > $2) ORDER BY id LIMIT $3"];
+              AND (expires_at IS NULL OR expires_at > $4) RETURNING *"];
+    OF_MACHINE: ["SELECT * FROM machine_blacklist WHERE provider = $1 AND machine_id = $2 AND is_active \
+                  AND (expires_at IS NULL OR expires_at > $3) ORDER BY id"];
+    EVER: ["SELECT * FROM machine_blacklist WHERE provider = $1 AND machine_id = $2 \
+            ORDER BY id DESC LIMIT $3"];
+    LIST: ["SELECT * FROM machine_blacklist WHERE id < $1 AND is_active \
+            AND (expires_at IS NULL OR expires_at > $2) \
+            AND ($3 IS NULL OR provider = $3) AND ($4 IS NULL OR blacklist_type = $4) \
+            AND ($5 IS NULL OR blacklisted_at >= $5) ORDER BY id DESC LIMIT $6"];
+    LIST_EVER: ["SELECT * FROM machine_blacklist WHERE id < $1 \
+            AND ($2 IS NULL OR provider = $2) AND ($3 IS NULL OR blacklist_type = $3) \
+            AND ($4 IS NULL OR blacklisted_at >= $4) ORDER BY id DESC LIMIT $5"];
 }
 
 /// What a person or a tool asks for.
@@ -47,6 +55,17 @@ pub struct NewBlacklist {
     pub actor: Option<String>,
     /// What it is blocked for, e.g. `cuda=12.8`; `None` is everything.
     pub scope: Option<String>,
+}
+
+/// Which entries a list shows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BlacklistFilter {
+    pub provider: Option<String>,
+    pub blacklist_type: Option<BlacklistType>,
+    /// Blocked at or after.
+    pub since: Option<Timestamp>,
+    /// Removed and expired ones too.
+    pub closed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -95,6 +114,15 @@ impl BlacklistRow {
             expires_at: self.expires_at,
             open: self.is_active,
         }
+    }
+
+    /// Whether it stands in the way of a workload that needs this CUDA version. A scope that a
+    /// later version wrote is none of ours to judge, so it blocks.
+    pub fn concerns(&self, cuda: Option<CudaVersion>) -> bool {
+        let Some(scope) = &self.scope else {
+            return true;
+        };
+        scope.parse().map_or(true, |s: Scope| s.blocks(cuda))
     }
 
     /// It is in force at `now`.
@@ -193,22 +221,46 @@ pub(crate) async fn propose(
 
 impl Store {
     /// A person's word: writes over whatever is open in the scope. True if there was nothing.
+    /// A manual entry gives way to a manual one only; anything else is a `Conflict`.
     pub async fn add_blacklist(&self, new: &NewBlacklist, now: Timestamp) -> Result<(BlacklistRow, bool)> {
         transact!(self.db, |tx| {
             let stats = machine::stats_for_update(tx, &new.machine).await?;
             let open = open_entry(tx, &new.machine, new.scope.as_deref(), now).await?;
+            let manual = |kind| kind == BlacklistType::Manual;
+            if open.as_ref().is_some_and(|o| manual(o.blacklist_type)) && !manual(new.blacklist_type) {
+                return Err(Error::conflict(
+                    "manual blacklist entry",
+                    &new.machine.to_string(),
+                ));
+            }
             let row = write(tx, open.as_ref(), new, None, &stats, now).await?;
             Ok((row, open.is_none()))
         })
     }
 
-    /// Lifts every block in force on the machine; `NotFound` if there is none.
-    pub async fn remove_blacklist(&self, machine: &MachineRef, actor: &str, now: Timestamp) -> Result<()> {
-        let args = args![&machine.provider, &machine.machine_id, actor, now];
-        match self.db.run(REMOVE, args).await? {
-            0 => Err(Error::not_found("blacklist entry", &machine.to_string())),
-            _ => Ok(()),
-        }
+    /// Lifts every block in force on the machine, scoped ones too, and gives them; `NotFound`
+    /// if there is none.
+    pub async fn remove_blacklist(
+        &self,
+        machine: &MachineRef,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Vec<BlacklistRow>> {
+        transact!(self.db, |tx| {
+            let args = args![&machine.provider, &machine.machine_id, actor, now];
+            let removed: Vec<BlacklistRow> = tx.all(REMOVE, args).await?;
+            if removed.is_empty() {
+                return Err(Error::not_found("blacklist entry", &machine.to_string()));
+            }
+            Ok(removed)
+        })
+    }
+
+    /// The machine's blocks in force, scoped ones too, oldest first.
+    pub async fn blocks_of(&self, machine: &MachineRef, now: Timestamp) -> Result<Vec<BlacklistRow>> {
+        self.db
+            .all(OF_MACHINE, args![&machine.provider, &machine.machine_id, now])
+            .await
     }
 
     /// The unscoped block in force, if any.
@@ -217,22 +269,36 @@ impl Store {
         machine: &MachineRef,
         now: Timestamp,
     ) -> Result<Option<BlacklistRow>> {
+        let blocks = self.blocks_of(machine, now).await?;
+        Ok(blocks.into_iter().find(|b| b.scope.is_none()))
+    }
+
+    /// Every entry the machine ever had, newest first.
+    pub async fn blacklist_ever(&self, machine: &MachineRef, limit: u32) -> Result<Vec<BlacklistRow>> {
         self.db
-            .first(CHECK, args![&machine.provider, &machine.machine_id, now])
+            .all(EVER, args![&machine.provider, &machine.machine_id, limit])
             .await
     }
 
-    /// Blocks in force, oldest first; `after` is an entry's id.
+    /// Newest first; `after` is an entry's id.
     pub async fn list_blacklist(
         &self,
+        filter: &BlacklistFilter,
         after: Option<i64>,
         limit: u32,
         now: Timestamp,
     ) -> Result<Page<BlacklistRow>> {
-        let rows = self
-            .db
-            .all(LIST, args![after.unwrap_or(0), now, u64::from(limit) + 1])
-            .await?;
+        let (after, most) = (after.unwrap_or(i64::MAX), u64::from(limit) + 1);
+        let (provider, kind, since) = (filter.provider.as_deref(), filter.blacklist_type, filter.since);
+        let rows = if filter.closed {
+            self.db
+                .all(LIST_EVER, args![after, provider, kind, since, most])
+                .await?
+        } else {
+            self.db
+                .all(LIST, args![after, now, provider, kind, since, most])
+                .await?
+        };
         Ok(Page::cut(rows, limit, |b: &BlacklistRow| b.id.to_string()))
     }
 

@@ -7,7 +7,7 @@
 use crate::engine::Row;
 use crate::error::{Error, Result};
 use dumont_core::blacklist::{BlacklistType, Rule};
-use dumont_core::history::{Outcome, Reason, Stage};
+use dumont_core::history::{Level, Outcome, Reason, Stage};
 use dumont_core::id::{Digest, MachineRef, WorkspaceName};
 use dumont_core::offer::Offer;
 use dumont_core::snapshot::{ObjectRef, Progress, SnapshotHead, SnapshotType, Validation};
@@ -193,4 +193,4 @@ impl Column for MachineRef {
     }
 }
 
-words_as_text!(Kind, Status, Step, Outcome, Stage, BlacklistType, Rule);
+words_as_text!(Kind, Status, Step, Outcome, Stage, Level, BlacklistType, Rule);

@@ -21,17 +21,21 @@ mod instance;
 mod machine;
 mod meta;
 mod snapshot;
+mod summary;
 mod token;
 mod workflow;
 mod workspace;
 
-pub use attempt::{AttemptRow, NewAttempt, Recorded};
-pub use blacklist::{BlacklistRow, NewBlacklist};
+pub use attempt::{
+    AttemptCursor, AttemptFilter, AttemptRow, Counted, DayCount, NewAttempt, ReasonCount, Recorded,
+};
+pub use blacklist::{BlacklistFilter, BlacklistRow, NewBlacklist};
 pub use error::{Error, Result};
 pub use failover_event::FailoverEventRow;
 pub use instance::{InstanceRow, InstanceState, NewInstance};
-pub use machine::{Block, MachineRow};
+pub use machine::{Block, Extreme, MachineFilter, MachineRow, ScoreCursor};
 pub use snapshot::{NewSnapshot, SnapshotRow, SnapshotState};
+pub use summary::Summary;
 pub use token::TokenRow;
 pub use workflow::{Advance, Finish, NewWorkflow, StartedWorkflow, StepTime, WorkflowRow};
 pub use workspace::{Effect, NewWorkspace, WorkspaceRow, WorkspaceState};
@@ -126,6 +130,7 @@ pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, en
         ("machine", machine::STATEMENTS),
         ("meta", meta::STATEMENTS),
         ("snapshot", snapshot::STATEMENTS),
+        ("summary", summary::STATEMENTS),
         ("token", token::STATEMENTS),
         ("workflow", workflow::STATEMENTS),
         ("workspace", workspace::STATEMENTS),

@@ -1,6 +1,7 @@
-//! What crosses the network: the REST bodies (`rest`), shared by server and CLI so that they
-//! cannot drift, and the frames between controller and agent (`agent`).
+//! What crosses the network: the REST bodies (`rest`, `history`), shared by server and CLI so
+//! that they cannot drift, and the frames between controller and agent (`agent`).
 
 pub mod agent;
 pub mod frame;
+pub mod history;
 pub mod rest;

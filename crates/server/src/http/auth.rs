@@ -10,7 +10,7 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use dumont_store::Store;
+use dumont_store::{Store, TokenRow};
 use rand::Rng;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -20,10 +20,16 @@ use ulid::Ulid;
 
 const PREFIX: &str = "dmt_";
 
+/// Whose token a request carries; what is written down names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    pub name: String,
+}
+
 /// Lets a request through if it carries a token that is in force.
 pub async fn require(
     State(app): State<Arc<App>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
     let given = request
@@ -33,11 +39,12 @@ pub async fn require(
     let Some(token) = given.and_then(|v| v.strip_prefix("Bearer ")) else {
         return Err(refused("token_missing", "the request carries no token"));
     };
-    check(&app.store, token.trim()).await?;
+    let name = check(&app.store, token.trim()).await?.name;
+    request.extensions_mut().insert(Caller { name });
     Ok(next.run(request).await)
 }
 
-async fn check(store: &Store, token: &str) -> Result<(), ApiError> {
+async fn check(store: &Store, token: &str) -> Result<TokenRow, ApiError> {
     let wrong = || refused("token_invalid", "the token is not known to this server");
     let (id, secret) = token
         .strip_prefix(PREFIX)
@@ -54,7 +61,7 @@ async fn check(store: &Store, token: &str) -> Result<(), ApiError> {
     if row.revoked_at.is_some() {
         return Err(refused("token_revoked", "the token was revoked"));
     }
-    Ok(())
+    Ok(row)
 }
 
 fn refused(code: &str, message: &str) -> ApiError {

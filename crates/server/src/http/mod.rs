@@ -5,6 +5,7 @@ pub mod body;
 pub mod docs;
 pub mod error;
 pub mod failovers;
+pub mod history;
 pub mod imports;
 pub mod instances;
 pub mod machines;
@@ -68,6 +69,14 @@ fn api_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(failovers::list))
         .routes(routes!(failovers::show))
         .routes(routes!(machines::list))
+        .routes(routes!(history::blacklist::list, history::blacklist::add))
+        .routes(routes!(history::blacklist::check))
+        .routes(routes!(history::blacklist::remove))
+        .routes(routes!(history::summary::summary))
+        .routes(routes!(history::attempts::list))
+        .routes(routes!(history::machines::stats))
+        .routes(routes!(history::machines::problematic))
+        .routes(routes!(history::machines::reliable))
         .routes(routes!(instances::list))
 }
 

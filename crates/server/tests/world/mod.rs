@@ -109,6 +109,19 @@ impl World {
         (response.status().as_u16(), response.json().await.expect("JSON"))
     }
 
+    /// Like `call`, with a body of any text, sent as `curl -d` sends it.
+    pub async fn curl(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let method = method.parse().expect("a method");
+        let request = self
+            .http
+            .request(method, format!("{}/api/v1{path}", self.url))
+            .bearer_auth(self.token.trim())
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(body.to_owned());
+        let response = request.send().await.expect("the server answers");
+        (response.status().as_u16(), response.json().await.expect("JSON"))
+    }
+
     pub async fn get(&self, path: &str) -> Value {
         let (status, body) = self.call("GET", path, None).await;
         assert_eq!(status, 200, "GET {path}: {body}");

@@ -4,7 +4,7 @@ use dumont_core::history::{Level, Outcome, Reason, Stage};
 use dumont_core::id::MachineRef;
 use dumont_core::rank::Standing;
 use dumont_core::time::Timestamp;
-use dumont_store::{Error, NewAttempt, NewBlacklist};
+use dumont_store::{AttemptFilter, BlacklistFilter, Error, NewAttempt, NewBlacklist};
 use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -159,7 +159,11 @@ pub async fn rules_block_and_blocks_end(fixture: Fixture) {
         Level::Blacklisted
     );
     assert_eq!(
-        store.list_blacklist(None, 10, just_before).await.unwrap().items,
+        store
+            .list_blacklist(&BlacklistFilter::default(), None, 10, just_before)
+            .await
+            .unwrap()
+            .items,
         [entry]
     );
     // It ends at its microsecond, closed by a reconciler or not.
@@ -170,7 +174,7 @@ pub async fn rules_block_and_blocks_end(fixture: Fixture) {
     );
     assert!(
         store
-            .list_blacklist(None, 10, end)
+            .list_blacklist(&BlacklistFilter::default(), None, 10, end)
             .await
             .unwrap()
             .items
@@ -232,7 +236,12 @@ pub async fn a_manual_entry_outlives_the_rules(fixture: Fixture) {
         "beside the scoped one"
     );
     assert_eq!(
-        store.list_blacklist(None, 10, at(13)).await.unwrap().items.len(),
+        store
+            .list_blacklist(&BlacklistFilter::default(), None, 10, at(13))
+            .await
+            .unwrap()
+            .items
+            .len(),
         3
     );
 }
@@ -323,7 +332,8 @@ pub async fn attempts_are_read_as_written(fixture: Fixture) {
     let success: Vec<_> = rows.iter().map(|r| r.success).collect();
     assert_eq!(success, [Some(false), None, Some(true)]);
 
-    let page = store.attempts_of_machine(&m, None, 2).await.unwrap();
+    let any = AttemptFilter::default();
+    let page = store.list_attempts(Some(&m), &any, None, 2).await.unwrap();
     let keys: Vec<_> = page
         .items
         .iter()
@@ -332,7 +342,12 @@ pub async fn attempts_are_read_as_written(fixture: Fixture) {
     assert_eq!(keys, ["c", "b"]);
     let after = page.next.expect("there is a third").parse().unwrap();
     assert_eq!(
-        store.attempts_of_machine(&m, Some(after), 2).await.unwrap().items[0].attempt,
+        store
+            .list_attempts(Some(&m), &any, Some(after), 2)
+            .await
+            .unwrap()
+            .items[0]
+            .attempt,
         new
     );
 }

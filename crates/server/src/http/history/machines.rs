@@ -1,0 +1,151 @@
+//! `/machines/history/stats`, `…/problematic`, `…/reliable`: machines by their record.
+
+use super::{after, blacklist, machine, page, provider, since};
+use crate::app::App;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::params::{Params, Path, limit};
+use axum::Json;
+use axum::extract::State;
+use dumont_core::time::Timestamp;
+use dumont_store::{DayCount, Extreme, MachineFilter, MachineRow, ReasonCount as ReasonRow, ScoreCursor};
+use dumont_wire::history::{DayRate, MachineHistory, MachineStats, MachinesQuery, ReasonCount};
+use dumont_wire::rest::{ErrorBody, Page, PageQuery};
+use std::sync::Arc;
+
+/// Days of the rate over time.
+const DAYS: u32 = 30;
+/// Earlier entries shown.
+const ENTRIES: u32 = 50;
+
+/// One machine: its record, why it failed, its rate over time, its blocks.
+#[utoipa::path(
+    get,
+    path = "/machines/history/stats/{provider}/{machine_id}",
+    tag = "history",
+    params(
+        ("provider" = String, Path, description = "As the provider is called here, e.g. vast"),
+        ("machine_id" = String, Path, description = "As the provider names the machine"),
+    ),
+    responses((status = 200, description = "The record", body = MachineHistory)),
+)]
+pub async fn stats(
+    State(app): State<Arc<App>>,
+    Path((provider, machine_id)): Path<(String, String)>,
+) -> ApiResult<Json<MachineHistory>> {
+    let machine = machine(&app, &provider, &machine_id)?;
+    let now = app.now();
+    let row = app.store.machine(&machine, now).await?.ok_or_else(|| {
+        ApiError::not_found(
+            "machine",
+            &machine.to_string(),
+            "it was never tried nor blocked; unknown machines may be used",
+        )
+    })?;
+    let reasons = app.store.failure_reasons(&machine).await?;
+    let mut days = app.store.counted_days(&machine, DAYS).await?;
+    days.reverse();
+    let entries = app.store.blacklist_ever(&machine, ENTRIES).await?;
+    Ok(Json(MachineHistory {
+        stats: shown(row),
+        reasons: reasons.into_iter().map(reason).collect(),
+        days: days.into_iter().map(day).collect(),
+        blacklist: entries.into_iter().map(|e| blacklist::shown(e, now)).collect(),
+    }))
+}
+
+/// Machines that are blocked or have a rate under 50 %, worst score first.
+#[utoipa::path(
+    get,
+    path = "/machines/history/problematic",
+    tag = "history",
+    params(MachinesQuery),
+    responses(
+        (status = 200, description = "One page", body = Page<MachineStats>),
+        (status = 404, description = "The list ends before that page", body = ErrorBody),
+    ),
+)]
+pub async fn problematic(
+    State(app): State<Arc<App>>,
+    Params(query): Params<MachinesQuery>,
+) -> ApiResult<Json<Page<MachineStats>>> {
+    extreme(&app, Extreme::Problematic, &query).await
+}
+
+/// Machines with a rate of 70 % or more that nothing blocks, best score first.
+#[utoipa::path(
+    get,
+    path = "/machines/history/reliable",
+    tag = "history",
+    params(MachinesQuery),
+    responses(
+        (status = 200, description = "One page", body = Page<MachineStats>),
+        (status = 404, description = "The list ends before that page", body = ErrorBody),
+    ),
+)]
+pub async fn reliable(
+    State(app): State<Arc<App>>,
+    Params(query): Params<MachinesQuery>,
+) -> ApiResult<Json<Page<MachineStats>>> {
+    extreme(&app, Extreme::Reliable, &query).await
+}
+
+async fn extreme(app: &App, which: Extreme, query: &MachinesQuery) -> ApiResult<Json<Page<MachineStats>>> {
+    // One blocked by hand is problematic though it was never tried.
+    let least = u32::from(which == Extreme::Reliable);
+    let filter = MachineFilter {
+        provider: provider(app, query.provider.as_ref())?,
+        since: since(app, query.period.as_ref())?,
+        min_attempts: query.min_attempts.unwrap_or(least),
+    };
+    let from: Option<ScoreCursor> = after(query.after.as_ref())?;
+    let most = limit(&PageQuery {
+        limit: query.limit,
+        after: None,
+    })?;
+    let rows = app
+        .store
+        .extreme_machines(which, &filter, from.as_ref(), most, app.now())
+        .await?;
+    Ok(Json(page(rows, from.is_some(), shown)?))
+}
+
+pub fn reason(row: ReasonRow) -> ReasonCount {
+    ReasonCount {
+        reason: row.reason.unwrap_or_else(|| "unknown".into()),
+        count: row.n,
+    }
+}
+
+fn day(row: DayCount) -> DayRate {
+    DayRate {
+        day: Timestamp(row.day * 86_400_000_000),
+        successful: row.successful,
+        failed: row.failed,
+    }
+}
+
+pub fn shown(row: MachineRow) -> MachineStats {
+    let level = row.level();
+    let (stats, block) = (row.stats, row.block);
+    MachineStats {
+        provider: row.machine.provider,
+        machine_id: row.machine.machine_id,
+        total_attempts: stats.total,
+        successful_attempts: stats.successful,
+        failed_attempts: stats.failed,
+        uncounted_attempts: stats.uncounted,
+        consecutive_failures: stats.consecutive_failures,
+        success_rate: stats.success_rate(),
+        reliability_status: level,
+        reliability_score: row.reliability_score,
+        avg_boot_time: stats.avg_boot_time(),
+        ready_attempts: stats.ready,
+        last_attempt_at: stats.last_attempt_at,
+        last_success_at: stats.last_success_at,
+        last_failure_at: stats.last_failure_at,
+        is_blacklisted: block.is_some(),
+        blacklist_type: block.as_ref().map(|b| b.blacklist_type),
+        blacklist_expires_at: block.as_ref().and_then(|b| b.expires_at),
+        blacklist_reason: block.map(|b| b.reason),
+    }
+}

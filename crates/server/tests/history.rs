@@ -1,0 +1,261 @@
+//! The machine history over REST, as the source document's reader would call it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod world;
+
+use serde_json::{Value, json};
+use world::World;
+
+const HISTORY: &str = "/machines/history";
+
+async fn quiet() -> World {
+    World::on_market(|config| {
+        config.time_scale = 0.0;
+        config.machines = 2;
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documents_own_lines_work() {
+    let world = quiet().await;
+    let list = format!("{HISTORY}/blacklist");
+    let check = format!("{list}/check/vast/12345");
+
+    // Never met: free.
+    let free = world.get(&check).await;
+    assert_eq!(free["is_blacklisted"], false);
+    assert_eq!(
+        (&free["reason"], &free["expires_at"]),
+        (&Value::Null, &Value::Null)
+    );
+
+    let line = r#"{"machine_id":"12345","provider":"vast","reason":"Falhas frequentes"}"#;
+    let (status, entry) = world.curl("POST", &list, line).await;
+    assert_eq!(status, 201, "{entry}");
+    assert_eq!(
+        (&entry["blacklist_type"], &entry["actor"]),
+        (&json!("manual"), &json!("admin"))
+    );
+    assert_eq!(
+        (&entry["expires_at"], &entry["is_active"]),
+        (&Value::Null, &json!(true))
+    );
+
+    let (status, again) = world.curl("POST", &list, line).await;
+    assert_eq!(
+        (status, &again["id"]),
+        (200, &entry["id"]),
+        "the active entry is updated"
+    );
+
+    let full =
+        r#"{"machine_id":"12345","provider":"vast","reason":"Motivo do bloqueio","blacklist_type":"manual"}"#;
+    assert_eq!(world.curl("POST", &list, full).await.0, 200);
+    let shown = world.get(&check).await;
+    for (field, want) in [
+        ("provider", json!("vast")),
+        ("machine_id", json!("12345")),
+        ("is_blacklisted", json!(true)),
+        ("blacklist_type", json!("manual")),
+        ("reason", json!("Motivo do bloqueio")),
+        ("scope", Value::Null),
+        ("expires_at", Value::Null),
+    ] {
+        assert_eq!(shown[field], want, "{field} of {shown}");
+    }
+    assert!(shown["blacklisted_at"].is_i64());
+    assert_eq!(world.get(&list).await["items"].as_array().unwrap().len(), 1);
+
+    let summary = world.get(&format!("{HISTORY}/summary")).await;
+    assert_eq!(summary["machines"]["blacklisted"], 1);
+    assert_eq!(
+        summary["blacklist"],
+        json!({"automatic": 0, "manual": 1, "temporary": 0})
+    );
+
+    let one = format!("{list}/vast/12345");
+    let (status, removed) = world.curl("DELETE", &one, "").await;
+    assert_eq!(
+        (status, &removed["removed"][0]["closed_by"]),
+        (200, &json!("admin"))
+    );
+    assert_eq!(world.get(&check).await["is_blacklisted"], false);
+    let (status, error) = world.curl("DELETE", &one, "").await;
+    assert_eq!((status, &error["code"]), (404, &json!("not_blacklisted")));
+    // Kept as history.
+    let ever = world.get(&format!("{list}?include_closed=true")).await;
+    assert_eq!(ever["items"][0]["is_active"], false);
+    let stats = world.get(&format!("{HISTORY}/stats/vast/12345")).await;
+    assert_eq!(
+        (&stats["reliability_status"], &stats["success_rate"]),
+        (&json!("unknown"), &Value::Null)
+    );
+    assert_eq!(stats["blacklist"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn types_durations_and_scopes() {
+    let world = quiet().await;
+    let list = format!("{HISTORY}/blacklist");
+    let add = |machine: u32, more: Value| {
+        let mut body = json!({"provider": "vast", "machine_id": machine.to_string(), "reason": "x"});
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        body
+    };
+    let lasts =
+        |entry: &Value| entry["expires_at"].as_i64().unwrap() - entry["blacklisted_at"].as_i64().unwrap();
+    const HOUR: i64 = 3_600_000_000;
+
+    let entry = world
+        .post(&list, add(1, json!({"blacklist_type": "automatic"})))
+        .await;
+    assert_eq!(lasts(&entry), 7 * 24 * HOUR);
+    let entry = world
+        .post(&list, add(2, json!({"blacklist_type": "temporary"})))
+        .await;
+    assert_eq!(lasts(&entry), 24 * HOUR);
+    let entry = world.post(&list, add(3, json!({"for": "48h"}))).await;
+    assert_eq!(
+        (lasts(&entry), &entry["blacklist_type"]),
+        (48 * HOUR, &json!("manual"))
+    );
+
+    // A person's word is not changed by a weaker one, nor shortened.
+    let weaker = add(3, json!({"blacklist_type": "automatic"}));
+    let (status, error) = world.call("POST", &list, Some(weaker)).await;
+    assert_eq!((status, &error["code"]), (409, &json!("manual_entry_stands")));
+
+    // For one CUDA version and newer ones: an unscoped check says free and lists it.
+    world.post(&list, add(4, json!({"cuda": "12.8"}))).await;
+    let check = format!("{list}/check/vast/4");
+    let unscoped = world.get(&check).await;
+    assert_eq!(
+        (&unscoped["is_blacklisted"], &unscoped["scoped"][0]["scope"]),
+        (&json!(false), &json!("cuda=12.8"))
+    );
+    for (asked, blocked) in [("12.4", false), ("12.8", true), ("13.0", true)] {
+        let answer = world.get(&format!("{check}?cuda={asked}")).await;
+        assert_eq!(answer["is_blacklisted"], blocked, "{asked}");
+    }
+
+    // Filters and pages.
+    let of = |query: &str| format!("{list}?{query}");
+    let count = async |query: &str| world.get(&of(query)).await["items"].as_array().unwrap().len();
+    assert_eq!(count("provider=vast").await, 4);
+    assert_eq!(count("blacklist_type=manual").await, 2);
+    assert_eq!(count("period=1h").await, 4);
+    let first = world.get(&of("limit=3")).await;
+    let next = first["next"].as_str().unwrap();
+    let last = world.get(&of(&format!("limit=3&after={next}"))).await;
+    assert_eq!(
+        (last["items"].as_array().unwrap().len(), &last["next"]),
+        (1, &Value::Null)
+    );
+    let end = last["items"][0]["id"].as_i64().unwrap();
+    let (status, error) = world.call("GET", &of(&format!("after={end}")), None).await;
+    assert_eq!((status, &error["code"]), (404, &json!("page_past_end")));
+
+    let worst = world.get(&format!("{HISTORY}/problematic")).await;
+    assert_eq!(
+        worst["items"].as_array().unwrap().len(),
+        3,
+        "the scoped one is not blocked"
+    );
+    assert_eq!(
+        world.get(&format!("{HISTORY}/reliable")).await["items"],
+        json!([])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_refused_and_writes_nothing() {
+    let world = quiet().await;
+    let list = format!("{HISTORY}/blacklist");
+    let body = |machine: &str, more: &str| {
+        format!(r#"{{"machine_id":{machine},"provider":"vast","reason":"r"{more}}}"#)
+    };
+    let long = format!("\"{}\"", "9".repeat(101));
+    let posts = [
+        (
+            r#"{"machine_id":"1","provider":"azure","reason":"r"}"#.to_owned(),
+            "unknown_provider",
+        ),
+        (
+            r#"{"machine_id":"1","provider":"vast","reason":" "}"#.to_owned(),
+            "invalid_request",
+        ),
+        (
+            r#"{"machine_id":"1","provider":"vast","reason":"\u0007\n"}"#.to_owned(),
+            "invalid_request",
+        ),
+        (
+            r#"{"machine_id":"1","provider":"vast"}"#.to_owned(),
+            "invalid_request",
+        ),
+        (
+            format!(
+                r#"{{"machine_id":"1","provider":"vast","reason":"{}"}}"#,
+                "x".repeat(1_001)
+            ),
+            "invalid_request",
+        ),
+        (body("\"\"", ""), "invalid_request"),
+        (body(&long, ""), "invalid_request"),
+        (body(r#""1;DROP TABLE""#, ""), "invalid_request"),
+        (body(r#""../etc""#, ""), "invalid_request"),
+        (
+            body("\"1\"", r#","blacklist_type":"eternal""#),
+            "unknown_blacklist_type",
+        ),
+        (body("\"1\"", r#","for":"-3h""#), "invalid_duration"),
+        (body("\"1\"", r#","for":"0s""#), "invalid_duration"),
+        (body("\"1\"", r#","for":"9999999999999999y""#), "invalid_duration"),
+        (body("\"1\"", r#","cuda":"new""#), "invalid_request"),
+        (body("\"1\"", r#","colour":"red""#), "invalid_request"),
+        ("not json".to_owned(), "invalid_request"),
+        (String::new(), "invalid_request"),
+    ];
+    for (line, code) in posts {
+        let (status, error) = world.curl("POST", &list, &line).await;
+        assert_eq!((status, &error["code"]), (400, &json!(code)), "{line}: {error}");
+        assert!(!error["hint"].as_str().unwrap().is_empty(), "{line}");
+    }
+    for path in [
+        "blacklist/check/vast/%00",
+        "blacklist/check/azure/1",
+        "blacklist/check/vast/1?cuda=x",
+        "blacklist?period=0s",
+        "blacklist?period=0",
+        "blacklist?period=-1h",
+        "blacklist?blacklist_type=x",
+        "blacklist?after=x",
+        "blacklist?limit=0",
+        "attempts?success=maybe",
+        "attempts?machine_id=1",
+        "attempts?after=1",
+        "attempts?period=0s",
+        "summary?period=soon",
+        "stats/azure/1",
+        "problematic?limit=501",
+        "reliable?after=zz",
+        "reliable?provider=azure",
+    ] {
+        let (status, error) = world.call("GET", &format!("{HISTORY}/{path}"), None).await;
+        assert_eq!(status, 400, "{path}: {error}");
+        assert!(
+            error["code"].is_string() && !error["hint"].as_str().unwrap().is_empty(),
+            "{path}"
+        );
+    }
+    let (status, error) = world
+        .call("GET", &format!("{HISTORY}/stats/vast/777"), None)
+        .await;
+    assert_eq!((status, &error["code"]), (404, &json!("machine_not_found")));
+    assert_eq!(
+        world.get(&format!("{list}?include_closed=true")).await["items"],
+        json!([])
+    );
+}
