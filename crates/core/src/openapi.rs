@@ -3,8 +3,8 @@
 //! Only behind the feature `openapi`, which the server turns on: the agent carries none of it.
 //! A derived schema would show the fields of the Rust type, not the text that serde writes.
 
+use crate::blacklist::CudaVersion;
 use crate::id::{Digest, MachineRef, WorkspaceName};
-use crate::scope::CudaVersion;
 pub use utoipa;
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};

@@ -7,10 +7,11 @@
 use crate::column::{args, record};
 use crate::engine::{Tx, statements, transact};
 use crate::{Error, Page, Result, Store, machine};
-use dumont_core::blacklist::{BlacklistType, Change, Entry, Proposal, Rule, change, is_active};
+use dumont_core::blacklist::{
+    BlacklistType, Change, CudaVersion, Entry, Proposal, Rule, Scope, change, is_active,
+};
 use dumont_core::history::Stats;
 use dumont_core::id::MachineRef;
-use dumont_core::scope::{CudaVersion, Scope};
 use dumont_core::time::Timestamp;
 
 statements! {
@@ -122,7 +123,7 @@ impl BlacklistRow {
         let Some(scope) = &self.scope else {
             return true;
         };
-        scope.parse().map_or(true, |s: Scope| s.blocks(cuda))
+        scope.parse().map_or(true, |s: Scope| s.covers(cuda))
     }
 
     /// It is in force at `now`.
@@ -202,7 +203,8 @@ pub(crate) async fn propose(
     stats: &Stats,
     now: Timestamp,
 ) -> Result<Option<BlacklistRow>> {
-    let open = open_entry(tx, machine, None, now).await?;
+    let scope = proposal.scope.map(|s| s.to_string());
+    let open = open_entry(tx, machine, scope.as_deref(), now).await?;
     if change(open.as_ref().map(BlacklistRow::entry).as_ref(), &proposal, now) == Change::Keep {
         return Ok(None);
     }
@@ -212,7 +214,7 @@ pub(crate) async fn propose(
         reason: proposal.reason,
         expires_at: proposal.duration.map(|d| now.plus(d)),
         actor: None,
-        scope: None,
+        scope,
     };
     write(tx, open.as_ref(), &new, Some(proposal.rule), stats, now)
         .await

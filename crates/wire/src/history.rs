@@ -1,9 +1,8 @@
 //! Bodies of `/api/v1/machines/history/…` and what offers carry of it. Times are integers,
 //! microseconds since the epoch, as everywhere in the API.
 
-use dumont_core::blacklist::BlacklistType;
+use dumont_core::blacklist::{BlacklistType, CudaVersion};
 use dumont_core::history::Level;
-use dumont_core::scope::CudaVersion;
 use dumont_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 

@@ -9,8 +9,8 @@ use crate::http::params::{Params, Path, limit};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use dumont_core::blacklist::BlacklistType;
-use dumont_core::scope::Scope;
+use dumont_core::blacklist::{BlacklistType, Scope};
+
 use dumont_core::time::Timestamp;
 use dumont_store::{BlacklistFilter, BlacklistRow, Error as StoreError, NewBlacklist};
 use dumont_wire::history::{
