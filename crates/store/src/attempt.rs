@@ -25,7 +25,7 @@ statements! {
     OF_WORKFLOW: ["SELECT * FROM machine_attempts WHERE workflow_id = $1 ORDER BY id"];
     LIST: ["SELECT * FROM machine_attempts WHERE (created_at, id) < ($1, $2) AND created_at >= $3 \
             AND ($4 < 0 OR $4 = CASE WHEN success IS NULL THEN 2 WHEN success THEN 1 ELSE 0 END) \
-            AND ($5 IS NULL OR provider = $5) ORDER BY created_at DESC, id DESC LIMIT $6"];
+            AND provider = COALESCE($5, provider) ORDER BY created_at DESC, id DESC LIMIT $6"];
     OF_MACHINE: ["SELECT * FROM machine_attempts WHERE (created_at, id) < ($1, $2) AND created_at >= $3 \
             AND ($4 < 0 OR $4 = CASE WHEN success IS NULL THEN 2 WHEN success THEN 1 ELSE 0 END) \
             AND provider = $5 AND machine_id = $6 ORDER BY created_at DESC, id DESC LIMIT $7"];

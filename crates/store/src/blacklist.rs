@@ -37,11 +37,11 @@ statements! {
             ORDER BY id DESC LIMIT $3"];
     LIST: ["SELECT * FROM machine_blacklist WHERE id < $1 AND is_active \
             AND (expires_at IS NULL OR expires_at > $2) \
-            AND ($3 IS NULL OR provider = $3) AND ($4 IS NULL OR blacklist_type = $4) \
-            AND ($5 IS NULL OR blacklisted_at >= $5) ORDER BY id DESC LIMIT $6"];
+            AND provider = COALESCE($3, provider) AND blacklist_type = COALESCE($4, blacklist_type) \
+            AND blacklisted_at >= COALESCE($5, blacklisted_at) ORDER BY id DESC LIMIT $6"];
     LIST_EVER: ["SELECT * FROM machine_blacklist WHERE id < $1 \
-            AND ($2 IS NULL OR provider = $2) AND ($3 IS NULL OR blacklist_type = $3) \
-            AND ($4 IS NULL OR blacklisted_at >= $4) ORDER BY id DESC LIMIT $5"];
+            AND provider = COALESCE($2, provider) AND blacklist_type = COALESCE($3, blacklist_type) \
+            AND blacklisted_at >= COALESCE($4, blacklisted_at) ORDER BY id DESC LIMIT $5"];
 }
 
 /// What a person or a tool asks for.

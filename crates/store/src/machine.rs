@@ -41,8 +41,8 @@ statements! {
             AND b.machine_id = s.machine_id AND b.is_active AND b.scope IS NULL \
             AND (b.expires_at IS NULL OR b.expires_at > $1) \
             WHERE (b.id IS NOT NULL OR s.success_rate < 0.5) \
-            AND s.successful_attempts + s.failed_attempts >= $2 AND ($3 IS NULL OR s.provider = $3) \
-            AND ($4 IS NULL OR s.last_attempt_at >= $4) \
+            AND s.successful_attempts + s.failed_attempts >= $2 AND s.provider = COALESCE($3, s.provider) \
+            AND COALESCE(s.last_attempt_at, 0) >= COALESCE($4, 0) \
             AND (s.reliability_score, s.provider, s.machine_id) > ($5, $6, $7) \
             ORDER BY s.reliability_score, s.provider, s.machine_id LIMIT $8"];
     RELIABLE: ["SELECT s.*, b.blacklist_type, b.reason AS block_reason, b.blacklisted_at, b.expires_at \
@@ -50,8 +50,8 @@ statements! {
             AND b.machine_id = s.machine_id AND b.is_active AND b.scope IS NULL \
             AND (b.expires_at IS NULL OR b.expires_at > $1) \
             WHERE b.id IS NULL AND s.success_rate >= 0.7 \
-            AND s.successful_attempts + s.failed_attempts >= $2 AND ($3 IS NULL OR s.provider = $3) \
-            AND ($4 IS NULL OR s.last_attempt_at >= $4) \
+            AND s.successful_attempts + s.failed_attempts >= $2 AND s.provider = COALESCE($3, s.provider) \
+            AND COALESCE(s.last_attempt_at, 0) >= COALESCE($4, 0) \
             AND (s.reliability_score, s.provider, s.machine_id) < ($5, $6, $7) \
             ORDER BY s.reliability_score DESC, s.provider DESC, s.machine_id DESC LIMIT $8"];
     MANY: ["SELECT s.*, b.blacklist_type, b.reason AS block_reason, b.blacklisted_at, b.expires_at \

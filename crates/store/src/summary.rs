@@ -22,21 +22,21 @@ statements! {
               AND (b.expires_at IS NULL OR b.expires_at > $1)) THEN 'blacklisted' \
               WHEN success_rate IS NULL THEN 'unknown' WHEN success_rate >= 0.9 THEN 'excellent' \
               WHEN success_rate >= 0.7 THEN 'good' WHEN success_rate >= 0.5 THEN 'fair' \
-              ELSE 'poor' END AS level FROM machine_stats s WHERE ($2 IS NULL OR provider = $2)) AS l \
+              ELSE 'poor' END AS level FROM machine_stats s WHERE provider = COALESCE($2, provider)) AS l \
               GROUP BY level"];
     TOTALS: ["SELECT CAST(COALESCE(SUM(successful_attempts), 0) AS BIGINT) AS successful, \
               CAST(COALESCE(SUM(failed_attempts), 0) AS BIGINT) AS failed, \
               CAST(COALESCE(SUM(uncounted_attempts), 0) AS BIGINT) AS uncounted \
-              FROM machine_stats WHERE ($1 IS NULL OR provider = $1)"];
+              FROM machine_stats WHERE provider = COALESCE($1, provider)"];
     TOTALS_SINCE: ["SELECT CAST(COALESCE(SUM(CASE WHEN success THEN 1 ELSE 0 END), 0) AS BIGINT) AS successful, \
               CAST(COALESCE(SUM(CASE WHEN success = FALSE THEN 1 ELSE 0 END), 0) AS BIGINT) AS failed, \
               CAST(COALESCE(SUM(CASE WHEN success IS NULL THEN 1 ELSE 0 END), 0) AS BIGINT) AS uncounted \
-              FROM machine_attempts WHERE created_at >= $2 AND ($1 IS NULL OR provider = $1)"];
+              FROM machine_attempts WHERE created_at >= $2 AND provider = COALESCE($1, provider)"];
     BLOCKS: ["SELECT blacklist_type, COUNT(*) AS n FROM machine_blacklist WHERE is_active \
-              AND (expires_at IS NULL OR expires_at > $1) AND ($2 IS NULL OR provider = $2) \
+              AND (expires_at IS NULL OR expires_at > $1) AND provider = COALESCE($2, provider) \
               GROUP BY blacklist_type"];
     REASONS_SINCE: ["SELECT reason, COUNT(*) AS n FROM machine_attempts WHERE success = FALSE \
-              AND created_at >= $1 AND ($2 IS NULL OR provider = $2) \
+              AND created_at >= $1 AND provider = COALESCE($2, provider) \
               GROUP BY reason ORDER BY n DESC, reason LIMIT $3"];
 }
 
