@@ -1,5 +1,6 @@
 //! The command line: one file per noun.
 
+mod completions;
 mod drill;
 mod failover;
 mod import;
@@ -15,7 +16,7 @@ mod workspace;
 
 use crate::config::Globals;
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Keeps a GPU workspace alive on rented machines: snapshots it, and when its machine is
 /// lost, races for another one, restores, validates and goes on.
@@ -63,6 +64,10 @@ enum Command {
     Market(market::MarketArgs),
     /// Show a whole failover from start to end: rent, snapshot, kill, recover, compare
     Drill(drill::DrillArgs),
+    /// Print a completion script, e.g. `dumont completions bash > /etc/bash_completion.d/dumont`
+    Completions(completions::CompletionsArgs),
+    /// Write the man pages of every command
+    Man(completions::ManArgs),
 }
 
 /// Runs what was asked for.
@@ -78,6 +83,8 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Instances => instance::run(globals).await,
         Command::Market(a) => market::run(globals, a).await,
         Command::Drill(a) => drill::run(globals, a).await,
+        Command::Completions(a) => completions::completions(Args::command(), &a),
+        Command::Man(a) => completions::man(Args::command(), &a),
     }
 }
 
