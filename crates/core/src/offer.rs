@@ -29,4 +29,7 @@ pub struct Offer {
     /// GB.
     pub disk_gb: f64,
     pub verified: bool,
+    /// In a data centre, as the provider says; absent in offers stored before it was read.
+    #[serde(default)]
+    pub datacenter: bool,
 }

@@ -127,6 +127,7 @@ mod tests {
             driver_version: None,
             disk_gb: 100.0,
             verified: true,
+            datacenter: false,
         }
     }
 

@@ -4,4 +4,5 @@
 pub mod agent;
 pub mod frame;
 pub mod history;
+pub mod offers;
 pub mod rest;

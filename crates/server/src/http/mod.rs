@@ -9,6 +9,7 @@ pub mod history;
 pub mod imports;
 pub mod instances;
 pub mod machines;
+pub mod offers;
 pub mod openapi;
 pub mod params;
 pub mod snapshots;
@@ -78,6 +79,7 @@ fn api_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(history::machines::problematic))
         .routes(routes!(history::machines::reliable))
         .routes(routes!(instances::list))
+        .routes(routes!(offers::list))
 }
 
 /// What answers without a token.

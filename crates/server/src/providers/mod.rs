@@ -22,6 +22,37 @@ pub struct OfferQuery {
     /// Dollars per hour, disk included.
     pub max_price: Option<f64>,
     pub disk_gb: u32,
+    /// This machine only, by the provider's id.
+    pub machine_id: Option<String>,
+    /// A country's two letters, or a part of the place's name.
+    pub region: Option<String>,
+    pub min_inet_down_mbps: Option<f64>,
+    pub min_inet_up_mbps: Option<f64>,
+    /// CUDA version that the driver must serve.
+    pub min_cuda: Option<f64>,
+    pub verified: Verified,
+    pub datacenter: Option<bool>,
+}
+
+/// Which machines, by the provider's own check of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verified {
+    /// What the account is configured for.
+    #[default]
+    AsConfigured,
+    Only(bool),
+    Any,
+}
+
+impl Verified {
+    /// The verification an offer must have, if it matters.
+    pub fn wanted(self, only_verified: bool) -> Option<bool> {
+        match self {
+            Self::AsConfigured => only_verified.then_some(true),
+            Self::Only(which) => Some(which),
+            Self::Any => None,
+        }
+    }
 }
 
 /// One rent: what to put where. `label` is unique to this rent.

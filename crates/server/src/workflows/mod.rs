@@ -11,7 +11,7 @@ mod placement;
 mod race;
 mod racer;
 pub mod ready;
-mod search;
+pub mod search;
 pub mod state;
 mod steps;
 mod switch;

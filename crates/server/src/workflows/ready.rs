@@ -269,6 +269,7 @@ mod tests {
                 driver_version: None,
                 disk_gb: 100.0,
                 verified: true,
+                datacenter: false,
             },
             disk_bytes: 1_000,
             ssh_grace: Duration::from_secs(1),

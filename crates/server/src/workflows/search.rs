@@ -62,6 +62,7 @@ async fn ask(run: &Run) -> Result<Vec<Offer>, StepError> {
         min_gpu_ram_mb: spec.gpu.min_ram_gb.map(|gb| (gb * 1000.0) as u64),
         max_price: spec.max_price,
         disk_gb: spec.disk_gb,
+        ..OfferQuery::default()
     };
     let market = run.market("vast")?;
     let mut pause = Duration::from_millis(500);
@@ -92,7 +93,13 @@ fn passing(error: &ProviderError) -> bool {
 
 /// A provider error in the API's words.
 pub fn provider_failure(error: &ProviderError) -> StepError {
-    let (code, hint) = match error.class {
+    let (code, hint) = provider_words(error);
+    StepError::failed(code, error.to_string(), hint)
+}
+
+/// The code and the next step of a provider error.
+pub fn provider_words(error: &ProviderError) -> (&'static str, &'static str) {
+    match error.class {
         ErrorClass::Auth => (
             "provider_auth",
             "set VAST_API_KEY to a key of your account and start the server again",
@@ -110,6 +117,5 @@ pub fn provider_failure(error: &ProviderError) -> StepError {
             "provider_failed",
             "see whether the provider is reachable (VAST_URL), then try again",
         ),
-    };
-    StepError::failed(code, error.to_string(), hint)
+    }
 }

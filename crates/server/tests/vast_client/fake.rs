@@ -173,6 +173,7 @@ pub fn offer() -> Offer {
         driver_version: None,
         disk_gb: 512.0,
         verified: true,
+        datacenter: false,
     }
 }
 

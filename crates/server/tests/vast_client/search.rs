@@ -19,6 +19,13 @@ async fn asks_as_the_real_client_does_and_reads_what_it_answers() {
         min_gpu_ram_mb: Some(20_000),
         max_price: Some(0.5),
         disk_gb: 40,
+        machine_id: Some("88888".into()),
+        region: Some("ca".into()),
+        min_inet_down_mbps: Some(500.0),
+        min_inet_up_mbps: Some(400.0),
+        min_cuda: Some(12.4),
+        datacenter: Some(false),
+        ..OfferQuery::default()
     };
     let offers = fake.client().search(&query).await.unwrap();
 
@@ -30,6 +37,8 @@ async fn asks_as_the_real_client_does_and_reads_what_it_answers() {
     let body = json!({
         "verified": {"eq": true}, "external": {"eq": false}, "rentable": {"eq": true},
         "gpu_name": {"eq": "RTX 4090"}, "num_gpus": {"eq": 1}, "gpu_ram": {"gte": 20_000}, "disk_space": {"gte": 40},
+        "machine_id": {"eq": 88888}, "geolocation": {"in": ["CA"]}, "inet_down": {"gte": 500.0},
+        "inet_up": {"gte": 400.0}, "cuda_max_good": {"gte": 12.4}, "datacenter": {"eq": false},
         "order": [["dph_total", "asc"]], "type": "on-demand", "limit": 64, "allocated_storage": 40,
     });
     assert_eq!(asked.body, body);

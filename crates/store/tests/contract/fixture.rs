@@ -69,6 +69,7 @@ pub fn offer(n: u32) -> Offer {
         driver_version: None,
         disk_gb: 100.0,
         verified: true,
+        datacenter: false,
     }
 }
 

@@ -20,8 +20,9 @@ const LIMIT: usize = 64;
 
 impl Vast {
     pub(super) async fn search_offers(&self, query: &OfferQuery) -> Result<Vec<Offer>, ProviderError> {
+        let verified = query.verified.wanted(self.config.only_verified);
         let call = Call::new(Method::POST, "/api/v0/bundles/")
-            .json(search_body(query, self.config.only_verified))
+            .json(search_body(query, verified))
             .listing()
             .harmless();
         let answer = self
@@ -32,13 +33,13 @@ impl Vast {
         let offers = read_offers(&answer).map_err(during("searching offers"))?;
         Ok(offers
             .into_iter()
-            .filter(|row| fits(row, query, self.config.only_verified))
+            .filter(|row| fits(row, query, verified))
             .map(|r| r.offer)
             .collect())
     }
 }
 
-fn search_body(query: &OfferQuery, only_verified: bool) -> Value {
+fn search_body(query: &OfferQuery, verified: Option<bool>) -> Value {
     let mut body = json!({
         "external": {"eq": false},
         "rentable": {"eq": true},
@@ -50,8 +51,8 @@ fn search_body(query: &OfferQuery, only_verified: bool) -> Value {
         // What makes dph_total the price of this disk and not of a default one.
         "allocated_storage": query.disk_gb,
     });
-    if only_verified {
-        body["verified"] = json!({"eq": true});
+    if let Some(verified) = verified {
+        body["verified"] = json!({ "eq": verified });
     }
     if let Some(name) = &query.gpu_name {
         body["gpu_name"] = json!({"eq": spoken(name)});
@@ -59,12 +60,53 @@ fn search_body(query: &OfferQuery, only_verified: bool) -> Value {
     if let Some(ram) = query.min_gpu_ram_mb {
         body["gpu_ram"] = json!({"gte": ram});
     }
+    if let Some(id) = &query.machine_id {
+        // A number to the service; an id that is none finds nothing, here and there.
+        body["machine_id"] = id
+            .parse::<u64>()
+            .map_or_else(|_| json!({ "eq": id }), |n| json!({ "eq": n }));
+    }
+    // The service knows countries only; a part of a name is looked for in the answer.
+    if let Some(country) = query.region.as_deref().and_then(country) {
+        body["geolocation"] = json!({"in": [country]});
+    }
+    let bounds = [
+        ("inet_down", query.min_inet_down_mbps),
+        ("inet_up", query.min_inet_up_mbps),
+        ("cuda_max_good", query.min_cuda),
+    ];
+    for (field, least) in bounds {
+        if let Some(least) = least {
+            body[field] = json!({ "gte": least });
+        }
+    }
+    if let Some(datacenter) = query.datacenter {
+        body["datacenter"] = json!({ "eq": datacenter });
+    }
     body
 }
 
 /// `RTX_4090` as users type it is `RTX 4090` to the service.
 fn spoken(gpu_name: &str) -> String {
     gpu_name.trim().replace('_', " ")
+}
+
+/// `de` is a country to the service, in capitals.
+fn country(region: &str) -> Option<String> {
+    let region = region.trim();
+    (region.len() == 2 && region.bytes().all(|b| b.is_ascii_alphabetic()))
+        .then(|| region.to_ascii_uppercase())
+}
+
+/// Whether a place like `Quebec, CA` lies in a region.
+fn lies_in(place: &str, region: &str) -> bool {
+    match country(region) {
+        Some(country) => place
+            .rsplit(|c: char| !c.is_alphanumeric())
+            .next()
+            .is_some_and(|last| last.eq_ignore_ascii_case(&country)),
+        None => place.to_lowercase().contains(&region.trim().to_lowercase()),
+    }
 }
 
 /// An offer with what only filters need.
@@ -125,6 +167,7 @@ fn read_offer(row: &Value) -> Option<Row> {
         driver_version: wire::text(row, "driver_version"),
         disk_gb: rate("disk_space")?,
         verified: verified.unwrap_or(false),
+        datacenter: wire::count(row, "hosting_type").is_some_and(|kind| kind >= 1),
     };
     let rentable = wire::truth(row, "rentable") != Some(false)
         && wire::truth(row, "rented") != Some(true)
@@ -138,33 +181,41 @@ fn read_offer(row: &Value) -> Option<Row> {
     })
 }
 
-fn fits(row: &Row, query: &OfferQuery, only_verified: bool) -> bool {
+fn fits(row: &Row, query: &OfferQuery, verified: Option<bool>) -> bool {
     let offer = &row.offer;
     row.rentable
         // Where the row is silent, the service's own filter has to do.
-        && (!only_verified || row.verified != Some(false))
+        && verified.is_none_or(|wanted| row.verified.is_none_or(|is| is == wanted))
         && offer.gpu_count == query.gpu_count
         && query.gpu_name.as_ref().is_none_or(|n| spoken(&offer.gpu_name).eq_ignore_ascii_case(&spoken(n)))
         && query.min_gpu_ram_mb.is_none_or(|mb| offer.gpu_ram_mb >= mb)
         && query.max_price.is_none_or(|max| offer.price <= max)
         && offer.disk_gb >= f64::from(query.disk_gb)
+        && query.machine_id.as_ref().is_none_or(|id| offer.machine.machine_id == *id)
+        && query.region.as_ref().is_none_or(|r| offer.region.as_ref().is_some_and(|place| lies_in(place, r)))
+        && query.min_inet_down_mbps.is_none_or(|least| offer.inet_down_mbps >= least)
+        && query.min_inet_up_mbps.is_none_or(|least| offer.inet_up_mbps >= least)
+        && query.min_cuda.is_none_or(|least| offer.cuda_max.is_some_and(|max| max >= least))
+        && query.datacenter.is_none_or(|wanted| offer.datacenter == wanted)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::Verified;
     use super::*;
     use proptest::prelude::*;
 
     fn row() -> Value {
         json!({"id": 5, "machine_id": 88888, "host_id": 9, "num_gpus": "1", "gpu_name": "RTX 4090", "gpu_ram": "24564",
-            "dph_total": 0.5, "disk_space": 512.0, "verification": "verified", "reliability2": 0.99})
+            "dph_total": 0.5, "disk_space": 512.0, "verification": "verified", "reliability2": 0.99,
+            "geolocation": "Quebec, CA", "inet_down": 500, "inet_up": 400, "cuda_max_good": 12.4, "hosting_type": 1})
     }
 
     fn found(rows: Value, query: &OfferQuery) -> usize {
         read_offers(&json!({ "offers": rows }))
             .unwrap()
             .iter()
-            .filter(|r| fits(r, query, true))
+            .filter(|r| fits(r, query, Some(true)))
             .count()
     }
 
@@ -176,6 +227,13 @@ mod tests {
             min_gpu_ram_mb: Some(24_000),
             max_price: Some(0.5),
             disk_gb: 40,
+            machine_id: Some("88888".into()),
+            region: Some("ca".into()),
+            min_inet_down_mbps: Some(500.0),
+            min_inet_up_mbps: Some(400.0),
+            min_cuda: Some(12.4),
+            verified: Verified::AsConfigured,
+            datacenter: Some(true),
         };
         assert_eq!(found(json!([row()]), &query), 1);
         let spoiled = [
@@ -185,6 +243,14 @@ mod tests {
             ("dph_total", json!(0.51)),
             ("disk_space", json!(39.9)),
             ("verification", json!("deverified")),
+            ("machine_id", json!(88889)),
+            ("geolocation", json!("Ontario, US")),
+            ("geolocation", Value::Null),
+            ("inet_down", json!(499)),
+            ("inet_up", json!(399)),
+            ("cuda_max_good", json!(12.2)),
+            ("cuda_max_good", Value::Null),
+            ("hosting_type", json!(0)),
             ("rentable", json!(false)),
             ("rented", json!(true)),
             ("external", json!(true)),
@@ -235,6 +301,24 @@ mod tests {
         );
         assert!(read_offers(&json!({"offers": null})).is_err());
         assert!(read_offers(&json!([])).is_err());
+    }
+
+    #[test]
+    fn a_region_is_a_country_or_a_part_of_the_name() {
+        for region in ["CA", "ca", "Quebec", "quebec, ca", "beC"] {
+            assert!(lies_in("Quebec, CA", region), "{region}");
+        }
+        for region in ["US", "QU", "Ontario"] {
+            assert!(!lies_in("Quebec, CA", region), "{region}");
+        }
+    }
+
+    #[test]
+    fn verification_is_the_accounts_unless_said() {
+        assert_eq!(Verified::AsConfigured.wanted(true), Some(true));
+        assert_eq!(Verified::AsConfigured.wanted(false), None);
+        assert_eq!(Verified::Any.wanted(true), None);
+        assert_eq!(Verified::Only(false).wanted(true), Some(false));
     }
 
     proptest! {

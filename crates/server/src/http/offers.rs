@@ -1,0 +1,249 @@
+//! `/instances/offers`: what can be rented now, beside what we know of each machine.
+//!
+//! The provider is asked live and answers at most some dozens, so filters, order and pages are
+//! made here, of one answer. The machines' records come in one query, however many offers
+//! there are. A page is found again by the last offer shown; the market moves in between, and
+//! an offer that is gone is said to be gone instead of a page being skipped in silence.
+
+use super::error::{ApiError, ApiResult};
+use super::params::{Params, limit};
+use crate::app::App;
+use crate::providers::{OfferQuery, ProviderError, Verified};
+use crate::workflows::search::provider_words;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use dumont_core::history::Level;
+use dumont_core::id::MachineRef;
+use dumont_core::offer::Offer;
+use dumont_core::rank::Standing;
+use dumont_store::MachineRow;
+use dumont_wire::offers::{self as wire, OfferOrder, OfferPage, OfferVerified};
+use dumont_wire::rest::PageQuery;
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// The only marketplace there is.
+const PROVIDER: &str = "vast";
+/// As a workspace's specification has it.
+const DEFAULT_DISK_GB: u32 = 20;
+
+/// What can be rented now, the most reliable machines first.
+#[utoipa::path(
+    get,
+    path = "/instances/offers",
+    tag = "machines",
+    params(wire::OfferQuery),
+    responses((status = 200, description = "One page", body = OfferPage)),
+)]
+pub async fn list(
+    State(app): State<Arc<App>>,
+    Params(query): Params<wire::OfferQuery>,
+) -> ApiResult<Json<OfferPage>> {
+    let wanted = checked(&query)?;
+    let page = PageQuery {
+        limit: query.limit,
+        after: query.after.clone(),
+    };
+    let most = limit(&page)? as usize;
+    let market = app.market(PROVIDER).ok_or_else(|| {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "provider_not_configured",
+            "no marketplace is configured on this server",
+            "start the server with VAST_API_KEY in its environment",
+        )
+    })?;
+    let found = market
+        .provider
+        .search(&wanted)
+        .await
+        .map_err(|e| provider_failed(&e))?;
+    let machines: BTreeSet<&str> = found.iter().map(|o| o.machine.machine_id.as_str()).collect();
+    let machines: Vec<&str> = machines.into_iter().collect();
+    let known = app.store.standings(PROVIDER, &machines, app.now()).await?;
+    let offers = found.iter().map(|offer| annotated(offer, &known)).collect();
+    Ok(Json(cut(arranged(offers, &query), most, page.after.as_deref())?))
+}
+
+/// The provider's query, with every number and name checked.
+fn checked(query: &wire::OfferQuery) -> ApiResult<OfferQuery> {
+    let number = |name: &str, value: Option<f64>| match value {
+        Some(n) if !n.is_finite() || n < 0.0 => Err(ApiError::invalid(
+            format!("{name}={n} is not a number of 0 or more"),
+            format!("leave {name} out, or give a plain number like 24"),
+        )),
+        fine => Ok(fine),
+    };
+    let name = |what: &str, value: &Option<String>| match value.as_deref().map(str::trim) {
+        Some(text) if text.is_empty() || text.len() > 100 || text.chars().any(char::is_control) => {
+            Err(ApiError::invalid(
+                format!("{what} is empty, over 100 bytes, or holds control characters"),
+                format!("leave {what} out, or write it as the marketplace does"),
+            ))
+        }
+        text => Ok(text.map(str::to_owned)),
+    };
+    let within = |what: &str, n: u32, most: u32| match n {
+        0 => Err(ApiError::invalid(
+            format!("{what}=0 finds nothing"),
+            format!("give 1 to {most}"),
+        )),
+        n if n > most => Err(ApiError::invalid(
+            format!("{what}={n} is over {most}"),
+            format!("give 1 to {most}"),
+        )),
+        n => Ok(n),
+    };
+    let price = number("max_price", query.max_price)?;
+    if price == Some(0.0) {
+        return Err(ApiError::invalid(
+            "max_price=0 finds nothing",
+            "give dollars per hour, e.g. 0.50",
+        ));
+    }
+    let machine: Option<MachineRef> = query.machine.as_deref().map(str::parse).transpose()?;
+    if let Some(machine) = machine.as_ref().filter(|m| m.provider != PROVIDER) {
+        return Err(ApiError::invalid(
+            format!("{:?} is not a provider of this server", machine.provider),
+            "write the machine as vast:12345",
+        ));
+    }
+    Ok(OfferQuery {
+        gpu_name: name("gpu", &query.gpu)?,
+        gpu_count: within("gpu_count", query.gpu_count.unwrap_or(1), 16)?,
+        min_gpu_ram_mb: number("min_ram_gb", query.min_ram_gb)?.map(|gb| (gb * 1000.0) as u64),
+        max_price: price,
+        disk_gb: within("disk_gb", query.disk_gb.unwrap_or(DEFAULT_DISK_GB), 16_384)?,
+        machine_id: machine.map(|m| m.machine_id),
+        region: name("region", &query.region)?,
+        min_inet_down_mbps: number("min_down_mbps", query.min_down_mbps)?,
+        min_inet_up_mbps: number("min_up_mbps", query.min_up_mbps)?,
+        min_cuda: number("cuda", query.cuda)?,
+        verified: match query.verified {
+            None => Verified::AsConfigured,
+            Some(OfferVerified::Any) => Verified::Any,
+            Some(which) => Verified::Only(which == OfferVerified::True),
+        },
+        datacenter: query.datacenter,
+    })
+}
+
+fn provider_failed(error: &ProviderError) -> ApiError {
+    let (code, hint) = provider_words(error);
+    ApiError::new(StatusCode::BAD_GATEWAY, code, error.to_string(), hint)
+}
+
+fn annotated(offer: &Offer, known: &HashMap<String, MachineRow>) -> wire::Offer {
+    let row = known.get(&offer.machine.machine_id);
+    let stats = row.map(|r| r.stats).unwrap_or_default();
+    let block = row.and_then(|r| r.block.as_ref());
+    wire::Offer {
+        id: offer.offer_id.as_str().into(),
+        provider: offer.machine.provider.clone(),
+        machine_id: offer.machine.machine_id.clone(),
+        host_id: offer.host_id.clone(),
+        gpu_name: offer.gpu_name.clone(),
+        num_gpus: offer.gpu_count,
+        gpu_ram: offer.gpu_ram_mb,
+        dph_total: offer.price,
+        disk_space: offer.disk_gb,
+        geolocation: offer.region.clone(),
+        inet_down: offer.inet_down_mbps,
+        inet_up: offer.inet_up_mbps,
+        cuda_max_good: offer.cuda_max,
+        driver_version: offer.driver_version.clone(),
+        verified: offer.verified,
+        datacenter: offer.datacenter,
+        reliability: offer.provider_reliability,
+        is_blacklisted: block.is_some(),
+        blacklist_reason: block.map(|b| b.reason.clone()),
+        success_rate: stats.success_rate(),
+        total_attempts: stats.total,
+        successful_attempts: stats.successful,
+        failed_attempts: stats.failed,
+        reliability_status: row.map_or(Level::Unknown, MachineRow::level).to_string(),
+        reliability_score: row.map_or_else(Standing::default, MachineRow::standing).score(),
+        predicted_ready_seconds: predicted(stats.ready, stats.ready_total_ms),
+    }
+}
+
+/// Seconds to ready: the machine's own average, drawn toward 90 s while it is seldom seen.
+fn predicted(ready: i64, ready_total_ms: i64) -> f64 {
+    const PRIOR: (f64, f64) = (3.0, 90.0);
+    (ready_total_ms as f64 / 1_000.0 + PRIOR.0 * PRIOR.1) / (ready as f64 + PRIOR.0)
+}
+
+/// Hides, orders, and shows each machine once with the offer that comes first.
+fn arranged(mut offers: Vec<wire::Offer>, query: &wire::OfferQuery) -> OfferPage {
+    let found = offers.len() as u64;
+    let mut blacklisted_hidden = 0;
+    if !query.include_blacklisted.unwrap_or(false) {
+        let hidden: BTreeSet<&String> = offers
+            .iter()
+            .filter(|o| o.is_blacklisted)
+            .map(|o| &o.machine_id)
+            .collect();
+        blacklisted_hidden = hidden.len() as u64;
+        offers.retain(|o| !o.is_blacklisted);
+    }
+    offers.sort_by(|a, b| order(query.order.unwrap_or_default(), a, b));
+    if !query.all_offers.unwrap_or(false) {
+        let mut seen = BTreeSet::new();
+        offers.retain(|o| seen.insert((o.provider.clone(), o.machine_id.clone())));
+    }
+    OfferPage {
+        items: offers,
+        next: None,
+        found,
+        blacklisted_hidden,
+    }
+}
+
+/// The order that was asked for, then the ranking's own. A blocked machine is never first.
+fn order(by: OfferOrder, a: &wire::Offer, b: &wire::Offer) -> Ordering {
+    let score = || b.reliability_score.total_cmp(&a.reliability_score);
+    let price = || a.dph_total.total_cmp(&b.dph_total);
+    let asked = match by {
+        OfferOrder::Score => a.is_blacklisted.cmp(&b.is_blacklisted).then_with(score),
+        OfferOrder::Price => price(),
+        OfferOrder::Ready => a.predicted_ready_seconds.total_cmp(&b.predicted_ready_seconds),
+    };
+    asked
+        .then_with(score)
+        .then_with(|| b.reliability.total_cmp(&a.reliability))
+        .then_with(price)
+        .then_with(|| a.machine_id.cmp(&b.machine_id))
+        .then_with(|| a.id.to_string().cmp(&b.id.to_string()))
+}
+
+/// One page of it, after the offer that `after` names.
+fn cut(mut page: OfferPage, most: usize, after: Option<&str>) -> ApiResult<OfferPage> {
+    if let Some(after) = after {
+        let at = page
+            .items
+            .iter()
+            .position(|o| o.id.to_string() == after)
+            .ok_or_else(|| {
+                ApiError::conflict(
+                    "offers_changed",
+                    format!(
+                        "the offer {:?} is not on the market any more",
+                        after.chars().take(80).collect::<String>()
+                    ),
+                    "the market moved: start again without after=",
+                )
+            })?;
+        page.items.drain(..=at);
+    }
+    if page.items.len() > most {
+        page.items.truncate(most);
+        page.next = page.items.last().map(|o| o.id.to_string());
+    }
+    Ok(page)
+}
+
+#[cfg(test)]
+#[path = "offers_tests.rs"]
+mod tests;
