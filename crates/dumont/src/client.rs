@@ -211,6 +211,25 @@ pub fn is_loopback(url: &str) -> bool {
     })
 }
 
+/// `?a=1&b=x`, of what a struct of options holds; empty where it holds nothing.
+pub fn query_of<T: Serialize>(query: &T) -> String {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(query) else {
+        return String::new();
+    };
+    let sorted: std::collections::BTreeMap<_, _> = fields.into_iter().collect();
+    let mut out = String::new();
+    for (name, value) in sorted {
+        let text = match value {
+            serde_json::Value::Null => continue,
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        out.push(if out.is_empty() { '?' } else { '&' });
+        out.push_str(&format!("{}={}", encode(&name), encode(&text)));
+    }
+    out
+}
+
 /// One path segment or query value, percent-encoded.
 pub fn encode(value: &str) -> String {
     let mut out = String::with_capacity(value.len());

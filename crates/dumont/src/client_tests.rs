@@ -103,3 +103,20 @@ fn urls_and_tokens_that_cannot_be_right_are_refused() {
         assert!(Client::new("http://x", bad).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn a_query_holds_what_was_said_and_no_more() {
+    #[derive(serde::Serialize)]
+    struct Query {
+        gpu: Option<&'static str>,
+        limit: Option<u32>,
+        all: Option<bool>,
+    }
+    let query = |gpu, limit, all| query_of(&Query { gpu, limit, all });
+    assert_eq!(query(None, None, None), "");
+    assert_eq!(
+        query(Some("RTX 4090&x=1"), None, Some(true)),
+        "?all=true&gpu=RTX%204090%26x%3D1"
+    );
+    assert_eq!(query(None, Some(3), None), "?limit=3");
+}

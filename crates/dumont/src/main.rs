@@ -1,6 +1,7 @@
 //! The `dumont` binary: the controller (`serve`), the marketplace emulator (`market`), the
 //! drill, and every command of the CLI, which talks to a controller over its REST API.
 
+mod badge;
 mod cli;
 mod client;
 mod config;

@@ -1,8 +1,12 @@
 //! What people and scripts see: results on stdout, everything else on stderr.
 //!
-//! Colours only on a terminal and never where `NO_COLOR` is set. A closed pipe (`| head`)
-//! ends the output, not the program with a backtrace.
+//! Colours only on a terminal (or where `CLICOLOR_FORCE` asks for them) and never where
+//! `NO_COLOR` is set. A closed pipe (`| head`) ends the output, not the program with a
+//! backtrace. Names that providers and hosts chose go through [`safe`] before a terminal
+//! could obey them.
 
+use crate::badge;
+use dumont_core::level::Colour;
 use dumont_core::time::Timestamp;
 use owo_colors::OwoColorize;
 use serde::Serialize;
@@ -15,7 +19,53 @@ static COLOUR_ERR: LazyLock<bool> = LazyLock::new(|| colours(std::io::stderr().i
 
 fn colours(terminal: bool) -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|v| !v.is_empty());
-    terminal && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+    let forced = std::env::var_os("CLICOLOR_FORCE").is_some_and(|v| !v.is_empty() && v != "0");
+    let able = terminal && std::env::var_os("TERM").is_none_or(|t| t != "dumb");
+    !set("NO_COLOR") && (forced || able)
+}
+
+/// Text and the colour it has where there are colours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Styled {
+    pub text: String,
+    pub colour: Option<Colour>,
+}
+
+impl Styled {
+    pub fn new(text: impl Into<String>, colour: Colour) -> Self {
+        Self {
+            text: text.into(),
+            colour: Some(colour),
+        }
+    }
+
+    pub fn plain(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            colour: None,
+        }
+    }
+}
+
+impl From<String> for Styled {
+    fn from(text: String) -> Self {
+        Self::plain(text)
+    }
+}
+
+/// Somebody else's text on one line of a terminal: what would move the cursor, change colours
+/// or turn the reading direction is shown as its escape.
+pub fn safe(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let turns = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if c.is_control() || turns {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// One line of result on stdout.
@@ -75,13 +125,38 @@ pub fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) {
     }
 }
 
+/// The same with cells that have colours.
+pub fn styled_table(header: &[&str], right: &[usize], rows: &[Vec<Styled>]) {
+    for text in styled_lines(header, right, rows, *COLOUR_OUT) {
+        line(&text);
+    }
+}
+
 /// The lines of [`table`].
 pub fn table_lines(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> Vec<String> {
-    use comfy_table::{CellAlignment, Table};
+    let plain = |row: &Vec<String>| row.iter().map(Styled::plain).collect();
+    let rows: Vec<Vec<Styled>> = rows.iter().map(plain).collect();
+    styled_lines(header, right, &rows, *COLOUR_OUT)
+}
+
+/// The lines of [`styled_table`], with colours or without.
+pub fn styled_lines(header: &[&str], right: &[usize], rows: &[Vec<Styled>], colour: bool) -> Vec<String> {
+    use comfy_table::{Cell, CellAlignment, Color, Table};
+    let cell = |s: &Styled| {
+        let cell = Cell::new(&s.text);
+        match s.colour {
+            Some(c) if colour && !s.text.is_empty() => cell.fg(Color::AnsiValue(badge::code(c))),
+            _ => cell,
+        }
+    };
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).force_no_tty();
+    table.style_text_only();
+    if colour {
+        table.enforce_styling();
+    }
     table.set_header(header.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>());
-    table.add_rows(rows.iter().cloned());
+    table.add_rows(rows.iter().map(|row| row.iter().map(cell).collect::<Vec<_>>()));
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 3));
         if right.contains(&index) {
@@ -90,7 +165,7 @@ pub fn table_lines(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> Ve
     }
     let mut lines: Vec<String> = table.lines().map(|l| l.trim_end().to_owned()).collect();
     if let Some(first) = lines.first_mut() {
-        *first = bold(first);
+        *first = when(colour, first, first.bold());
     }
     lines
 }
@@ -185,6 +260,28 @@ mod tests {
         assert_eq!(millis(12_340), "12.3 s");
         assert_eq!(count(1, "file"), "1 file");
         assert_eq!(count(0, "file"), "0 files");
+    }
+
+    #[test]
+    fn hostile_names_cannot_speak_to_the_terminal() {
+        assert_eq!(safe("RTX 4090 ü"), "RTX 4090 ü");
+        assert_eq!(
+            safe("a\u{1b}[2Jb\n\u{202e}c\u{9b}"),
+            "a\\u{1b}[2Jb\\n\\u{202e}c\\u{9b}"
+        );
+    }
+
+    #[test]
+    fn coloured_cells_align_as_plain_ones_do() {
+        let rows = vec![
+            vec![Styled::new("ok", Colour::Green), Styled::plain("1")],
+            vec![Styled::new("longer", Colour::Red), Styled::plain("200")],
+        ];
+        let plain = styled_lines(&["A", "N"], &[1], &rows, false);
+        assert_eq!(plain[1..], ["ok         1", "longer   200"]);
+        let colour = styled_lines(&["A", "N"], &[1], &rows, true);
+        assert_eq!(colour[1], "\u{1b}[38;5;34mok\u{1b}[39m         1");
+        assert!(colour[0].starts_with("\u{1b}[1m"), "{:?}", colour[0]);
     }
 
     #[test]

@@ -29,7 +29,8 @@ async fn every_filter_and_order_reaches_the_market() {
         assert_eq!(offer["verified"], true, "the account's own rule holds: {offer}");
         assert!(offer["predicted_ready_seconds"].as_f64().unwrap() > 0.0);
     }
-    let checks: [(&str, fn(&Value) -> bool); 9] = [
+    type Check = (&'static str, fn(&Value) -> bool);
+    let checks: [Check; 9] = [
         ("?gpu=RTX_4090", |o| o["gpu_name"] == "RTX 4090"),
         ("?gpu_count=2", |o| o["num_gpus"] == 2),
         ("?min_ram_gb=40", |o| o["gpu_ram"].as_u64().unwrap() >= 40_000),

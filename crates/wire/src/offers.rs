@@ -2,6 +2,7 @@
 //!
 //! The names are Vast.ai's own where it has one, as the source document shows them.
 
+use dumont_core::blacklist::CudaVersion;
 use serde::{Deserialize, Serialize};
 
 /// The provider's id of an offer: a number where it is one.
@@ -149,7 +150,8 @@ pub struct OfferQuery {
     pub datacenter: Option<bool>,
     /// CUDA version the driver must serve, e.g. `12.4`; blocks for it count, too.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cuda: Option<f64>,
+    #[cfg_attr(feature = "openapi", param(value_type = Option<String>, example = "12.4"))]
+    pub cuda: Option<CudaVersion>,
     /// One machine only, e.g. `vast:12345`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,

@@ -8,6 +8,7 @@ mod instance;
 mod keys;
 mod machine;
 mod market;
+mod offers;
 mod serve;
 mod snapshot;
 mod spec;
@@ -53,6 +54,8 @@ enum Command {
     /// Run, show and list failovers
     #[command(subcommand)]
     Failover(failover::FailoverCommand),
+    /// What can be rented now, the most reliable machines first
+    Offers(offers::OffersArgs),
     /// The machines met so far, and how reliable they were
     Machines,
     /// Everything that is rented now
@@ -79,6 +82,7 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Ssh(a) => ssh::run(globals, a).await,
         Command::Snapshot(c) => snapshot::run(globals, c).await,
         Command::Failover(c) => failover::run(globals, c).await,
+        Command::Offers(a) => offers::run(globals, &a).await,
         Command::Machines => machine::run(globals).await,
         Command::Instances => instance::run(globals).await,
         Command::Market(a) => market::run(globals, a).await,

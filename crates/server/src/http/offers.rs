@@ -13,8 +13,8 @@ use crate::workflows::search::provider_words;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use dumont_core::history::Level;
 use dumont_core::id::MachineRef;
+use dumont_core::level::Level;
 use dumont_core::offer::Offer;
 use dumont_core::rank::Standing;
 use dumont_store::MachineRow;
@@ -120,7 +120,8 @@ fn checked(query: &wire::OfferQuery) -> ApiResult<OfferQuery> {
         region: name("region", &query.region)?,
         min_inet_down_mbps: number("min_down_mbps", query.min_down_mbps)?,
         min_inet_up_mbps: number("min_up_mbps", query.min_up_mbps)?,
-        min_cuda: number("cuda", query.cuda)?,
+        // As the provider writes it: 12.8 is a number there, and 12.10 is not 12.1 to anyone.
+        min_cuda: query.cuda.and_then(|v| v.to_string().parse().ok()),
         verified: match query.verified {
             None => Verified::AsConfigured,
             Some(OfferVerified::Any) => Verified::Any,
