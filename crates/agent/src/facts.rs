@@ -4,7 +4,7 @@
 
 use crate::exec;
 use dumont_core::time::Timestamp;
-use dumont_wire::agent::{Facts, GpuFact, PROTOCOL, WorkloadStatus};
+use dumont_wire::agent::{ClockFix, Facts, GpuFact, PROTOCOL, WorkloadStatus};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -23,6 +23,7 @@ pub fn collect(
     path: &str,
     received: Timestamp,
     theirs: Timestamp,
+    clock_fix: Option<ClockFix>,
     workload: Option<WorkloadStatus>,
 ) -> Facts {
     let uname = rustix::system::uname();
@@ -38,6 +39,7 @@ pub fn collect(
         agent_version: env!("CARGO_PKG_VERSION").into(),
         now: received,
         clock_skew_ms: received.0.saturating_sub(theirs.0) / 1_000,
+        clock_fix,
         hostname: text(uname.nodename()),
         kernel: text(uname.release()),
         cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),

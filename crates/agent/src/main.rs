@@ -5,6 +5,7 @@
 //! It is linked statically against glibc, which must never look up names or users (it would
 //! load the host's NSS modules into a foreign libc and crash), so nothing here does.
 
+mod clock;
 mod engine;
 mod exec;
 mod facts;
@@ -25,6 +26,12 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: dumont-agent [session | supervise DIR | --version]";
 
+const CLOCK_OFFSET: &str = "--clock-offset-ms";
+
+fn offset(text: &std::ffi::OsStr) -> Option<i64> {
+    text.to_str()?.parse().ok()
+}
+
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     let word = args.first().and_then(|a| a.to_str()).unwrap_or("session");
@@ -34,7 +41,14 @@ fn main() -> ExitCode {
             println!("dumont-agent {version} protocol {}", dumont_wire::agent::PROTOCOL);
             Ok(())
         }
-        ("session", None) => session::run(),
+        ("session", None) => session::run(Box::new(clock::System)),
+        // Not in the usage either: a drill's machine whose clock is wrong.
+        ("session", Some(flag)) if flag == CLOCK_OFFSET && args.len() == 3 => match offset(&args[2]) {
+            Some(offset_ms) => session::run(Box::new(clock::Shifted { offset_ms })),
+            None => Err(std::io::Error::other(format!(
+                "{CLOCK_OFFSET} takes milliseconds"
+            ))),
+        },
         ("supervise", Some(dir)) if args.len() == 2 => supervisor::run(dir.as_ref()),
         // Not in the usage: how the agent starts other programs so that they die with it.
         (exec::BOUND, Some(parent)) if args.len() == 3 => exec::become_shell(parent, &args[2]),

@@ -6,8 +6,9 @@
 //! are doing: an SSH connection that is gone means that another controller, or another
 //! machine, may already be working on the same workspace.
 
+use crate::clock::{self, Clock};
 use crate::engine;
-use crate::facts::{self, now};
+use crate::facts;
 use crate::home::Home;
 use crate::job::{Job, lock};
 use crate::out::{Out, failure};
@@ -28,6 +29,7 @@ const MAX_JOBS: usize = 32;
 
 struct Session {
     home: Home,
+    clock: Box<dyn Clock>,
     out: Arc<Out>,
     jobs: Mutex<HashMap<u64, Arc<Job>>>,
     /// Set by the first Hello, for probes before there is a workload.
@@ -37,9 +39,10 @@ struct Session {
 }
 
 /// `dumont-agent session`: returns when stdin ends.
-pub fn run() -> io::Result<()> {
+pub fn run(clock: Box<dyn Clock>) -> io::Result<()> {
     let session = Arc::new(Session {
         home: Home::locate(),
+        clock,
         out: Arc::new(Out::start()?),
         jobs: Mutex::default(),
         path: Mutex::default(),
@@ -107,7 +110,7 @@ impl Session {
             } => {
                 *lock(&self.path) = Some(path.clone());
                 self.heartbeat_ms.store(heartbeat_ms, Ordering::Relaxed);
-                let received = now();
+                let received = self.clock.now();
                 self.beat();
                 self.work(id, move |s, _| Ok(s.hello(&path, received, theirs)));
             }
@@ -203,9 +206,8 @@ impl Session {
                     std::thread::sleep(Duration::from_millis(if ms == 0 { 500 } else { ms }));
                     if ms > 0 {
                         let workload = workload::status(&session.home.workload());
-                        session
-                            .out
-                            .send_if_read(0, Event::Heartbeat { now: now(), workload });
+                        let now = session.clock.now();
+                        session.out.send_if_read(0, Event::Heartbeat { now, workload });
                     }
                 }
             });
@@ -216,6 +218,7 @@ impl Session {
 
     fn hello(&self, path: &str, received: Timestamp, theirs: Timestamp) -> Outcome {
         let status = workload::status(&self.home.workload());
-        Outcome::Hello(Box::new(facts::collect(path, received, theirs, status)))
+        let fix = clock::correct(self.clock.as_ref(), received, theirs);
+        Outcome::Hello(Box::new(facts::collect(path, received, theirs, fix, status)))
     }
 }

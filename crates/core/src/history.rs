@@ -121,6 +121,8 @@ pub enum Reason {
     FrequentInterrupts,
     HardwareError,
     DiskTooSmall,
+    /// The provider lost its host before it was ready.
+    HostOffline,
     NoSuchAsk,
     RateLimited,
     NoMoney,
@@ -131,7 +133,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    const KNOWN: [(Self, &'static str); 14] = [
+    const KNOWN: [(Self, &'static str); 15] = [
         (Self::DriverMismatch, "driver_mismatch"),
         (Self::BootTimeout, "boot_timeout"),
         (Self::SshFailed, "ssh_failed"),
@@ -140,6 +142,7 @@ impl Reason {
         (Self::FrequentInterrupts, "frequent_interrupts"),
         (Self::HardwareError, "hardware_error"),
         (Self::DiskTooSmall, "disk_too_small"),
+        (Self::HostOffline, "host_offline"),
         (Self::NoSuchAsk, "no_such_ask"),
         (Self::RateLimited, "rate_limited"),
         (Self::NoMoney, "no_money"),
@@ -170,7 +173,8 @@ impl Reason {
             | Self::GpuNotReady
             | Self::FrequentInterrupts
             | Self::HardwareError
-            | Self::DiskTooSmall => Outcome::Failed,
+            | Self::DiskTooSmall
+            | Self::HostOffline => Outcome::Failed,
             Self::NoSuchAsk
             | Self::RateLimited
             | Self::NoMoney

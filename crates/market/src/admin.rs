@@ -1,4 +1,4 @@
-//! The operator's side: the ledger, the killing, the faults.
+//! The operator's side: the ledger, the killing, the faults and their rules.
 //!
 //! No authentication, so it is only ever served on loopback.
 
@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use crate::faults::Fault;
+use crate::faults::{Fault, Rule};
 use crate::machine;
 use crate::market::{Inner, now_ms};
 use crate::state::{Instance, State as MarketState};
@@ -27,7 +27,11 @@ pub fn router(inner: Arc<Inner>) -> Router {
         .route("/admin/requests", get(requests))
         .route("/admin/faults", get(armed).post(arm).delete(clear))
         .route("/admin/instances/{id}", get(instance))
+        .route("/admin/rules", get(rules).put(set_rules))
         .route("/admin/instances/{id}/kill", post(kill))
+        .route("/admin/instances/{id}/outbid", post(outbid))
+        .route("/admin/instances/{id}/offline", post(offline))
+        .route("/admin/instances/{id}/online", post(online))
         .fallback(|| async { not_found("no such endpoint") })
         .with_state(inner)
 }
@@ -106,7 +110,8 @@ async fn instance(State(inner): Shared, Path(id): Path<u64>) -> Response {
             json!(i.live.as_ref().map(|m| m.init_pid())),
         );
         map.insert("isolation".to_owned(), json!(inner.kind.as_str()));
-        map.insert("fault".to_owned(), json!(i.fault));
+        map.insert("faults".to_owned(), json!(i.faults));
+        map.insert("refused_logins".to_owned(), json!(i.refused_logins));
     }
     Json(entry).into_response()
 }
@@ -121,6 +126,47 @@ async fn kill(
         Some(died) => Json(json!({"id": id, "killed_ms": died, "gone_ms": now_ms()})).into_response(),
         None => not_found("no such instance, or destroyed already"),
     }
+}
+
+fn done(id: u64, done: bool) -> Response {
+    if done {
+        Json(json!({"id": id})).into_response()
+    } else {
+        not_found("no such instance, or no machine of it is up")
+    }
+}
+
+async fn outbid(State(inner): Shared, Path(id): Path<u64>) -> Response {
+    done(id, inner.outbid(id).await)
+}
+
+/// With `for_ms` it comes back by itself.
+async fn offline(
+    State(inner): Shared,
+    Path(id): Path<u64>,
+    Query(query): Query<HashMap<String, u64>>,
+) -> Response {
+    let length = query.get("for_ms").copied().map(Duration::from_millis);
+    done(id, inner.offline(id, length))
+}
+
+async fn online(State(inner): Shared, Path(id): Path<u64>) -> Response {
+    done(id, inner.plug(id, true))
+}
+
+async fn rules(State(inner): Shared) -> Json<Value> {
+    Json(json!({"rules": inner.state().faults.rules()}))
+}
+
+/// Replaces them all.
+async fn set_rules(State(inner): Shared, Json(rules): Json<Vec<Rule>>) -> Response {
+    if let Some(bad) = rules.iter().find(|r| !(0.0..=1.0).contains(&r.chance)) {
+        let msg = format!("chance is between 0 and 1, not {}", bad.chance);
+        let body = json!({"error": "invalid_args", "msg": msg});
+        return (StatusCode::BAD_REQUEST, Json(body)).into_response();
+    }
+    inner.state().faults.set_rules(rules);
+    Json(json!({"rules": inner.state().faults.rules()})).into_response()
 }
 
 async fn armed(State(inner): Shared) -> Json<Value> {

@@ -10,23 +10,23 @@ use std::time::Duration;
 use russh::keys::PublicKey;
 
 use crate::faults::FaultKind;
-use crate::machine::{Gpus, Machine, Spec};
+use crate::machine::{self, GpuHealth, Gpus, Kind, Machine, Spec};
 use crate::market::{Inner, now_ms};
 use crate::sshd::{self, KeyCheck};
-use crate::state::{BootTicket, Instance, Order, Refusal, State, Status};
+use crate::state::{BootTicket, Instance, Order, Refusal, Rented, State, Status};
 
 impl Inner {
     /// Rents an offer and sets its boot going.
-    pub fn create(self: &Arc<Self>, offer: u64, order: Order) -> Result<(u64, String), Refusal> {
+    pub fn create(self: &Arc<Self>, offer: u64, order: Order) -> Result<(Rented, String), Refusal> {
         let api_key = random_hex();
         let mut state = self.state();
-        let id = state.rent(offer, order, api_key.clone(), now_ms())?;
+        let rented = state.rent(offer, order, api_key.clone(), now_ms())?;
         drop(state);
         self.begin(BootTicket {
-            instance: id,
+            instance: rented.id,
             boot: 1,
         });
-        Ok((id, api_key))
+        Ok((rented, api_key))
     }
 
     /// `false` if there is no such instance (any more).
@@ -39,6 +39,40 @@ impl Inner {
         }
         self.discard_disk(id);
         true
+    }
+
+    /// `false` if there is no such instance.
+    pub async fn outbid(&self, id: u64) -> bool {
+        let Some(live) = self.state().outbid(id, now_ms()) else {
+            return false;
+        };
+        if let Some(machine) = live {
+            machine.kill().await;
+        }
+        true
+    }
+
+    /// Cuts the host's cable, or mends it. `false` if there is no machine to do that to.
+    pub fn plug(&self, id: u64, plugged: bool) -> bool {
+        let Some(machine) = self.state().plug(id, plugged, now_ms()) else {
+            return false;
+        };
+        machine.plugged.send_replace(plugged);
+        true
+    }
+
+    /// Unreachable, for a time or until it is mended.
+    pub fn offline(self: &Arc<Self>, id: u64, length: Option<Duration>) -> bool {
+        let cut = self.plug(id, false);
+        if let Some(length) = length.filter(|_| cut) {
+            let inner = Arc::clone(self);
+            self.tasks.spawn(async move {
+                if inner.wait(length).await {
+                    inner.plug(id, true);
+                }
+            });
+        }
+        cut
     }
 
     pub async fn stop_instance(&self, id: u64) -> bool {
@@ -105,13 +139,21 @@ impl Inner {
 
     /// `None` where something else happened to the instance meanwhile.
     async fn run_boot(self: &Arc<Self>, ticket: BootTicket) -> Option<()> {
-        let (plan, fault) = self.step(ticket, |i| (i.boot_plan, i.fault))?;
+        let (plan, stuck, ssh_dead) = self.step(ticket, |i| {
+            let suffers = |kind| i.suffers(kind).is_some();
+            (
+                i.boot_plan,
+                suffers(FaultKind::StuckLoading),
+                suffers(FaultKind::SshDead),
+            )
+        })?;
         self.wait(self.scaled(plan.created_s)).await.then_some(())?;
         self.step(ticket, |i| i.status = Status::Loading)?;
         self.wait(self.scaled(plan.loading_s)).await.then_some(())?;
-        if fault == Some(FaultKind::StuckLoading) {
+        if stuck {
             return Some(());
         }
+        self.leave_out(ticket).await?;
         let spec = self.spec(ticket)?;
         let machine = match Machine::start(spec).await {
             Ok(machine) => machine,
@@ -139,14 +181,72 @@ impl Inner {
             }
             return None;
         }
+        self.strike_later(ticket);
         self.wait(self.scaled(plan.sshd_s)).await.then_some(())?;
-        if fault != Some(FaultKind::SshDead)
+        if !ssh_dead
             && let Err(error) = sshd::open(&machine, key_check(Arc::downgrade(self), ticket.instance))
             && !machine.dead.is_cancelled()
         {
             tracing::warn!(instance = ticket.instance, %error, "sshd did not start");
         }
         Some(())
+    }
+
+    /// Notes which faults this host cannot make, and why.
+    async fn leave_out(&self, ticket: BootTicket) -> Option<()> {
+        let wanted = self.step(ticket, |i| i.faults.clone())?;
+        let mut impossible = Vec::new();
+        for suffered in &wanted {
+            if let Err(why) = self.can_make(suffered.fault).await {
+                tracing::warn!(instance = ticket.instance, fault = ?suffered.fault, %why, "a fault without effect");
+                impossible.push((suffered.fault, why));
+            }
+        }
+        self.step(ticket, |i| {
+            for (kind, why) in impossible {
+                for suffered in i.faults.iter_mut().filter(|s| s.fault == kind) {
+                    suffered.without_effect = Some(why.clone());
+                }
+            }
+        })
+    }
+
+    async fn can_make(&self, fault: FaultKind) -> Result<(), String> {
+        match fault {
+            FaultKind::DiskSmall if self.kind == Kind::Directory => {
+                Err("machines are plain directories here: a small file system needs namespaces".to_owned())
+            }
+            FaultKind::SlowNetwork => machine::can_have_network(self.kind).await,
+            FaultKind::ClockOff if self.config.clock_hook.is_none() => Err(
+                "no namespace changes the wall clock, and this market was not told how its renter's \
+                 programs take another one (clock_hook)"
+                    .to_owned(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets off what strikes a running machine.
+    fn strike_later(self: &Arc<Self>, ticket: BootTicket) {
+        let Some(faults) = self.step(ticket, |i| i.faults.clone()) else {
+            return;
+        };
+        let late = [FaultKind::Dies, FaultKind::Outbid, FaultKind::Offline];
+        for suffered in faults.into_iter().filter(|s| late.contains(&s.fault)) {
+            let inner = Arc::clone(self);
+            self.tasks.spawn(async move {
+                let measure = suffered.measure;
+                let after = Duration::from_millis(measure.after_ms.unwrap_or(0));
+                let still_up = inner.wait(after).await && inner.step(ticket, |_| ()).is_some();
+                let id = ticket.instance;
+                match suffered.fault {
+                    _ if !still_up => {}
+                    FaultKind::Dies => drop(inner.kill(id, Duration::ZERO).await),
+                    FaultKind::Outbid => drop(inner.outbid(id).await),
+                    _ => drop(inner.offline(id, measure.for_ms.map(Duration::from_millis))),
+                }
+            });
+        }
     }
 
     fn step<T>(&self, ticket: BootTicket, change: impl FnOnce(&mut Instance) -> T) -> Option<T> {
@@ -159,6 +259,7 @@ impl Inner {
         let instance = state.booting(ticket)?;
         let machine = universe.machines.get(instance.machine)?;
         let id = instance.id;
+        let measure = |kind| instance.suffers(kind);
         let text = |k: &str, v: String| (k.to_owned(), v);
         Some(Spec {
             instance: id,
@@ -173,7 +274,19 @@ impl Inner {
                 compute_cap: machine.compute_cap,
                 machine_id: machine.machine_id,
                 indices: instance.gpus.clone(),
+                health: if instance.suffers(FaultKind::DriverMismatch).is_some() {
+                    GpuHealth::DriverMismatch
+                } else if instance.suffers(FaultKind::GpuMissing).is_some() {
+                    GpuHealth::Missing
+                } else {
+                    GpuHealth::Well
+                },
             },
+            disk_mb: measure(FaultKind::DiskSmall).map(|m| m.size_mb.unwrap_or(1)),
+            mbit: measure(FaultKind::SlowNetwork).map(|m| m.mbit.unwrap_or(10)),
+            rewrite: measure(FaultKind::ClockOff)
+                .and_then(|m| Some(self.config.clock_hook.as_ref()?.rewrite(m.offset_s.unwrap_or(0)))),
+            noisy: measure(FaultKind::TmuxNoise).is_some(),
             identity: vec![
                 text("CONTAINER_ID", id.to_string()),
                 text("VAST_CONTAINERLABEL", format!("C.{id}")),
@@ -200,13 +313,15 @@ impl Inner {
 
 fn key_check(inner: Weak<Inner>, id: u64) -> KeyCheck {
     Arc::new(move |offered: &PublicKey| {
-        let keys = inner
-            .upgrade()
-            .map(|inner| State::keys_of(&inner.state(), id))
-            .unwrap_or_default();
-        keys.iter()
+        let Some(inner) = inner.upgrade() else {
+            return false;
+        };
+        let mut state = inner.state();
+        let known = State::keys_of(&state, id)
+            .iter()
             .filter_map(|text| PublicKey::from_openssh(text.trim()).ok())
-            .any(|key| key.key_data() == offered.key_data())
+            .any(|key| key.key_data() == offered.key_data());
+        known && state.alive_mut(id).is_some_and(|i| !i.key_lags(now_ms()))
     })
 }
 

@@ -33,6 +33,25 @@ impl FromStr for Isolation {
     }
 }
 
+/// How the programs of a renter are told another time.
+///
+/// No namespace changes the wall clock, so a wrong one needs the programs' cooperation: on a
+/// machine whose clock is off, `find` in the command lines that come over SSH becomes
+/// `replace`, with `{ms}` the offset in milliseconds. Who starts the market knows the programs
+/// that will run; the market does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClockHook {
+    pub find: String,
+    pub replace: String,
+}
+
+impl ClockHook {
+    pub(crate) fn rewrite(&self, offset_s: i64) -> (String, String) {
+        let ms = offset_s.saturating_mul(1_000).to_string();
+        (self.find.clone(), self.replace.replace("{ms}", &ms))
+    }
+}
+
 /// Everything a market needs to start.
 #[derive(Debug, Clone)]
 pub struct MarketConfig {
@@ -51,6 +70,8 @@ pub struct MarketConfig {
     /// Keys that are let in; empty lets in any non-empty key.
     pub api_keys: Vec<String>,
     pub isolation: Isolation,
+    /// Makes `clock_off` possible.
+    pub clock_hook: Option<ClockHook>,
 }
 
 impl MarketConfig {
@@ -65,6 +86,7 @@ impl MarketConfig {
             data_dir: data_dir.into(),
             api_keys: Vec::new(),
             isolation: Isolation::Auto,
+            clock_hook: None,
         }
     }
 

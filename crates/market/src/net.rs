@@ -14,13 +14,42 @@ use axum::serve::{IncomingStream, Listener};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// A TCP stream that fails once `cut` is cancelled; the peer sees a reset.
+/// A TCP stream that fails once `cut` is cancelled; the peer sees a reset. While it is
+/// unplugged nothing passes, and nobody is told.
 pub struct Cuttable {
     inner: TcpStream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     dead: bool,
+    read_plug: Plug,
+    write_plug: Plug,
+}
+
+/// One direction's view of the cable.
+struct Plug {
+    plugged: Option<watch::Receiver<bool>>,
+    mended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Plug {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(plugged) = &self.plugged else {
+            return Poll::Ready(());
+        };
+        if *plugged.borrow() {
+            self.mended = None;
+            return Poll::Ready(());
+        }
+        let mended = self.mended.get_or_insert_with(|| {
+            let mut plugged = plugged.clone();
+            Box::pin(async move { drop(plugged.wait_for(|on| *on).await) })
+        });
+        ready!(mended.as_mut().poll(cx));
+        self.mended = None;
+        Poll::Ready(())
+    }
 }
 
 impl Cuttable {
@@ -29,7 +58,22 @@ impl Cuttable {
             inner,
             cut: Box::pin(cut.cancelled_owned()),
             dead: false,
+            read_plug: Plug {
+                plugged: None,
+                mended: None,
+            },
+            write_plug: Plug {
+                plugged: None,
+                mended: None,
+            },
         }
+    }
+
+    /// Passes bytes only while `plugged` says true.
+    pub fn with_plug(mut self, plugged: watch::Receiver<bool>) -> Self {
+        self.read_plug.plugged = Some(plugged.clone());
+        self.write_plug.plugged = Some(plugged);
+        self
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -53,6 +97,7 @@ impl AsyncRead for Cuttable {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(cx)?;
+        ready!(self.read_plug.poll(cx));
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
@@ -60,6 +105,7 @@ impl AsyncRead for Cuttable {
 impl AsyncWrite for Cuttable {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.check(cx)?;
+        ready!(self.write_plug.poll(cx));
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 

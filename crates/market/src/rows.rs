@@ -24,6 +24,10 @@ pub fn instance_row(universe: &Universe, instance: &Instance, now_ms: i64) -> Va
         _ => "unloaded",
     };
     let ssh_port = instance.ssh_port().filter(|_| running);
+    let address = instance
+        .live
+        .as_ref()
+        .map_or_else(|| "127.0.0.1".to_owned(), |m| m.address().to_string());
     let runtype = image_runtype(&order.runtype);
     // Clients add one to the proxy port of a Jupyter instance.
     let proxy_port = ssh_port.map(|port| port - u16::from(runtype.contains("jupyter")));
@@ -38,8 +42,8 @@ pub fn instance_row(universe: &Universe, instance: &Instance, now_ms: i64) -> Va
         "extra_env": order.env.iter().map(|(k, v)| json!([k, v])).collect::<Vec<_>>(), "onstart": order.onstart,
         "template_id": null, "template_hash_id": null, "template_name": null,
         "jupyter_token": format!("{:016x}", instance.id),
-        "ssh_host": ssh_port.map(|_| "127.0.0.1"), "ssh_idx": "1", "ssh_port": proxy_port,
-        "machine_dir_ssh_port": ssh_port, "public_ipaddr": "127.0.0.1", "local_ipaddrs": "127.0.0.1",
+        "ssh_host": ssh_port.map(|_| address.as_str()), "ssh_idx": "1", "ssh_port": proxy_port,
+        "machine_dir_ssh_port": ssh_port, "public_ipaddr": address, "local_ipaddrs": address,
         "direct_port_start": -1, "direct_port_end": -1,
         "start_date": seconds(instance.created_ms), "end_date": end,
         "duration": (end - seconds(now_ms)).max(0.0),

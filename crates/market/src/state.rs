@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::faults::{FaultKind, Faults};
+use crate::faults::{FaultKind, Faults, Measure, Suffered};
 use crate::machine::Machine;
 use crate::money::Meter;
 use crate::offers::{BootPlan, Price, Universe};
@@ -81,7 +81,10 @@ pub struct Instance {
     /// Grows with everything that makes a boot in progress void.
     pub boot: u64,
     pub boot_plan: BootPlan,
-    pub fault: Option<FaultKind>,
+    pub faults: Vec<Suffered>,
+    /// Logins that a lagging key was refused; the lag counts from the first.
+    pub refused_logins: u64,
+    pub first_refused_ms: Option<i64>,
     pub live: Option<Arc<Machine>>,
 }
 
@@ -93,6 +96,32 @@ impl Instance {
     pub fn ssh_port(&self) -> Option<u16> {
         self.live.as_ref().map(|m| m.port())
     }
+
+    /// The measure of this fault, if the instance has it and the host can make it.
+    pub fn suffers(&self, kind: FaultKind) -> Option<Measure> {
+        let found = self.faults.iter().find(|s| s.fault == kind)?;
+        found.without_effect.is_none().then_some(found.measure)
+    }
+
+    /// Are keys not here yet? The lag begins with the first login that it refuses.
+    pub fn key_lags(&mut self, now: i64) -> bool {
+        let Some(lag) = self.suffers(FaultKind::KeyLag) else {
+            return false;
+        };
+        let first = *self.first_refused_ms.get_or_insert(now);
+        let length = i64::try_from(lag.for_ms.unwrap_or(0)).unwrap_or(i64::MAX);
+        let lags = self.refused_logins == 0 || now.saturating_sub(first) < length;
+        self.refused_logins += u64::from(lags);
+        lags
+    }
+}
+
+/// A contract just made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rented {
+    pub id: u64,
+    /// Nobody will hear of it: the connection goes before the answer.
+    pub reply_lost: bool,
 }
 
 /// Why a create or a start was not possible.
@@ -118,6 +147,8 @@ pub struct State {
     pub requests: BTreeMap<String, u64>,
     taken: HashSet<(usize, u32)>,
     rentals: HashMap<usize, u64>,
+    /// How often each machine was asked for: what rules draw by.
+    asks: HashMap<usize, u64>,
     next_instance: u64,
     next_key: u64,
 }
@@ -132,6 +163,7 @@ impl State {
             requests: BTreeMap::new(),
             taken: HashSet::new(),
             rentals: HashMap::new(),
+            asks: HashMap::new(),
             next_instance: 7_000_001,
             next_key: 1,
         }
@@ -155,14 +187,25 @@ impl State {
     }
 
     /// Rents an offer. `api_key` becomes the instance's own key.
-    pub fn rent(&mut self, offer_id: u64, order: Order, api_key: String, now: i64) -> Result<u64, Refusal> {
+    pub fn rent(
+        &mut self,
+        offer_id: u64,
+        order: Order,
+        api_key: String,
+        now: i64,
+    ) -> Result<Rented, Refusal> {
         let universe = Arc::clone(&self.universe);
         let offer = universe.offers.get(&offer_id).ok_or(Refusal::NoSuchAsk)?;
         let machine = universe.machines.get(offer.machine).ok_or(Refusal::NoSuchAsk)?;
         if !offer.gpus.iter().all(|gpu| self.is_free(offer.machine, *gpu)) {
             return Err(Refusal::Taken);
         }
-        let fault = self.faults.take_for_boot(machine.machine_id);
+        let asked = self.asks.entry(offer.machine).or_insert(0);
+        let fate = self.faults.meet(universe.seed, machine.machine_id, *asked);
+        *asked += 1;
+        if fate.refused {
+            return Err(Refusal::Taken);
+        }
         self.taken
             .extend(offer.gpus.iter().map(|gpu| (offer.machine, *gpu)));
         let rental = self.rentals.entry(offer.machine).or_insert(0);
@@ -192,11 +235,16 @@ impl State {
                 keys: Vec::new(),
                 boot: 1,
                 boot_plan,
-                fault,
+                faults: fate.on_board,
+                refused_logins: 0,
+                first_refused_ms: None,
                 live: None,
             },
         );
-        Ok(id)
+        Ok(Rented {
+            id,
+            reply_lost: fate.reply_lost,
+        })
     }
 
     /// The instance for which this boot is still the one wanted.
@@ -226,6 +274,31 @@ impl State {
         instance.boot += 1;
         let live = instance.live.take();
         self.release(id);
+        Some(live)
+    }
+
+    /// A higher bid takes its GPUs: stopped as by its renter, who may start it again when they
+    /// are free. They are not: until it is destroyed they are the other's.
+    pub fn outbid(&mut self, id: u64, now: i64) -> Option<Option<Arc<Machine>>> {
+        let instance = self.alive_mut(id)?;
+        instance.intended_running = false;
+        instance.status = Status::Exited;
+        instance.meter.halt(now);
+        instance.boot += 1;
+        Some(instance.live.take())
+    }
+
+    /// Its host cannot be reached, or can again. Billed only while it can.
+    pub fn plug(&mut self, id: u64, plugged: bool, now: i64) -> Option<Arc<Machine>> {
+        let instance = self.alive_mut(id).filter(|i| i.killed_ms.is_none())?;
+        let live = instance.live.clone()?;
+        if plugged {
+            instance.status = Status::Running;
+            instance.meter.run(now);
+        } else {
+            instance.status = Status::Offline;
+            instance.meter.halt(now);
+        }
         Some(live)
     }
 

@@ -5,15 +5,13 @@ fn state() -> State {
 }
 
 fn rent(state: &mut State, offer: u64) -> Result<u64, Refusal> {
-    state.rent(
-        offer,
-        Order {
-            disk_gb: 10.0,
-            ..Order::default()
-        },
-        "k".to_owned(),
-        0,
-    )
+    let order = Order {
+        disk_gb: 10.0,
+        ..Order::default()
+    };
+    state
+        .rent(offer, order, "k".to_owned(), 0)
+        .map(|rented| rented.id)
 }
 
 fn listed(state: &State) -> Vec<u64> {
@@ -77,4 +75,42 @@ fn a_boot_that_was_overtaken_is_void() {
         state.alive(id).is_some(),
         "a killed one must still be destroyed by its renter"
     );
+}
+
+#[test]
+fn an_outbid_one_keeps_its_disk_and_loses_its_gpus() {
+    let mut state = state();
+    let offer = listed(&state)[0];
+    let id = rent(&mut state, offer).expect("free");
+    assert!(state.outbid(id, 5).is_some());
+    let instance = state.alive(id).expect("its disk is still rented");
+    assert_eq!(
+        (instance.status, instance.intended_running),
+        (Status::Exited, false)
+    );
+    assert_eq!(state.resume(id), Err(Refusal::Taken));
+    assert_eq!(rent(&mut state, offer), Err(Refusal::Taken));
+    state.destroy(id, 9);
+    assert!(rent(&mut state, offer).is_ok());
+}
+
+#[test]
+fn a_lagging_key_is_refused_at_least_once_and_then_until_its_time() {
+    let mut state = state();
+    let offer = listed(&state)[0];
+    state.faults.arm(crate::faults::Fault {
+        fault: FaultKind::KeyLag,
+        count: 1,
+        machine_id: None,
+        measure: Measure {
+            for_ms: Some(100),
+            ..Measure::default()
+        },
+    });
+    let id = rent(&mut state, offer).expect("free");
+    let instance = state.alive_mut(id).expect("there");
+    for (at, lags) in [(1_000, true), (1_099, true), (1_100, false), (2_000, false)] {
+        assert_eq!(instance.key_lags(at), lags, "at {at}");
+    }
+    assert_eq!(instance.refused_logins, 2);
 }

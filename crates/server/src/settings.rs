@@ -30,6 +30,9 @@ pub struct Timing {
     pub listing: Duration,
     /// How long sshd may take after the provider says running (reported: up to 90 s).
     pub ssh_grace: Duration,
+    /// How long our key may be refused after that: keys take a while to reach a machine
+    /// (reported: up to 180 s), which is not the machine's fault.
+    pub key_grace: Duration,
     /// A workflow's lease; a crashed controller's work is taken over after it.
     pub lease: Duration,
     /// Between two rounds of the reaper.
@@ -43,6 +46,7 @@ impl Default for Timing {
         Self {
             listing: Duration::from_secs(1),
             ssh_grace: Duration::from_secs(120),
+            key_grace: Duration::from_secs(180),
             lease: Duration::from_secs(15),
             reap: Duration::from_secs(10),
             intent_grace: Duration::from_secs(60),

@@ -30,6 +30,7 @@ statements! {
                     host_key = COALESCE($4, host_key), updated_at = $5 WHERE key = $1"];
     SET_STATE: ["UPDATE instances SET state = $2, ready_at = $3, destroyed_at = $4, updated_at = $5 \
                  WHERE key = $1 RETURNING *"];
+    SET_CLOCK_SKEW: ["UPDATE instances SET clock_skew_ms = $2 WHERE key = $1"];
     SET_LAST_SNAPSHOT: ["UPDATE instances SET last_snapshot_id = $2 WHERE key = $1"];
 }
 
@@ -98,6 +99,8 @@ pub struct InstanceRow {
     pub ssh_port: Option<u16>,
     /// What this very instance took or restored last: it may deduplicate against that.
     pub last_snapshot_id: Option<String>,
+    /// Its clock minus ours when it became ready.
+    pub clock_skew_ms: Option<i64>,
     /// Dollars per hour.
     pub price: f64,
     pub created_at: Timestamp,
@@ -120,6 +123,7 @@ record!(InstanceRow {
     ssh_host,
     ssh_port,
     last_snapshot_id,
+    clock_skew_ms,
     price,
     created_at,
     rented_at,
@@ -220,6 +224,14 @@ impl Store {
             let row = tx.first(SET_STATE, args).await?;
             row.ok_or_else(|| Error::not_found("instance", key))
         })
+    }
+
+    /// As its agent measured it.
+    pub async fn set_instance_clock_skew(&self, key: &str, skew_ms: i64) -> Result<()> {
+        match self.db.run(SET_CLOCK_SKEW, args![key, skew_ms]).await? {
+            0 => Err(Error::not_found("instance", key)),
+            _ => Ok(()),
+        }
     }
 
     /// After a restore; a snapshot's commit does it by itself.

@@ -164,6 +164,9 @@ pub struct Facts {
     pub now: Timestamp,
     /// Its clock minus ours, milliseconds (network delay included).
     pub clock_skew_ms: i64,
+    /// What was done about a clock that was plainly wrong.
+    #[serde(default)]
+    pub clock_fix: Option<ClockFix>,
     pub hostname: String,
     pub kernel: String,
     pub cpus: u32,
@@ -176,6 +179,14 @@ pub struct Facts {
     /// Why `gpus` is empty, e.g. `nvidia-smi: not found`.
     pub gpu_error: Option<String>,
     pub workload: Option<WorkloadStatus>,
+}
+
+/// A clock that was plainly wrong. Older agents do not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockFix {
+    pub before: Timestamp,
+    /// What it showed once it was set; `None` where the host does not let us.
+    pub after: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -111,6 +111,8 @@ pub struct Instance {
     pub region: Option<String>,
     pub ssh_host: Option<String>,
     pub ssh_port: Option<u16>,
+    /// Its clock minus the server's when it became ready, milliseconds.
+    pub clock_skew_ms: Option<i64>,
     pub created_at: Timestamp,
 }
 

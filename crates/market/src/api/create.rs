@@ -1,7 +1,5 @@
 //! Renting an offer.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, Path, State};
@@ -10,10 +8,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::{Shared, fail, number, object, ok};
-use crate::faults::FaultKind;
-use crate::market::Inner;
 use crate::net::Peer;
-use crate::state::{Order, Refusal};
+use crate::state::{Order, Refusal, Rented};
 
 /// Limits as the Vast.ai docs state them.
 const MAX_IMAGE: usize = 1024;
@@ -37,33 +33,25 @@ pub async fn create(
         },
         Err(response) => return *response,
     };
-    if armed(&inner, FaultKind::CreateRefused, offer) {
-        return gone(offer);
-    }
-    let answer = match inner.create(offer, order) {
-        Ok((id, key)) => ok(json!({"success": true, "new_contract": id, "instance_api_key": key})),
-        Err(Refusal::Taken) => return gone(offer),
+    match inner.create(offer, order) {
+        Ok((
+            Rented {
+                id,
+                reply_lost: false,
+            },
+            key,
+        )) => ok(json!({"success": true, "new_contract": id, "instance_api_key": key})),
+        Ok(_) => {
+            // Done, but nobody will hear of it: the connection goes before the answer.
+            peer.cut.cancel();
+            std::future::pending().await
+        }
+        Err(Refusal::Taken) => gone(offer),
         Err(Refusal::NoSuchAsk) => {
             let why = format!("no_such_ask Instance type by id {offer} is not available.");
-            return refused(StatusCode::NOT_FOUND, "invalid_args", 3603, &why, offer);
+            refused(StatusCode::NOT_FOUND, "invalid_args", 3603, &why, offer)
         }
-    };
-    if armed(&inner, FaultKind::CreateUncertain, offer) {
-        // Done, but nobody will hear of it: the connection goes before the answer.
-        peer.cut.cancel();
-        std::future::pending::<()>().await;
     }
-    answer
-}
-
-fn armed(inner: &Arc<Inner>, kind: FaultKind, offer: u64) -> bool {
-    let mut state = inner.state();
-    let universe = Arc::clone(&state.universe);
-    let machine = universe
-        .offers
-        .get(&offer)
-        .and_then(|o| universe.machines.get(o.machine));
-    machine.is_some_and(|m| state.faults.take(kind, m.machine_id))
 }
 
 fn gone(offer: u64) -> Response {

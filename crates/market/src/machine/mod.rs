@@ -10,8 +10,10 @@
 
 mod files;
 mod namespace;
+mod network;
 mod nvidia_smi;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,17 +21,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use namespace::Kind;
+pub use network::can_have_network;
 
 use crate::error::MachineError;
 
 /// How long a machine may take to come up or to die before we give up on it.
 const INIT_LIMIT: Duration = Duration::from_secs(20);
+
+/// What Vast's images print at every login until the renter switches it off.
+const NOISE: &str = "[ -e ~/.no_auto_tmux ] || { echo 'Welcome to vast.ai. If authentication fails, try again \
+after a few seconds, and double check your ssh key.'; echo 'Have fun!' >&2; }";
 
 /// What a machine is made of.
 #[derive(Debug, Clone)]
@@ -42,6 +50,14 @@ pub struct Spec {
     pub identity: Vec<(String, String)>,
     pub env: Vec<(String, String)>,
     pub onstart: Option<String>,
+    /// The size of the workspace's file system, where it is one of its own.
+    pub disk_mb: Option<u64>,
+    /// The speed of its network, where it has one of its own.
+    pub mbit: Option<u64>,
+    /// What becomes what in command lines.
+    pub rewrite: Option<(String, String)>,
+    /// Logins begin with a banner, unless the renter has switched it off.
+    pub noisy: bool,
 }
 
 /// The GPUs that were promised.
@@ -55,12 +71,21 @@ pub struct Gpus {
     pub compute_cap: u32,
     pub machine_id: u64,
     pub indices: Vec<u32>,
+    pub health: GpuHealth,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuHealth {
+    Well,
+    DriverMismatch,
+    Missing,
 }
 
 /// A machine that is up, or was.
 #[derive(Debug)]
 pub struct Machine {
     spec: Spec,
+    address: Ipv4Addr,
     port: u16,
     /// Bound but not listening: connections are refused until sshd is up.
     reserved: Mutex<Option<TcpSocket>>,
@@ -70,6 +95,8 @@ pub struct Machine {
     lifeline: Mutex<Option<ChildStdin>>,
     /// Cancelled when the machine dies; cuts every connection and listener.
     pub dead: CancellationToken,
+    /// False while no packet gets through to it.
+    pub plugged: watch::Sender<bool>,
     pub tasks: TaskTracker,
 }
 
@@ -77,11 +104,6 @@ impl Machine {
     /// Brings up the processes; the SSH port is reserved but refuses still.
     pub async fn start(spec: Spec) -> Result<Arc<Self>, MachineError> {
         files::lay_out(&spec)?;
-        let socket = TcpSocket::new_v4().map_err(MachineError::io("socket"))?;
-        socket
-            .bind(([127, 0, 0, 1], 0).into())
-            .map_err(MachineError::io("bind the ssh port"))?;
-        let port = socket.local_addr().map_err(MachineError::io("ssh port"))?.port();
         let mut child = namespace::init_command(&spec)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -92,6 +114,22 @@ impl Machine {
         let lifeline = child.stdin.take();
         wait_ready(&mut child).await?;
         let init_pid = namespace::init_pid(spec.kind, &child)?;
+        let address = match spec.mbit {
+            None => Ipv4Addr::LOCALHOST,
+            Some(mbit) => network::set_up(init_pid, mbit).await?,
+        };
+        let bind = move || {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((address, 0).into())?;
+            Ok(socket)
+        };
+        let bound = if spec.mbit.is_some() {
+            network::within(init_pid, bind).await
+        } else {
+            bind()
+        };
+        let socket = bound.map_err(MachineError::io("bind the ssh port"))?;
+        let port = socket.local_addr().map_err(MachineError::io("ssh port"))?.port();
         let tasks = TaskTracker::new();
         let ended = Arc::new(AtomicBool::new(false));
         let mark = Arc::clone(&ended);
@@ -102,16 +140,23 @@ impl Machine {
         });
         let machine = Arc::new(Self {
             spec,
+            address,
             port,
             reserved: Mutex::new(Some(socket)),
             init_pid,
             ended,
             lifeline: Mutex::new(lifeline),
             dead: CancellationToken::new(),
+            plugged: watch::Sender::new(true),
             tasks,
         });
         machine.run_onstart();
         Ok(machine)
+    }
+
+    /// Where it is reached from outside.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
     }
 
     pub fn port(&self) -> u16 {
@@ -135,6 +180,42 @@ impl Machine {
         lock(&self.reserved)
             .take()
             .and_then(|socket| socket.listen(256).ok())
+    }
+
+    /// A listener on its own loopback; port 0 picks one.
+    pub async fn listen_inside(&self, port: u16) -> std::io::Result<TcpListener> {
+        let at = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        if self.spec.mbit.is_none() {
+            return TcpListener::bind(at).await;
+        }
+        let bind = move || std::net::TcpListener::bind(at);
+        let listener = network::within(self.init_pid, bind).await?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    }
+
+    /// A connection as one of its own processes would make it.
+    pub async fn connect_inside(&self, host: String, port: u16) -> std::io::Result<TcpStream> {
+        if self.spec.mbit.is_none() {
+            return TcpStream::connect((host.as_str(), port)).await;
+        }
+        let connect = move || std::net::TcpStream::connect((host.as_str(), port));
+        let stream = network::within(self.init_pid, connect).await?;
+        stream.set_nonblocking(true)?;
+        TcpStream::from_std(stream)
+    }
+
+    /// What a command line that came over SSH becomes on this machine.
+    pub fn line(&self, line: &str) -> String {
+        let line = match &self.spec.rewrite {
+            Some((find, replace)) => line.replace(find, replace),
+            None => line.to_owned(),
+        };
+        if self.spec.noisy {
+            format!("{NOISE}\n{line}")
+        } else {
+            line
+        }
     }
 
     /// A command inside: the environment of a login and the home directory.

@@ -55,7 +55,8 @@ const UNSHARE: &[&str] = &[
 ];
 const AS_USER: &[&str] = &["--user", "--map-root-user"];
 
-/// `$1` is the instance's directory, `$2` its host name. Ends as the init.
+/// `$1` is the instance's directory, `$2` its host name, `$3` the MB of a small workspace, if it
+/// has one. Ends as the init.
 const INIT: &str = r#"
 set -e
 D=$1; R=$1/mnt
@@ -69,6 +70,7 @@ for d in bin sbin lib lib32 lib64 libx32; do
   elif [ -d /$d ]; then mkdir "$R/$d"; mount --rbind /$d "$R/$d"; fi
 done
 for d in etc root tmp workspace opt; do mount --bind "$D/$d" "$R/$d"; done
+[ -z "$3" ] || mount -t tmpfs -o "size=${3}m,mode=755" small "$R/workspace"
 for d in ssl alternatives ca-certificates; do
   if [ -d /etc/$d ]; then mkdir -p "$R/etc/$d"; mount --bind /etc/$d "$R/etc/$d"; fi
 done
@@ -152,13 +154,22 @@ pub(super) fn init_command(spec: &Spec) -> Command {
         }
         kind => {
             let mut command = unshare(kind);
+            if spec.mbit.is_some() {
+                command.arg("--net");
+            }
             command
                 .args(["sh", "-c", INIT, "init"])
                 .arg(&spec.dir)
-                .arg(format!("C.{}", spec.instance));
+                .arg(format!("C.{}", spec.instance))
+                .arg(spec.disk_mb.map(|mb| mb.to_string()).unwrap_or_default());
             command
         }
     };
+    // What the market was started with is no renter's business.
+    command.env_clear().env(
+        "PATH",
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    );
     // A ^C at the market's terminal is for the market, which then ends them in order.
     command.process_group(0).current_dir("/");
     command
@@ -181,6 +192,19 @@ pub(super) fn init_pid(kind: Kind, child: &Child) -> Result<i32, MachineError> {
         .ok_or_else(missing)
 }
 
+/// Drops the one capability by which a machine could change the whole host's clock; a rented
+/// container does not have it either. Before entering, since a machine need not have the tool.
+const NO_CLOCK: &[&str] = &["--bounding-set=-sys_time", "--inh-caps=-sys_time"];
+
+fn program(name: &str) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return Command::new(name);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(NO_CLOCK).arg("--").arg(name);
+    command
+}
+
 /// The start of a command line that runs inside.
 pub(super) fn enter(machine: &Machine, on_tty: bool) -> Command {
     let tty = &["setsid", "--ctty", "--wait"];
@@ -190,15 +214,18 @@ pub(super) fn enter(machine: &Machine, on_tty: bool) -> Command {
             words.extend(tty);
         }
         words.extend(["env", "--"]);
-        let mut command = Command::new(words[0]);
+        let mut command = program(words[0]);
         command.args(&words[1..]).current_dir(machine.dir().join("root"));
         return command;
     }
-    let mut command = Command::new("nsenter");
+    let mut command = program("nsenter");
     command
         .arg("-t")
         .arg(machine.init_pid.to_string())
         .args(["-m", "-u", "-i", "-p", "-r", "-w"]);
+    if machine.spec.mbit.is_some() {
+        command.arg("-n");
+    }
     if machine.kind() == Kind::UserNamespace {
         command.args(["-U", "--preserve-credentials"]);
     }

@@ -2,10 +2,26 @@
 
 use std::fmt::Write;
 
-use super::Gpus;
+use super::{GpuHealth, Gpus};
+
+/// What the real one says to everything when it cannot talk to the driver, and how it ends.
+const MISMATCH: &str = "#!/bin/sh
+echo 'Failed to initialize NVML: Driver/library version mismatch'
+echo 'NVML library version: 560.35'
+exit 18
+";
+const MISSING: &str = "#!/bin/sh
+echo 'No devices were found'
+exit 6
+";
 
 /// The whole script, in POSIX sh with the answers written into it.
 pub fn script(gpus: &Gpus) -> String {
+    match gpus.health {
+        GpuHealth::Well => {}
+        GpuHealth::DriverMismatch => return MISMATCH.to_owned(),
+        GpuHealth::Missing => return MISSING.to_owned(),
+    }
     let mut uuids = String::new();
     let mut rows = String::new();
     for (shown, index) in gpus.indices.iter().enumerate() {
@@ -140,7 +156,12 @@ mod tests {
     use super::*;
 
     fn run(args: &[&str]) -> (String, i32) {
+        run_with(GpuHealth::Well, args)
+    }
+
+    fn run_with(health: GpuHealth, args: &[&str]) -> (String, i32) {
         let gpus = Gpus {
+            health,
             name: "RTX 4090".to_owned(),
             memory_mb: 24_564,
             driver: "570.124.04".to_owned(),
@@ -161,6 +182,19 @@ mod tests {
             String::from_utf8_lossy(&out.stdout).into_owned(),
             out.status.code().unwrap_or(-1),
         )
+    }
+
+    #[test]
+    fn a_sick_one_says_so_to_everything() {
+        for args in [&[][..], &["--query-gpu=name", "--format=csv"]] {
+            let (said, code) = run_with(GpuHealth::DriverMismatch, args);
+            assert!(
+                said.contains("Driver/library version mismatch") && code == 18,
+                "{said}"
+            );
+            let (said, code) = run_with(GpuHealth::Missing, args);
+            assert!(said.contains("No devices were found") && code == 6, "{said}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! TCP through the connection, both ways.
 //!
-//! A machine shares the host's network, so its loopback is ours: a remote
+//! A machine's loopback is mostly the host's, sometimes its own: a remote
 //! forward is a listener on 127.0.0.1 whatever address was asked for, as an
 //! sshd with `GatewayPorts no` does it. Every copy ends with the machine.
 
@@ -11,8 +11,8 @@ use std::sync::Arc;
 use russh::server::{ChannelOpenHandle, Handle, Msg};
 use russh::{Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::exec::CHUNK;
@@ -35,7 +35,7 @@ impl Forwards {
     /// Listens inside the machine; port 0 picks one. The bound port is returned.
     pub async fn listen(&mut self, address: &str, port: u32, handle: Handle) -> io::Result<u16> {
         let wanted = u16::try_from(port).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let listener = TcpListener::bind(("127.0.0.1", wanted)).await?;
+        let listener = self.machine.listen_inside(wanted).await?;
         let bound = listener.local_addr()?.port();
         let stop = self.machine.dead.child_token();
         self.listeners
@@ -74,9 +74,10 @@ impl Forwards {
 
     /// Connects from inside the machine.
     pub fn direct(&self, channel: Channel<Msg>, host: String, port: u16, reply: ChannelOpenHandle) {
-        let dead = self.machine.dead.clone();
+        let machine = Arc::clone(&self.machine);
         self.machine.tasks.spawn(async move {
-            match TcpStream::connect((host.as_str(), port)).await {
+            let dead = machine.dead.clone();
+            match machine.connect_inside(host, port).await {
                 Ok(stream) => {
                     let _ = stream.set_nodelay(true);
                     reply.accept().await;

@@ -44,6 +44,9 @@ pub fn open(machine: &Arc<Machine>, keys: KeyCheck) -> Result<(), MachineError> 
     let machine = Arc::clone(machine);
     machine.clone().tasks.spawn(async move {
         loop {
+            let mut plugged = machine.plugged.subscribe();
+            let cable = async { drop(plugged.wait_for(|on| *on).await) };
+            tokio::select! { () = machine.dead.cancelled() => return, () = cable => {} }
             let stream = tokio::select! {
                 () = machine.dead.cancelled() => return,
                 accepted = listener.accept() => match accepted {
@@ -56,7 +59,8 @@ pub fn open(machine: &Arc<Machine>, keys: KeyCheck) -> Result<(), MachineError> 
                 },
             };
             let _ = stream.set_nodelay(true);
-            let stream = Eager::new(Cuttable::new(stream, machine.dead.clone()));
+            let stream = Cuttable::new(stream, machine.dead.clone()).with_plug(machine.plugged.subscribe());
+            let stream = Eager::new(stream);
             let handler = session::Session::new(Arc::clone(&machine), Arc::clone(&keys));
             let config = Arc::clone(&config);
             machine.tasks.spawn(async move {

@@ -175,7 +175,7 @@ impl Handler for Session {
         data: &[u8],
         session: &mut russh::server::Session,
     ) -> Result<(), Self::Error> {
-        let line = String::from_utf8_lossy(data).into_owned();
+        let line = self.machine.line(&String::from_utf8_lossy(data));
         self.run(
             id,
             vec![machine::shell().to_owned(), "-c".to_owned(), line],

@@ -147,7 +147,11 @@ impl World {
     pub async fn machine(&self, body: Value) -> (u64, Handle<Client>) {
         let id = self.rent(body).await;
         let row = self.until_status(id, "running").await;
-        (id, self.login(port(&row)).await.unwrap())
+        let host = row["ssh_host"].as_str().unwrap().to_owned();
+        let ssh = self
+            .login_at(&host, port(&row), &self.key, Client::default())
+            .await;
+        (id, ssh.unwrap())
     }
 
     pub async fn login(&self, port: u16) -> Result<Handle<Client>, russh::Error> {
@@ -161,9 +165,19 @@ impl World {
         key: &PrivateKey,
         client: Client,
     ) -> Result<Handle<Client>, russh::Error> {
+        self.login_at("127.0.0.1", port, key, client).await
+    }
+
+    pub async fn login_at(
+        &self,
+        host: &str,
+        port: u16,
+        key: &PrivateKey,
+        client: Client,
+    ) -> Result<Handle<Client>, russh::Error> {
         let start = Instant::now();
         let stream = loop {
-            match tokio::net::TcpStream::connect(("127.0.0.1", port)).await {
+            match tokio::net::TcpStream::connect((host, port)).await {
                 Ok(stream) => break stream,
                 Err(error) if start.elapsed() > Duration::from_secs(5) => return Err(error.into()),
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,

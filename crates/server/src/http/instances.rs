@@ -49,6 +49,7 @@ pub fn shown(row: &InstanceRow) -> Option<Instance> {
         region: row.offer.region.clone(),
         ssh_host: row.ssh_host.clone(),
         ssh_port: row.ssh_port,
+        clock_skew_ms: row.clock_skew_ms,
         created_at: row.created_at,
     })
 }

@@ -6,7 +6,7 @@
 //! microseconds, and destroyed behind it; whatever dies in between, the reaper reads the mark.
 
 use super::racer::{End, Racer};
-use super::ready::{NotReady, StageCell};
+use super::ready::{NotReady, StageCell, clock_line};
 use super::search::provider_failure;
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, dispose};
@@ -260,6 +260,11 @@ impl Race<'_> {
                         self.lanes[at].row.offer.machine
                     ))
                     .await;
+                if let Some(line) = clock_line(link.facts()) {
+                    self.run
+                        .say(format!("{}: {line}", self.lanes[at].row.offer.machine))
+                        .await;
+                }
                 self.lanes[at].state = LaneState::Ready(link);
             }
             End::Abandoned => self.lanes[at].state = LaneState::Out(None),

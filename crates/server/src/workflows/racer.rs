@@ -55,6 +55,7 @@ impl Racer {
             offer: self.row.offer.clone(),
             disk_bytes: self.disk_bytes,
             ssh_grace: self.app.config.timing.ssh_grace,
+            key_grace: self.app.config.timing.key_grace,
             public_key: self.app.public_key.clone(),
         };
         let target = self
@@ -165,6 +166,10 @@ impl Racer {
                 Some(link.host_key()),
                 now,
             )
+            .await
+            .map_err(failed)?;
+        store
+            .set_instance_clock_skew(&self.row.key, link.facts().clock_skew_ms)
             .await
             .map_err(failed)?;
         store

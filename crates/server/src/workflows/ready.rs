@@ -14,6 +14,7 @@ use dumont_core::offer::Offer;
 use dumont_wire::agent::Facts;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::select;
 use tokio::time::{Instant, sleep};
 
 /// Between two tries of a port that is not open yet.
@@ -22,6 +23,9 @@ const REDIAL: Duration = Duration::from_millis(200);
 /// A listing right after the rent shows a container that is not up for sure, and uses up the
 /// one call that the provider allows in its second.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
+
+/// Logins are mostly quicker than this; only a slow one costs more listings.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Why a machine did not become ready.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +63,8 @@ pub struct Promise {
     pub disk_bytes: u64,
     /// How long sshd may take after the provider says running.
     pub ssh_grace: Duration,
+    /// How long our key may be refused, if that is longer.
+    pub key_grace: Duration,
     /// Our key, attached to the instance if it is not let in.
     pub public_key: String,
 }
@@ -78,7 +84,11 @@ pub async fn make_ready(
         // Account keys reach new instances after a while, sometimes never; attaching is quicker.
         let _ = market.provider.attach_key(instance_id, &promise.public_key).await;
     };
-    let link = log_in(&target, promise.ssh_grace, stage, let_in).await?;
+    let link = select! {
+        link = log_in(&target, promise, stage, let_in) => link?,
+        // A port that does not answer may be a machine that is gone: the provider knows.
+        gone = ended(market, instance_id) => return Err(gone),
+    };
     stage.set(Stage::Gpu);
     check(link.facts(), promise)?;
     stage.set(Stage::Ready);
@@ -87,45 +97,63 @@ pub async fn make_ready(
 
 /// Waits until the provider says running, and gives the SSH endpoints.
 async fn booted(market: &Market, instance_id: &str) -> Result<Vec<SshEndpoint>, NotReady> {
+    let mut since = Instant::now() + FIRST_LOOK;
+    loop {
+        let seen = look(market, instance_id, Stage::Boot, since).await?;
+        since = Instant::now();
+        if let Some(instance) = seen
+            && instance.status == InstanceStatus::Running
+            && !instance.ssh.is_empty()
+        {
+            return Ok(instance.ssh);
+        }
+    }
+}
+
+/// Resolves when the provider says that a machine which was running is not any more.
+async fn ended(market: &Market, instance_id: &str) -> NotReady {
+    loop {
+        sleep(LOOK_AGAIN).await;
+        if let Err(gone) = look(market, instance_id, Stage::Ssh, Instant::now()).await {
+            return gone;
+        }
+    }
+}
+
+/// What the provider says of it after `since`: nothing, that it lives, or why it will not come.
+async fn look(
+    market: &Market,
+    instance_id: &str,
+    stage: Stage,
+    since: Instant,
+) -> Result<Option<ProviderInstance>, NotReady> {
     let failed = |reason: Reason, message: String| NotReady {
-        stage: Stage::Boot,
+        stage,
         reason,
         message,
     };
-    let mut asked = Instant::now() + FIRST_LOOK;
-    loop {
-        let listed = market.listing.since(asked).await;
-        asked = Instant::now();
-        let instance = match listed {
-            Ok(all) => all.iter().find(|i| i.instance_id == instance_id).cloned(),
-            Err(e) if e.class == ErrorClass::Auth => {
-                return Err(failed(Reason::ProviderError, e.to_string()));
+    let listed = match market.listing.since(since).await {
+        Ok(all) => all.iter().find(|i| i.instance_id == instance_id).cloned(),
+        Err(e) if e.class == ErrorClass::Auth => return Err(failed(Reason::ProviderError, e.to_string())),
+        // A failed listing says nothing about the machine.
+        Err(_) => return Ok(None),
+    };
+    let instance = match listed {
+        Some(instance) => instance,
+        // Nor does its absence from one listing: only the provider's own "no such" does.
+        None => match market.provider.get(instance_id).await {
+            Ok(Some(instance)) => instance,
+            Ok(None) => {
+                let reason = Reason::Other("instance_gone".into());
+                return Err(failed(reason, "the provider no longer knows it".into()));
             }
-            // A failed listing says nothing about the machine.
-            Err(_) => continue,
-        };
-        let instance = match instance {
-            Some(instance) => instance,
-            // Nor does its absence from one listing: only the provider's own "no such" does.
-            None => match market.provider.get(instance_id).await {
-                Ok(Some(instance)) => instance,
-                Ok(None) => {
-                    return Err(failed(
-                        Reason::Other("instance_gone".into()),
-                        "the provider no longer knows it".into(),
-                    ));
-                }
-                Err(_) => continue,
-            },
-        };
-        match instance.status {
-            InstanceStatus::Running if !instance.ssh.is_empty() => return Ok(instance.ssh),
-            InstanceStatus::Running | InstanceStatus::Starting | InstanceStatus::Unknown => {}
-            InstanceStatus::Stopped => return Err(failed(stopped_reason(&instance), words(&instance))),
-            InstanceStatus::Offline => {
-                return Err(failed(Reason::Other("host_offline".into()), words(&instance)));
-            }
-        }
+            Err(_) => return Ok(None),
+        },
+    };
+    match instance.status {
+        InstanceStatus::Running | InstanceStatus::Starting | InstanceStatus::Unknown => Ok(Some(instance)),
+        InstanceStatus::Stopped => Err(failed(stopped_reason(&instance), words(&instance))),
+        InstanceStatus::Offline => Err(failed(Reason::HostOffline, words(&instance))),
     }
 }
 
@@ -155,21 +183,28 @@ fn words(instance: &ProviderInstance) -> String {
 
 async fn log_in<F: Future<Output = ()>>(
     target: &Target,
-    grace: Duration,
+    promise: &Promise,
     stage: &StageCell,
     let_in: impl Fn() -> F,
 ) -> Result<Link, NotReady> {
-    let deadline = Instant::now() + grace;
+    let begin = Instant::now();
     let mut asked = false;
     loop {
         let error = match Link::open(target).await {
             Ok(link) => return Ok(link),
             Err(error) => error,
         };
-        if matches!(error, LinkError::Ssh(SshError::Denied(_))) && !asked {
+        let denied = matches!(error, LinkError::Ssh(SshError::Denied(_)));
+        if denied && !asked {
             asked = true;
             let_in().await;
         }
+        // Something there speaks SSH: what is missing is our key, and keys take their time.
+        let grace = if denied {
+            promise.ssh_grace.max(promise.key_grace)
+        } else {
+            promise.ssh_grace
+        };
         let again = match &error {
             LinkError::Ssh(SshError::HostKeyChanged { .. } | SshError::ForwardingRefused(_)) => false,
             LinkError::Ssh(_) | LinkError::Closed(_) => true,
@@ -178,7 +213,7 @@ async fn log_in<F: Future<Output = ()>>(
                 false
             }
         };
-        if !again || Instant::now() >= deadline {
+        if !again || begin.elapsed() >= grace {
             let stage = stage.get();
             let reason = if stage == Stage::Ssh {
                 Reason::SshFailed
@@ -210,7 +245,12 @@ fn check(facts: &Facts, promise: &Promise) -> Result<(), NotReady> {
             .gpu_error
             .clone()
             .unwrap_or_else(|| "nvidia-smi lists none".into());
-        return failed(Reason::GpuNotReady, format!("no GPU: {why}"));
+        let reason = if why.to_ascii_lowercase().contains("version mismatch") {
+            Reason::DriverMismatch
+        } else {
+            Reason::GpuNotReady
+        };
+        return failed(reason, format!("no GPU: {why}"));
     }
     let alike = |name: &str| plain(name).contains(&plain(&offer.gpu_name));
     let found = facts.gpus.iter().filter(|g| alike(&g.name)).count();
@@ -233,6 +273,19 @@ fn check(facts: &Facts, promise: &Promise) -> Result<(), NotReady> {
         );
     }
     Ok(())
+}
+
+/// What became of a clock that was plainly wrong, for the workflow's log.
+pub fn clock_line(facts: &Facts) -> Option<String> {
+    let fix = facts.clock_fix?;
+    Some(match fix.after {
+        Some(after) => format!("Clock synced: before={} after={after}", fix.before),
+        None => format!(
+            "Clock skew: {:+} s, it shows {} (not settable)",
+            facts.clock_skew_ms / 1_000,
+            fix.before
+        ),
+    })
 }
 
 /// "NVIDIA GeForce RTX 4090" and "RTX 4090" are one GPU; "H100 SXM" shows as "H100 80GB HBM3".
@@ -273,6 +326,7 @@ mod tests {
             },
             disk_bytes: 1_000,
             ssh_grace: Duration::from_secs(1),
+            key_grace: Duration::from_secs(1),
             public_key: String::new(),
         }
     }
@@ -283,6 +337,7 @@ mod tests {
             agent_version: "0".into(),
             now: Timestamp(0),
             clock_skew_ms: 0,
+            clock_fix: None,
             hostname: String::new(),
             kernel: String::new(),
             cpus: 1,
@@ -317,6 +372,34 @@ mod tests {
                 "{rented} / {shown}"
             );
         }
+    }
+
+    #[test]
+    fn a_wrong_clock_is_told_in_words() {
+        let at = |seconds: i64| Timestamp(seconds * 1_000_000);
+        let told = |after: Option<Timestamp>| {
+            let mut facts = facts(&[], 0);
+            facts.clock_skew_ms = -7_200_000;
+            facts.clock_fix = Some(dumont_wire::agent::ClockFix { before: at(0), after });
+            clock_line(&facts).unwrap()
+        };
+        assert_eq!(
+            told(Some(at(7_200))),
+            "Clock synced: before=1970-01-01T00:00:00Z after=1970-01-01T02:00:00Z"
+        );
+        assert_eq!(
+            told(None),
+            "Clock skew: -7200 s, it shows 1970-01-01T00:00:00Z (not settable)"
+        );
+        assert_eq!(clock_line(&facts(&[], 0)), None);
+    }
+
+    #[test]
+    fn a_driver_that_does_not_fit_is_named() {
+        let mut facts = facts(&[], 2_000);
+        facts.gpu_error = Some("nvidia-smi: exit code 18: Driver/library version mismatch".into());
+        let not_ready = check(&facts, &promise("RTX 4090", 1)).unwrap_err();
+        assert_eq!(not_ready.reason, Reason::DriverMismatch);
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub struct World {
     pub server: Option<Server>,
     pub http: reqwest::Client,
     pub dir: TempDir,
+    /// Waits and limits of the server; for those that a test wants shorter.
+    pub timing: dumont_server::Timing,
+    pub race: dumont_core::plan::RaceSettings,
     token: String,
     url: String,
 }
@@ -51,6 +54,8 @@ impl World {
             server: None,
             http: reqwest::Client::new(),
             dir,
+            timing: Default::default(),
+            race: Default::default(),
             token: String::new(),
             url: String::new(),
         };
@@ -68,15 +73,23 @@ impl World {
             },
             vast: VastConfig::new(&self.market.url(), ApiKey::new("test-key").expect("a key"))
                 .expect("a URL"),
-            race: Default::default(),
+            race: self.race.clone(),
             blacklist: Default::default(),
-            timing: Default::default(),
+            timing: self.timing.clone(),
             crash_at: None,
         }
     }
 
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("server")
+    }
+
+    /// Starts the server again with what `change` makes of its settings.
+    pub async fn reconfigured(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        self.stop_server().await;
+        change(&mut self);
+        self.start_server().await;
+        self
     }
 
     pub async fn start_server(&mut self) {
@@ -187,6 +200,21 @@ impl World {
             .await;
     }
 
+    /// Arms one fault for the next create.
+    pub async fn arm(&self, fault: Value) {
+        self.admin("POST", "/admin/faults", Some(fault)).await;
+    }
+
+    /// What a workflow tried, in its order: machine, outcome, stage and reason.
+    pub async fn attempts(&self, workflow_id: &str) -> Vec<dumont_store::AttemptRow> {
+        let store = dumont_store::Store::open(self.data_dir().join("dumont.db"))
+            .await
+            .expect("the database");
+        let attempts = store.attempts_of_workflow(workflow_id).await;
+        store.close().await;
+        attempts.expect("attempts")
+    }
+
     /// Instances that still cost money.
     pub async fn alive(&self) -> u64 {
         self.admin("GET", "/admin/ledger", None).await["alive"]
@@ -201,6 +229,22 @@ impl World {
             let ledger = self.admin("GET", "/admin/ledger", None).await;
             assert!(Instant::now() < deadline, "expected {n} alive: {ledger:#}");
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits for the failover away from this instance, and gives its event.
+    pub async fn failed_over_since(&self, name: &str, lost: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            let events = self.get(&format!("/failovers?workspace={name}")).await;
+            let found = events["items"]
+                .as_array()
+                .and_then(|a| a.iter().find(|e| e["original_instance_id"] == lost));
+            if let Some(event) = found {
+                return event.clone();
+            }
+            assert!(Instant::now() < deadline, "no failover from {lost}: {events:#}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
