@@ -10,6 +10,7 @@ mod machine;
 mod market;
 mod offers;
 mod serve;
+mod simulate;
 mod snapshot;
 mod spec;
 mod ssh;
@@ -71,6 +72,9 @@ enum Command {
     Completions(completions::CompletionsArgs),
     /// Write the man pages of every command
     Man(completions::ManArgs),
+    /// Measure dumont's decisions in a simulated market
+    #[command(subcommand)]
+    Simulate(simulate::SimulateCommand),
 }
 
 /// Runs what was asked for.
@@ -89,6 +93,7 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Drill(a) => drill::run(globals, a).await,
         Command::Completions(a) => completions::completions(Args::command(), &a),
         Command::Man(a) => completions::man(Args::command(), &a),
+        Command::Simulate(c) => simulate::run(globals, c).await,
     }
 }
 
@@ -181,6 +186,8 @@ mod tests {
             "drill --time-scale -1",
             "frobnicate",
             "market --machines many",
+            "simulate history --seeds 1",
+            "simulate history --row-seeds 4",
             "ssh",
         ] {
             assert_eq!(parse(bad).expect_err(bad).exit_code(), 2, "{bad}");
