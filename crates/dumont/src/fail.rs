@@ -9,8 +9,10 @@ use std::process::ExitCode;
 
 /// The code of errors in what the user typed; the exit code is then 2 as for clap's own.
 const USAGE: &str = "usage";
-/// The code of an error that only says which exit code to leave with.
-const SILENT: &str = "silent";
+/// Only says which exit code to leave with: all was said already.
+#[derive(Debug, thiserror::Error)]
+#[error("exit code {0}")]
+struct Leave(u8);
 
 /// An error with a stable word, a message and the next step.
 pub fn fail(code: &str, message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
@@ -27,9 +29,14 @@ pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Err
     fail(USAGE, message, hint)
 }
 
-/// Leaves with exit code 1 and prints nothing more: all was said already.
+/// Leaves with exit code 1 and prints nothing more.
 pub fn silent() -> anyhow::Error {
-    fail(SILENT, "", "")
+    leave(1)
+}
+
+/// Leaves with this exit code and prints nothing more.
+pub fn leave(code: u8) -> anyhow::Error {
+    Leave(code).into()
 }
 
 /// The body of an error, made up where it has none.
@@ -66,10 +73,10 @@ fn chain(error: &anyhow::Error) -> String {
 
 /// Prints the error on stderr and says what to exit with.
 pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
-    let body = body_of(error);
-    if body.code == SILENT {
-        return ExitCode::FAILURE;
+    if let Some(Leave(code)) = error.downcast_ref() {
+        return ExitCode::from(*code);
     }
+    let body = body_of(error);
     if json {
         output::note(&serde_json::to_string_pretty(&body).unwrap_or(body.message));
     } else {

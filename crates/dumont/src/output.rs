@@ -45,12 +45,37 @@ impl Styled {
             colour: None,
         }
     }
+
+    fn painted(&self, on: bool) -> String {
+        match self.colour {
+            Some(colour) if on && !self.text.is_empty() => self
+                .text
+                .color(owo_colors::XtermColors::from(badge::code(colour)))
+                .to_string(),
+            _ => self.text.clone(),
+        }
+    }
 }
 
 impl From<String> for Styled {
     fn from(text: String) -> Self {
         Self::plain(text)
     }
+}
+
+/// For stdout.
+pub fn paint(text: &Styled) -> String {
+    text.painted(*COLOUR_OUT)
+}
+
+/// For stderr.
+pub fn paint_err(text: &Styled) -> String {
+    text.painted(*COLOUR_ERR)
+}
+
+/// Whether stderr shows colours.
+pub fn coloured_err() -> bool {
+    *COLOUR_ERR
 }
 
 /// Somebody else's text on one line of a terminal: what would move the cursor, change colours

@@ -5,8 +5,9 @@
 
 use crate::client::{Client, encode, is_unreachable};
 use crate::fail::fail;
-use crate::output;
+use crate::output::{self, Styled};
 use anyhow::Result;
+use dumont_core::level::Colour;
 use dumont_core::snapshot::Progress;
 use dumont_wire::rest::{ErrorBody, Workflow, WorkflowStatus};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -81,7 +82,13 @@ impl Show {
                 // The bar says the same.
                 continue;
             }
-            self.line(&format!("    {}", output::dim_err(text)));
+            // Lines quote providers and hosts.
+            let text = output::safe(text);
+            self.line(&if is_warning(&text) {
+                format!("    {}", output::paint_err(&Styled::new(text, Colour::Orange)))
+            } else {
+                format!("    {}", output::dim_err(&text))
+            });
         }
         self.last_log.clone_from(&wf.log);
         let over = wf.status != WorkflowStatus::Running;
@@ -129,6 +136,13 @@ fn spinner() -> ProgressStyle {
     ProgressStyle::with_template("  {spinner} {msg}  {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
         .tick_chars("|/-\\ ")
+}
+
+/// What the search says of machines that only a lack of better ones brings into a race.
+fn is_warning(line: &str) -> bool {
+    ["went below the bar", "the best that is left"]
+        .iter()
+        .any(|start| line.starts_with(start))
 }
 
 /// The lines of `now` that were not in `before`; the server keeps only the newest 100.

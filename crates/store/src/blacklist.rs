@@ -4,7 +4,7 @@
 //! scope) is open, which an index guarantees. What a person says always stands: rules go
 //! through [`propose`], which asks `core` whether the open entry is stronger.
 
-use crate::column::{args, record};
+use crate::column::{args, json, record};
 use crate::engine::{Tx, statements, transact};
 use crate::{Error, Page, Result, Store, machine};
 use dumont_core::blacklist::{
@@ -33,6 +33,9 @@ statements! {
               AND (expires_at IS NULL OR expires_at > $4) RETURNING *"];
     OF_MACHINE: ["SELECT * FROM machine_blacklist WHERE provider = $1 AND machine_id = $2 AND is_active \
                   AND (expires_at IS NULL OR expires_at > $3) ORDER BY id"];
+    SCOPED_OF_MANY: ["SELECT b.* FROM " EACH_2 " JOIN machine_blacklist b ON b.provider = $1 \
+                      AND b.machine_id = each.value AND b.is_active AND b.scope IS NOT NULL \
+                      AND (b.expires_at IS NULL OR b.expires_at > $3) ORDER BY b.id"];
     EVER: ["SELECT * FROM machine_blacklist WHERE provider = $1 AND machine_id = $2 \
             ORDER BY id DESC LIMIT $3"];
     LIST: ["SELECT * FROM machine_blacklist WHERE id < $1 AND is_active \
@@ -262,6 +265,18 @@ impl Store {
     pub async fn blocks_of(&self, machine: &MachineRef, now: Timestamp) -> Result<Vec<BlacklistRow>> {
         self.db
             .all(OF_MACHINE, args![&machine.provider, &machine.machine_id, now])
+            .await
+    }
+
+    /// The scoped blocks in force of many machines of one provider, in one query, oldest first.
+    pub async fn scoped_blocks(
+        &self,
+        provider: &str,
+        machine_ids: &[&str],
+        now: Timestamp,
+    ) -> Result<Vec<BlacklistRow>> {
+        self.db
+            .all(SCOPED_OF_MANY, args![provider, json(&machine_ids)?, now])
             .await
     }
 

@@ -51,6 +51,25 @@ pub struct CreateWorkspace {
     /// Rent a machine at once. False leaves it `draft`, e.g. to import files first.
     #[serde(default = "yes")]
     pub deploy: bool,
+    /// This machine and no other, e.g. `vast:12345`; needs `deploy`.
+    #[serde(default)]
+    pub machine: Option<MachineRef>,
+    /// Rent that machine though it is blacklisted.
+    #[serde(default)]
+    pub allow_blacklisted: bool,
+}
+
+/// `POST /workspaces/{name}/deploy`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeployWorkspace {
+    /// This machine and no other, e.g. `vast:12345`. A later failover is free to choose.
+    #[serde(default)]
+    pub machine: Option<MachineRef>,
+    /// Rent that machine though it is blacklisted.
+    #[serde(default)]
+    pub allow_blacklisted: bool,
 }
 
 fn yes() -> bool {

@@ -1,8 +1,10 @@
 //! The command line: one file per noun.
 
 mod completions;
+mod deploy;
 mod drill;
 mod failover;
+mod history;
 mod import;
 mod instance;
 mod keys;
@@ -44,6 +46,8 @@ pub struct Args {
 enum Command {
     /// Run the controller
     Serve(serve::ServeArgs),
+    /// Put a workspace on a machine in one go; without arguments it asks for everything
+    Deploy(Box<deploy::DeployArgs>),
     /// Create, list, show and delete workspaces
     #[command(subcommand, visible_alias = "ws")]
     Workspace(workspace::WorkspaceCommand),
@@ -57,6 +61,9 @@ enum Command {
     Failover(failover::FailoverCommand),
     /// What can be rented now, the most reliable machines first
     Offers(offers::OffersArgs),
+    /// What machines did, and which are not to be used
+    #[command(subcommand)]
+    History(history::HistoryCommand),
     /// The machines met so far, and how reliable they were
     Machines,
     /// Everything that is rented now
@@ -82,11 +89,13 @@ pub async fn run(args: Args) -> Result<()> {
     let globals = &args.globals;
     match args.command {
         Command::Serve(a) => serve::run(globals, a).await,
+        Command::Deploy(a) => deploy::run(globals, *a).await,
         Command::Workspace(c) => workspace::run(globals, c).await,
         Command::Ssh(a) => ssh::run(globals, a).await,
         Command::Snapshot(c) => snapshot::run(globals, c).await,
         Command::Failover(c) => failover::run(globals, c).await,
         Command::Offers(a) => offers::run(globals, &a).await,
+        Command::History(c) => history::run(globals, c).await,
         Command::Machines => machine::run(globals).await,
         Command::Instances => instance::run(globals).await,
         Command::Market(a) => market::run(globals, a).await,

@@ -194,7 +194,7 @@ fn note(o: &Offer) -> Styled {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     pub fn offer(machine: &str, successful: i64, failed: i64, status: &str) -> Offer {

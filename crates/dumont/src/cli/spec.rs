@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// What can be said about a workspace on the command line; wins over the file.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct SpecArgs {
     /// Specification to start from (.json or .toml)
     #[arg(long, value_name = "FILE")]

@@ -1,5 +1,6 @@
 //! `dumont workspace`: create, list, show, delete.
 
+use super::deploy::{OnArgs, show_record};
 use super::{confirm, import, spec};
 use crate::client::{Client, encode};
 use crate::config::Globals;
@@ -8,8 +9,9 @@ use crate::{output, progress};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use dumont_core::id::WorkspaceName;
-use dumont_wire::rest::{CreateWorkspace, Started, Workspace, WorkspaceState};
-use std::path::PathBuf;
+use dumont_core::spec::WorkspaceSpec;
+use dumont_wire::rest::{CreateWorkspace, DeployWorkspace, Started, Workspace, WorkspaceState};
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub enum WorkspaceCommand {
@@ -18,6 +20,8 @@ pub enum WorkspaceCommand {
     /// Put a draft or failed workspace on a machine
     Deploy {
         name: WorkspaceName,
+        #[command(flatten)]
+        on: OnArgs,
         /// Return at once
         #[arg(long)]
         no_wait: bool,
@@ -58,9 +62,10 @@ pub struct CreateArgs {
 pub async fn run(globals: &Globals, command: WorkspaceCommand) -> Result<()> {
     match command {
         WorkspaceCommand::Create(args) => create_verb(globals, &args).await,
-        WorkspaceCommand::Deploy { name, no_wait } => {
+        WorkspaceCommand::Deploy { name, on, no_wait } => {
             let client = globals.client()?;
-            deploy(&client, &name, !no_wait, globals.quiet).await?;
+            show_record(globals, &client, &on).await?;
+            deploy(&client, &name, &on.body(), !no_wait, globals.quiet).await?;
             show(globals, &client, &name).await
         }
         WorkspaceCommand::List => list(globals).await,
@@ -75,61 +80,99 @@ pub fn path_of(name: &WorkspaceName) -> String {
 }
 
 async fn create_verb(globals: &Globals, args: &CreateArgs) -> Result<()> {
-    let spec = spec::build(&args.name, &args.spec)?;
-    if let Some(dir) = &args.from {
+    let wanted = Creation {
+        spec: spec::build(&args.name, &args.spec)?,
+        from: args.from.clone(),
+        deploy: (!args.no_deploy).then(DeployWorkspace::default),
+        wait: !args.no_wait,
+    };
+    create(globals, &globals.client()?, wanted).await
+}
+
+/// A workspace to be made.
+pub struct Creation {
+    pub spec: WorkspaceSpec,
+    /// Local directory that becomes its first snapshot.
+    pub from: Option<PathBuf>,
+    /// Where to put it; `None` rents nothing.
+    pub deploy: Option<DeployWorkspace>,
+    pub wait: bool,
+}
+
+/// Makes it, imports its files, puts it on a machine and shows it.
+pub async fn create(globals: &Globals, client: &Client, wanted: Creation) -> Result<()> {
+    if let Some(dir) = &wanted.from {
         // Before anything is made on the server.
-        let meta = std::fs::metadata(dir).map_err(|e| {
-            usage(
-                format!("cannot read {}: {e}", dir.display()),
-                "check the path after --from",
-            )
-        })?;
-        if !meta.is_dir() {
-            return Err(usage(
-                format!("{} is not a directory", dir.display()),
-                "--from takes a directory",
-            ));
-        }
+        directory(dir)?;
     }
-    let client = globals.client()?;
+    let name = wanted.spec.name.clone();
+    // Files first: what is deployed is deployed with them.
+    let at_once = wanted.deploy.clone().filter(|_| wanted.from.is_none());
     let begin = CreateWorkspace {
-        spec,
-        deploy: args.from.is_none() && !args.no_deploy,
+        spec: wanted.spec,
+        deploy: at_once.is_some(),
+        machine: at_once.as_ref().and_then(|d| d.machine.clone()),
+        allow_blacklisted: at_once.is_some_and(|d| d.allow_blacklisted),
     };
     let made: Workspace = client.post("/workspaces", &begin).await?;
-    if let Some(dir) = &args.from {
-        let snapshot = import::import(&client, &args.name, dir, globals.quiet)
-            .await
-            .map_err(|e| {
-                let body = crate::fail::body_of(&e);
-                fail(
-                    &body.code,
-                    format!("the files of {} were not stored: {}", dir.display(), body.message),
-                    format!(
-                        "{} (the empty draft stays: `dumont workspace delete {}`)",
-                        body.hint, args.name
-                    ),
-                )
-            })?;
-        if !globals.quiet && !globals.json {
-            output::note(&import::summary(&snapshot));
+    if let Some(dir) = &wanted.from {
+        import_from(globals, client, &name, dir).await?;
+        if let Some(target) = &wanted.deploy {
+            deploy(client, &name, target, wanted.wait, globals.quiet).await?;
         }
-        if !args.no_deploy {
-            deploy(&client, &args.name, !args.no_wait, globals.quiet).await?;
-        }
-    } else if let Some(id) = made.workflow_id.as_deref().filter(|_| !args.no_wait) {
-        progress::follow(&client, id, globals.quiet)
+    } else if let Some(id) = made.workflow_id.as_deref().filter(|_| wanted.wait) {
+        progress::follow(client, id, globals.quiet)
             .await
-            .map_err(|e| left_over(&e, &args.name))?;
+            .map_err(|e| left_over(&e, &name))?;
     }
-    show(globals, &client, &args.name).await
+    show(globals, client, &name).await
+}
+
+fn directory(dir: &Path) -> Result<()> {
+    let meta = std::fs::metadata(dir).map_err(|e| {
+        usage(
+            format!("cannot read {}: {e}", dir.display()),
+            "check the path after --from",
+        )
+    })?;
+    if !meta.is_dir() {
+        return Err(usage(
+            format!("{} is not a directory", dir.display()),
+            "--from takes a directory",
+        ));
+    }
+    Ok(())
+}
+
+async fn import_from(globals: &Globals, client: &Client, name: &WorkspaceName, dir: &Path) -> Result<()> {
+    let snapshot = import::import(client, name, dir, globals.quiet)
+        .await
+        .map_err(|e| {
+            let body = crate::fail::body_of(&e);
+            fail(
+                &body.code,
+                format!("the files of {} were not stored: {}", dir.display(), body.message),
+                format!(
+                    "{} (the empty draft stays: `dumont workspace delete {name}`)",
+                    body.hint
+                ),
+            )
+        })?;
+    if !globals.quiet && !globals.json {
+        output::note(&import::summary(&snapshot));
+    }
+    Ok(())
 }
 
 /// Starts a deploy and, if asked to, waits for it.
-pub async fn deploy(client: &Client, name: &WorkspaceName, wait: bool, quiet: bool) -> Result<()> {
-    let started: Started = client
-        .post(&format!("{}/deploy", path_of(name)), &serde_json::json!({}))
-        .await?;
+pub async fn deploy(
+    client: &Client,
+    name: &WorkspaceName,
+    target: &DeployWorkspace,
+    wait: bool,
+    quiet: bool,
+) -> Result<()> {
+    let started: Started = client.post(&format!("{}/deploy", path_of(name)), target).await?;
     if wait {
         progress::follow(client, &started.workflow_id, quiet)
             .await

@@ -1,8 +1,8 @@
 //! `/instances/offers`: what can be rented now, beside what we know of each machine.
 //!
 //! The provider is asked live and answers at most some dozens, so filters, order and pages are
-//! made here, of one answer. The machines' records come in one query, however many offers
-//! there are. A page is found again by the last offer shown; the market moves in between, and
+//! made here, of one answer. The machines' records come in one query, and blocks for the CUDA
+//! version asked for in a second, however many offers there are. A page is found again by the last offer shown; the market moves in between, and
 //! an offer that is gone is said to be gone instead of a page being skipped in silence.
 
 use super::error::{ApiError, ApiResult};
@@ -62,7 +62,22 @@ pub async fn list(
         .map_err(|e| provider_failed(&e))?;
     let machines: BTreeSet<&str> = found.iter().map(|o| o.machine.machine_id.as_str()).collect();
     let machines: Vec<&str> = machines.into_iter().collect();
-    let known = app.store.standings(PROVIDER, &machines, app.now()).await?;
+    let now = app.now();
+    let mut known = Known {
+        machines: app.store.standings(PROVIDER, &machines, now).await?,
+        scoped: HashMap::new(),
+    };
+    if query.cuda.is_some() {
+        // Only a search that says what it needs can be in the way of such a block.
+        for block in app.store.scoped_blocks(PROVIDER, &machines, now).await? {
+            if block.concerns(query.cuda) {
+                known
+                    .scoped
+                    .entry(block.machine.machine_id)
+                    .or_insert(block.reason);
+            }
+        }
+    }
     let offers = found.iter().map(|offer| annotated(offer, &known)).collect();
     Ok(Json(cut(arranged(offers, &query), most, page.after.as_deref())?))
 }
@@ -136,10 +151,21 @@ fn provider_failed(error: &ProviderError) -> ApiError {
     ApiError::new(StatusCode::BAD_GATEWAY, code, error.to_string(), hint)
 }
 
-fn annotated(offer: &Offer, known: &HashMap<String, MachineRow>) -> wire::Offer {
-    let row = known.get(&offer.machine.machine_id);
+/// What we know of the machines on offer, by machine id.
+#[derive(Default)]
+struct Known {
+    machines: HashMap<String, MachineRow>,
+    /// Why one is blocked for the CUDA version that was asked for.
+    scoped: HashMap<String, String>,
+}
+
+fn annotated(offer: &Offer, known: &Known) -> wire::Offer {
+    let id = &offer.machine.machine_id;
+    let row = known.machines.get(id);
     let stats = row.map(|r| r.stats).unwrap_or_default();
-    let block = row.and_then(|r| r.block.as_ref());
+    let block = row
+        .and_then(|r| r.block.as_ref().map(|b| &b.reason))
+        .or_else(|| known.scoped.get(id));
     wire::Offer {
         id: offer.offer_id.as_str().into(),
         provider: offer.machine.provider.clone(),
@@ -159,12 +185,12 @@ fn annotated(offer: &Offer, known: &HashMap<String, MachineRow>) -> wire::Offer 
         datacenter: offer.datacenter,
         reliability: offer.provider_reliability,
         is_blacklisted: block.is_some(),
-        blacklist_reason: block.map(|b| b.reason.clone()),
+        blacklist_reason: block.cloned(),
         success_rate: stats.success_rate(),
         total_attempts: stats.total,
         successful_attempts: stats.successful,
         failed_attempts: stats.failed,
-        reliability_status: row.map_or(Level::Unknown, MachineRow::level).to_string(),
+        reliability_status: Level::of(stats.success_rate(), block.is_some()).to_string(),
         reliability_score: row.map_or_else(Standing::default, MachineRow::standing).score(),
         predicted_ready_seconds: predicted(stats.ready, stats.ready_total_ms),
     }

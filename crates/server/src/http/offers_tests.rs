@@ -47,7 +47,14 @@ fn record(machine: u32, successful: i64, failed: i64, blocked: bool) -> (String,
     (machine.to_string(), row)
 }
 
-fn page(offers: &[Offer], known: &HashMap<String, MachineRow>, query: &wire::OfferQuery) -> OfferPage {
+fn knowing<const N: usize>(rows: [(String, MachineRow); N]) -> Known {
+    Known {
+        machines: HashMap::from(rows),
+        ..Known::default()
+    }
+}
+
+fn page(offers: &[Offer], known: &Known, query: &wire::OfferQuery) -> OfferPage {
     arranged(offers.iter().map(|o| annotated(o, known)).collect(), query)
 }
 
@@ -57,7 +64,7 @@ fn ids(page: &OfferPage) -> Vec<String> {
 
 #[test]
 fn the_example_of_the_document() {
-    let known = HashMap::from([record(12345, 17, 3, false)]);
+    let known = knowing([record(12345, 17, 3, false)]);
     let shown = annotated(&offer(29_102_584, 12345, 0.25), &known);
     let json = serde_json::to_value(&shown).unwrap();
     let document = serde_json::json!({
@@ -78,7 +85,7 @@ fn the_example_of_the_document() {
 #[test]
 fn blacklisted_are_hidden_unless_asked_for_and_never_first() {
     let offers = [offer(1, 1, 0.1), offer(2, 1, 0.2), offer(3, 2, 0.3)];
-    let known = HashMap::from([record(1, 50, 0, true)]);
+    let known = knowing([record(1, 50, 0, true)]);
     let hidden = page(&offers, &known, &wire::OfferQuery::default());
     assert_eq!(
         (ids(&hidden), hidden.found, hidden.blacklisted_hidden),
@@ -98,6 +105,17 @@ fn blacklisted_are_hidden_unless_asked_for_and_never_first() {
 }
 
 #[test]
+fn a_block_for_the_asked_cuda_version_hides_too() {
+    let mut known = knowing([record(1, 9, 1, false)]);
+    known.scoped.insert("1".into(), "driver_mismatch".into());
+    let hidden = page(&[offer(1, 1, 0.1)], &known, &wire::OfferQuery::default());
+    assert_eq!((hidden.items.len(), hidden.blacklisted_hidden), (0, 1));
+    let shown = annotated(&offer(1, 1, 0.1), &known);
+    assert_eq!(shown.reliability_status, "blacklisted");
+    assert_eq!(shown.blacklist_reason.as_deref(), Some("driver_mismatch"));
+}
+
+#[test]
 fn orders_and_several_offers_of_one_machine() {
     let offers = [
         offer(1, 1, 0.4),
@@ -105,8 +123,8 @@ fn orders_and_several_offers_of_one_machine() {
         offer(3, 2, 0.1),
         offer(4, 3, 0.2),
     ];
-    let mut known = HashMap::from([record(1, 19, 1, false), record(3, 0, 2, false)]);
-    let slow = known.get_mut("1").unwrap();
+    let mut known = knowing([record(1, 19, 1, false), record(3, 0, 2, false)]);
+    let slow = known.machines.get_mut("1").unwrap();
     (slow.stats.ready, slow.stats.ready_total_ms) = (19, 19 * 300_000);
     let by = |order, all_offers| wire::OfferQuery {
         order: Some(order),
@@ -134,7 +152,7 @@ fn orders_and_several_offers_of_one_machine() {
 #[test]
 fn pages_follow_the_offer_that_was_shown_last() {
     let offers: Vec<_> = (1..=5).map(|n| offer(n, n, f64::from(n))).collect();
-    let whole = || page(&offers, &HashMap::new(), &wire::OfferQuery::default());
+    let whole = || page(&offers, &Known::default(), &wire::OfferQuery::default());
     let first = cut(whole(), 2, None).unwrap();
     assert_eq!(
         (ids(&first), first.next.as_deref()),
@@ -186,7 +204,7 @@ proptest! {
     ) {
         let offers: Vec<_> = rows.iter().enumerate()
             .map(|(id, (machine, price))| offer(id as u32, *machine, f64::from(*price))).collect();
-        let known = HashMap::from([record(1, 3, 0, false), record(2, 0, 3, false), record(3, 1, 0, true)]);
+        let known = knowing([record(1, 3, 0, false), record(2, 0, 3, false), record(3, 1, 0, true)]);
         let query = wire::OfferQuery { order: ready.then_some(OfferOrder::Ready), ..Default::default() };
         let plain = page(&offers, &known, &query);
         let mut turned = offers.clone();

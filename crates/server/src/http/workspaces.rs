@@ -17,7 +17,8 @@ use dumont_store::{
     Effect, Error as StoreError, InstanceRow, NewWorkflow, NewWorkspace, WorkspaceRow, WorkspaceState,
 };
 use dumont_wire::rest::{
-    self, CreateWorkspace, ErrorBody, Page, PageQuery, SshAccess, SshTarget, Started, Workspace,
+    self, CreateWorkspace, DeployWorkspace, ErrorBody, Page, PageQuery, SshAccess, SshTarget, Started,
+    Workspace,
 };
 use serde_json::Value;
 use std::sync::Arc;
@@ -65,6 +66,18 @@ pub async fn create(
     Body(wanted): Body<CreateWorkspace>,
 ) -> ApiResult<(StatusCode, Json<Workspace>)> {
     wanted.spec.check()?;
+    let target = DeployWorkspace {
+        machine: wanted.machine,
+        allow_blacklisted: wanted.allow_blacklisted,
+    };
+    if !wanted.deploy && target != DeployWorkspace::default() {
+        return Err(ApiError::invalid(
+            "machine and allow_blacklisted are for a deploy, and deploy is false",
+            "name the machine when you deploy: POST /workspaces/{name}/deploy",
+        ));
+    }
+    // Before anything is made: a refusal leaves nothing behind.
+    let placement = placement(&app, target).await?;
     let name = wanted.spec.name.clone();
     let new = NewWorkspace {
         id: Ulid::generate().to_string(),
@@ -82,7 +95,7 @@ pub async fn create(
         other => other?,
     };
     if wanted.deploy {
-        start_deploy(&app, &row).await?;
+        start_deploy(&app, &row, &placement).await?;
     }
     let row = find(&app, row.name).await?;
     Ok((StatusCode::CREATED, Json(shown(&app, row).await?)))
@@ -107,14 +120,16 @@ pub async fn show(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiR
     path = "/workspaces/{name}/deploy",
     tag = "workspaces",
     params(("name" = WorkspaceName, Path)),
+    request_body = DeployWorkspace,
     responses(
         (status = 202, description = "The workflow", body = Started),
-        (status = 409, description = "It lives on a machine already, or another workflow works on it", body = ErrorBody),
+        (status = 409, description = "It lives on a machine already, another workflow works on it, or the machine is blacklisted", body = ErrorBody),
     ),
 )]
 pub async fn deploy(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
+    Body(target): Body<DeployWorkspace>,
 ) -> ApiResult<(StatusCode, Json<Started>)> {
     let row = named(&app, &name).await?;
     if row.instance_key.is_some() {
@@ -124,7 +139,8 @@ pub async fn deploy(
             format!("`dumont failover run {name}` moves it to another"),
         ));
     }
-    let workflow_id = start_deploy(&app, &row).await?;
+    let placement = placement(&app, target).await?;
+    let workflow_id = start_deploy(&app, &row, &placement).await?;
     Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
 }
 
@@ -256,12 +272,51 @@ async fn find(app: &App, name: WorkspaceName) -> ApiResult<WorkspaceRow> {
     })
 }
 
-async fn start_deploy(app: &App, row: &WorkspaceRow) -> ApiResult<String> {
+/// A deploy's first state. A machine asked for by name is looked up at once: to be told later,
+/// by a workflow that failed, helps nobody.
+async fn placement(app: &App, target: DeployWorkspace) -> ApiResult<Placement> {
+    let Some(machine) = &target.machine else {
+        if target.allow_blacklisted {
+            return Err(ApiError::invalid(
+                "allow_blacklisted says nothing without a machine",
+                "name the machine, e.g. \"machine\": \"vast:12345\"",
+            ));
+        }
+        return Ok(Placement::default());
+    };
+    if app.market(&machine.provider).is_none() {
+        return Err(ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "unknown_provider",
+            format!("{:?} is not a provider of this server", machine.provider),
+            "write the machine as vast:12345",
+        ));
+    }
+    if !target.allow_blacklisted
+        && let Some(block) = app.store.check_blacklist(machine, app.now()).await?
+    {
+        return Err(ApiError::conflict(
+            "machine_blacklisted",
+            format!(
+                "{machine} is blacklisted ({}): {}",
+                block.blacklist_type, block.reason
+            ),
+            "take another, or set allow_blacklisted (--allow-blacklisted) if you know better",
+        ));
+    }
+    Ok(Placement {
+        machine: target.machine,
+        allow_blacklisted: target.allow_blacklisted,
+        ..Placement::default()
+    })
+}
+
+async fn start_deploy(app: &App, row: &WorkspaceRow, placement: &Placement) -> ApiResult<String> {
     let effect = Effect::State {
         state: WorkspaceState::Deploying,
         message: None,
     };
-    let state = serde_json::to_value(Placement::default()).unwrap_or_default();
+    let state = serde_json::to_value(placement).unwrap_or_default();
     // The fence shuts out an import that is still under way: this deploy would not see it.
     start(
         app,

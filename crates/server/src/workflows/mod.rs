@@ -7,6 +7,7 @@ pub mod capture;
 mod detect;
 pub mod dispose;
 pub mod engine;
+mod named;
 mod placement;
 mod race;
 mod racer;

@@ -1,8 +1,9 @@
 //! Search: offers, less the blacklisted, best first.
 
 use super::state::Placement;
-use super::{Flow, Run, StepError, StepResult};
+use super::{Flow, Run, StepError, StepResult, named};
 use crate::providers::{ErrorClass, OfferQuery, ProviderError};
+use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
 use dumont_core::rank::{Standing, rank};
 use dumont_store::MachineRow;
@@ -16,7 +17,10 @@ const TRIES: u32 = 6;
 
 pub async fn run(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
-    let offers = ask(run).await?;
+    if let Some(machine) = state.machine.clone() {
+        return named::run(run, state, &machine).await;
+    }
+    let offers = ask(run, None).await?;
     let found = offers.len();
     let machines: Vec<&str> = offers.iter().map(|o| o.machine.machine_id.as_str()).collect();
     let known = run.app.store.standings("vast", &machines, run.app.now()).await?;
@@ -54,7 +58,7 @@ pub async fn run(run: &mut Run) -> StepResult {
     Ok(Flow::Next)
 }
 
-async fn ask(run: &Run) -> Result<Vec<Offer>, StepError> {
+pub(super) async fn ask(run: &Run, machine: Option<&MachineRef>) -> Result<Vec<Offer>, StepError> {
     let spec = &run.workspace.spec;
     let query = OfferQuery {
         gpu_name: spec.gpu.name.clone(),
@@ -62,6 +66,7 @@ async fn ask(run: &Run) -> Result<Vec<Offer>, StepError> {
         min_gpu_ram_mb: spec.gpu.min_ram_gb.map(|gb| (gb * 1000.0) as u64),
         max_price: spec.max_price,
         disk_gb: spec.disk_gb,
+        machine_id: machine.map(|m| m.machine_id.clone()),
         ..OfferQuery::default()
     };
     let market = run.market("vast")?;

@@ -1,5 +1,6 @@
 //! What workflows remember between steps, as it stands in the database.
 
+use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
 use dumont_core::snapshot::{RestoreReport, SnapshotReport};
 use dumont_core::time::Timestamp;
@@ -11,6 +12,10 @@ use serde::{Deserialize, Serialize};
 pub struct Placement {
     /// Failover: what was lost and how we know.
     pub loss: Option<Loss>,
+    /// Deploy: this machine and no other, asked for by name.
+    pub machine: Option<MachineRef>,
+    /// That machine, though it is blacklisted.
+    pub allow_blacklisted: bool,
     /// Ranked, best first; one per machine.
     pub offers: Vec<Offer>,
     /// Key of the instance that won the race.

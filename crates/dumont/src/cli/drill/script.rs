@@ -16,7 +16,9 @@ use crate::progress::Show;
 use anyhow::{Context, Result, bail};
 use dumont_core::id::WorkspaceName;
 use dumont_core::spec::{Probe, WorkspaceSpec};
-use dumont_wire::rest::{CreateWorkspace, FailoverEvent, Workflow, Workspace, WorkspaceState};
+use dumont_wire::rest::{
+    CreateWorkspace, DeployWorkspace, FailoverEvent, Workflow, Workspace, WorkspaceState,
+};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -54,7 +56,14 @@ impl Drill<'_> {
         self.timed("create and import", async |d| d.create().await)
             .await?;
         self.timed("deploy", async |d| {
-            verbs::deploy(&d.world.client, &d.name, true, d.quiet).await
+            verbs::deploy(
+                &d.world.client,
+                &d.name,
+                &DeployWorkspace::default(),
+                true,
+                d.quiet,
+            )
+            .await
         })
         .await?;
         let first = self.instance().await?;
@@ -153,6 +162,8 @@ impl Drill<'_> {
         let begin = CreateWorkspace {
             spec: self.spec(),
             deploy: false,
+            machine: None,
+            allow_blacklisted: false,
         };
         let _: Workspace = self.world.client.post("/workspaces", &begin).await?;
         let stored = import::import(&self.world.client, &self.name, &self.source, self.quiet).await?;

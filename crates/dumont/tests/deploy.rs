@@ -1,0 +1,119 @@
+//! `dumont deploy` against a live server and market: as a script calls it, and as a person
+//! answers its questions on a real terminal.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod terminal;
+mod world;
+
+use terminal::Terminal;
+use world::World;
+
+#[test]
+fn with_arguments_it_asks_nothing() {
+    let world = World::start(12);
+    let run = world.run(&["deploy", "plain", "--start", "sleep 1000"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    let shown = world.json(&["workspace", "show", "plain"]);
+    assert_eq!(shown["state"], "running", "{shown:#}");
+
+    let nameless = world.run(&["deploy", "--gpu", "RTX 4090"]);
+    assert_eq!(nameless.code, 2, "{nameless:?}");
+    let blind = world.run(&["deploy"]);
+    assert!(
+        blind.code == 2 && blind.err.contains("no terminal to ask on"),
+        "{blind:?}"
+    );
+}
+
+#[test]
+fn a_machine_by_name_is_shown_rented_and_kept_out_if_blocked() {
+    let world = World::start(12);
+    let machines = world.machines();
+    let (good, bad) = (machines[1].as_str(), machines[2].as_str());
+
+    let run = world.run(&["deploy", "chosen", "--machine", good]);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(run.err.contains(&format!("{good}: never tried")), "{run:?}");
+    assert_eq!(
+        world.json(&["workspace", "show", "chosen"])["instance"]["machine"],
+        good
+    );
+
+    world.json(&["history", "blacklist", "add", bad, "--reason", "burns"]);
+    let refused = world.run(&["deploy", "risky", "--machine", bad, "--json"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(
+        refused.err.contains("machine_blacklisted") && refused.err.contains("burns"),
+        "{refused:?}"
+    );
+    assert_eq!(
+        world.run(&["workspace", "show", "risky"]).code,
+        1,
+        "nothing was made"
+    );
+
+    let allowed = world.run(&["deploy", "risky", "--machine", bad, "--allow-blacklisted"]);
+    assert_eq!(allowed.code, 0, "{allowed:?}");
+    assert_eq!(
+        world.json(&["workspace", "show", "risky"])["instance"]["machine"],
+        bad
+    );
+
+    let nowhere = world.run(&["deploy", "lost", "--machine", "vast:1"]);
+    assert!(nowhere.code == 1 && nowhere.err.contains("vast:1"), "{nowhere:?}");
+}
+
+fn wizard(world: &World) -> Terminal {
+    Terminal::of("\"$DUMONT\" deploy", |command| {
+        world.clean(command).env("DUMONT", world::BINARY);
+    })
+}
+
+#[test]
+fn the_wizard_asks_shows_and_deploys() {
+    let world = World::start(40);
+    let project = world.dir.path().join("My Project");
+    std::fs::create_dir(&project).unwrap();
+    std::fs::write(project.join("train.py"), "print('hello')\n").unwrap();
+
+    let mut terminal = wizard(&world);
+    terminal.sees("Which GPU?");
+    terminal.sees("any GPU");
+    terminal.types("\r");
+    terminal.sees("The most to pay");
+    terminal.types("nonsense\r");
+    terminal.sees("a number of dollars");
+    terminal.types("5\r");
+    terminal.sees("Directory to start from");
+    terminal.types("My Project\r");
+    terminal.sees("What to call the workspace");
+    terminal.sees("my-project");
+    terminal.types("\r");
+    terminal.sees("Container image");
+    terminal.types("\r");
+    terminal.sees("Command that starts your workload");
+    terminal.types("\r");
+    terminal.sees("MACHINE");
+    terminal.sees("Which machines?");
+    terminal.sees("race the best 3");
+    terminal.types("\r");
+    terminal.sees("Deploy my-project: race");
+    terminal.types("\r");
+    assert_eq!(terminal.exit_code(), 0, "{}", terminal.text());
+
+    let shown = world.json(&["workspace", "show", "my-project"]);
+    assert_eq!(shown["state"], "running", "{shown:#}");
+    assert_eq!(shown["spec"]["max_price"], 5.0);
+    assert_eq!(shown["last_snapshot"]["files_total"], 1);
+}
+
+#[test]
+fn escape_leaves_the_wizard_and_rents_nothing() {
+    let world = World::start(12);
+    let mut terminal = wizard(&world);
+    terminal.sees("Which GPU?");
+    terminal.types("\u{1b}");
+    terminal.sees("nothing was rented");
+    assert_eq!(terminal.exit_code(), 1);
+    assert_eq!(world.json(&["instances"]), serde_json::json!([]));
+}

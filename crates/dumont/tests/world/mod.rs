@@ -1,0 +1,169 @@
+//! A market and a server as a user starts them, and the command line against them.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "each test file uses a part, and a world that does not start fails its test"
+)]
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_dumont");
+
+/// What a person's own environment must not change.
+const HIDDEN: [&str; 7] = [
+    "NO_COLOR",
+    "CLICOLOR_FORCE",
+    "DUMONT_URL",
+    "DUMONT_TOKEN",
+    "DATABASE_URL",
+    "VAST_URL",
+    "VAST_API_KEY",
+];
+
+pub struct World {
+    pub dir: TempDir,
+    market: Child,
+    server: Child,
+    pub admin_url: String,
+}
+
+impl World {
+    /// Machines boot at once.
+    pub fn start(machines: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let market = child(dir.path(), "market")
+            .args([
+                "--listen",
+                "127.0.0.1:0",
+                "--admin-listen",
+                "127.0.0.1:0",
+                "--time-scale",
+                "0",
+            ])
+            .args(["--seed", "7", "--machines", &machines.to_string()])
+            .spawn()
+            .unwrap();
+        let at = wait_for(&dir.path().join("market/market.json"));
+        let server = child(dir.path(), "serve")
+            .args(["--listen", "127.0.0.1:0"])
+            .env("VAST_URL", at["url"].as_str().unwrap())
+            .env("VAST_API_KEY", "test-key")
+            .spawn()
+            .unwrap();
+        wait_for(&dir.path().join("server.json"));
+        Self {
+            admin_url: at["admin_url"].as_str().unwrap().to_owned(),
+            dir,
+            market,
+            server,
+        }
+    }
+
+    /// The world's own directory, and nothing of the person who runs the tests.
+    pub fn clean<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        clean(self.dir.path(), command)
+    }
+
+    /// The binary with a clean environment, in the world's own directory.
+    pub fn command(&self) -> Command {
+        command(self.dir.path())
+    }
+
+    pub fn run(&self, args: &[&str]) -> Run {
+        Run::of(self.command().args(args))
+    }
+
+    /// It must succeed; what it printed, as JSON.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let run = self.run(&[args, &["--json"]].concat());
+        assert_eq!(run.code, 0, "{args:?}: {run:?}");
+        serde_json::from_str(&run.out).unwrap_or_else(|e| panic!("{args:?}: {e}: {run:?}"))
+    }
+
+    /// Machines on offer, best first, as `vast:12345`.
+    pub fn machines(&self) -> Vec<String> {
+        let page = self.json(&["offers"]);
+        let items = page["items"].as_array().unwrap();
+        items
+            .iter()
+            .map(|o| format!("vast:{}", o["machine_id"].as_str().unwrap()))
+            .collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for child in [&mut self.server, &mut self.market] {
+            // The market ends its machines when it is told to end, not when it is killed.
+            if let Some(pid) = i32::try_from(child.id())
+                .ok()
+                .and_then(rustix::process::Pid::from_raw)
+            {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Run {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Run {
+    pub fn of(command: &mut Command) -> Self {
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(BINARY);
+    clean(dir, &mut command);
+    command
+}
+
+fn clean<'a>(dir: &Path, command: &'a mut Command) -> &'a mut Command {
+    for name in HIDDEN {
+        command.env_remove(name);
+    }
+    command.current_dir(dir).env("DUMONT_DATA_DIR", dir)
+}
+
+fn child(dir: &Path, verb: &str) -> Command {
+    let log = std::fs::File::create(dir.join(format!("{verb}.log"))).unwrap();
+    let mut command = command(dir);
+    command
+        .args(["--die-with-parent", "--quiet", verb])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    command
+}
+
+fn wait_for(file: &Path) -> Value {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        if let Some(value) = std::fs::read(file)
+            .ok()
+            .and_then(|b| serde_json::from_slice(&b).ok())
+        {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{} does not appear", file.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
