@@ -95,7 +95,7 @@ fn the_wizard_asks_shows_and_deploys() {
     terminal.types("\r");
     terminal.sees("MACHINE");
     terminal.sees("Which machines?");
-    terminal.sees("race the best 3");
+    terminal.sees("race the best");
     terminal.types("\r");
     terminal.sees("Deploy my-project: race");
     terminal.types("\r");

@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 
 /// Offers shown: as many as a person reads.
 const SHOWN: u32 = 10;
+/// Machines of a race that has no width of its own.
+const RACE: usize = 3;
 
 pub async fn run(globals: &Globals) -> Result<()> {
     if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
@@ -277,7 +279,7 @@ async fn shown_offers(client: &Client, spec: &WorkspaceSpec) -> Result<OfferPage
     for line in output::styled_lines(&HEADER, &RIGHT, &rows(&page.items), output::coloured_err()) {
         output::note(&line);
     }
-    if let Some(warning) = warning(&page.items, spec.failover.racers as usize) {
+    if let Some(warning) = warning(&page.items, racers(spec)) {
         output::note(&output::paint_err(&warning));
     }
     output::note("");
@@ -316,12 +318,17 @@ impl Display for MachineChoice {
     }
 }
 
+/// Machines looked at as those that a race takes; by default the race widens as it goes.
+fn racers(spec: &WorkspaceSpec) -> usize {
+    Option::<u32>::from(spec.failover.racers).map_or(RACE, |n| n as usize)
+}
+
 fn machine_choices(offers: &[Offer], racers: usize) -> Vec<MachineChoice> {
     let race = MachineChoice {
         on: OnArgs::default(),
         text: match racers.min(offers.len()) {
             0 | 1 => "rent the best".into(),
-            n => format!("race the best {n}, keep the first that is ready"),
+            _ => "race the best, keep the first that is ready".into(),
         },
     };
     let each = offers.iter().filter_map(|o| {
@@ -342,7 +349,7 @@ fn machine_choices(offers: &[Offer], racers: usize) -> Vec<MachineChoice> {
 }
 
 fn ask_machine(offers: &[Offer], spec: &WorkspaceSpec) -> Result<OnArgs> {
-    let choices = machine_choices(offers, spec.failover.racers as usize);
+    let choices = machine_choices(offers, racers(spec));
     Ok(choose("Which machines?", choices)?.on)
 }
 
@@ -350,7 +357,7 @@ fn confirmed(spec: &WorkspaceSpec, on: &OnArgs, offers: &[Offer]) -> Result<bool
     let most = offers
         .iter()
         .filter(|o| on.machine.as_ref().is_none_or(|m| m.machine_id == o.machine_id))
-        .take(spec.failover.racers as usize)
+        .take(racers(spec))
         .map(|o| o.dph_total)
         .fold(0.0, f64::max);
     let what = match &on.machine {
