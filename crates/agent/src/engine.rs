@@ -1,8 +1,9 @@
 //! Snapshot and restore requests: the engine between the job's transfers and its reports.
 
 use crate::home::{Home, private_dir};
+use crate::hooks;
 use crate::job::{Job, cancelled};
-use crate::lock::take_over;
+use crate::lock::{take_over, try_hold};
 use crate::objects::{Sink, Source};
 use crate::out::failure;
 use crate::workload::io_failure;
@@ -14,6 +15,11 @@ use std::path::{Path, PathBuf};
 pub fn take_snapshot(job: &Job, home: &Home, request: SnapshotRequest) -> Result<Outcome, Failure> {
     let (path, cache_path) = prepare(home, &request.path)?;
     let _alone = take_over(&home.session_lock(), &|| job.is_cancelled())?;
+    hooks::close(home, &hooks::line(job));
+    let quiet = match &request.hooks {
+        Some(asked) => hooks::open(job, home, &request.path, asked),
+        None => Ok(()),
+    };
     let options = SnapshotOptions {
         path,
         stamp: request.stamp,
@@ -23,8 +29,19 @@ pub fn take_snapshot(job: &Job, home: &Home, request: SnapshotRequest) -> Result
         workers: 0,
         cancelled: &job.stop,
     };
-    let report = snapshot(&options, &Sink { job }, &Reporter { job }).map_err(|e| explain(job, &e))?;
-    Ok(Outcome::Snapshot(Box::new(report)))
+    let report = quiet
+        .and_then(|()| snapshot(&options, &Sink { job }, &Reporter { job }).map_err(|e| explain(job, &e)));
+    hooks::close(home, &hooks::line(job));
+    Ok(Outcome::Snapshot(Box::new(report?)))
+}
+
+/// Ends a pause that an earlier session left behind, unless one still works there.
+pub fn after_a_death(home: &Home) {
+    if home.owed_hook().exists()
+        && let Ok(Some(_alone)) = try_hold(&home.session_lock())
+    {
+        hooks::close(home, &|line| eprintln!("dumont-agent: {line}"));
+    }
 }
 
 pub fn do_restore(job: &Job, home: &Home, request: &RestoreRequest) -> Result<Outcome, Failure> {
@@ -33,6 +50,7 @@ pub fn do_restore(job: &Job, home: &Home, request: &RestoreRequest) -> Result<Ou
     let options = RestoreOptions {
         delete: request.delete,
         cache_path: Some(cache_path),
+        priority: request.priority.clone(),
         ..RestoreOptions::new(path, &job.stop)
     };
     let report = restore(&options, &request.head, &Source::new(job), &Reporter { job });

@@ -36,6 +36,11 @@ impl Home {
         self.root.join("session.lock")
     }
 
+    /// The command that ends a pause which a snapshot began.
+    pub fn owed_hook(&self) -> PathBuf {
+        self.root.join("after-snapshot.json")
+    }
+
     /// What the engine remembers about the files of one workspace directory.
     pub fn cache_for(&self, path: &str) -> PathBuf {
         let name = blake3::hash(path.as_bytes()).to_hex();

@@ -10,6 +10,7 @@ mod engine;
 mod exec;
 mod facts;
 mod home;
+mod hooks;
 mod http;
 mod job;
 mod lock;

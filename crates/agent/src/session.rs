@@ -112,6 +112,12 @@ impl Session {
                 self.heartbeat_ms.store(heartbeat_ms, Ordering::Relaxed);
                 let received = self.clock.now();
                 self.beat();
+                let home = self.home.clone();
+                // Its commands may take their time; nobody waits for them.
+                let tidy = std::thread::Builder::new().name("tidy".into());
+                if let Err(e) = tidy.spawn(move || engine::after_a_death(&home)) {
+                    eprintln!("dumont-agent: no thread: {e}");
+                }
                 self.work(id, move |s, _| Ok(s.hello(&path, received, theirs)));
             }
             _ if lock(&self.path).is_none() => {

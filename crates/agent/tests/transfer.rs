@@ -77,6 +77,7 @@ fn request(path: &Path, unix: u64, parent: Option<&str>) -> Request {
         stamp: format!("4711-{unix}"),
         parent: parent.map(Into::into),
         full: false,
+        hooks: None,
     })
 }
 
@@ -109,6 +110,7 @@ fn restore_request(path: &Path, head: &SnapshotHead) -> Request {
         path: path.to_str().unwrap().into(),
         head: head.clone(),
         delete: true,
+        priority: Vec::new(),
     })
 }
 

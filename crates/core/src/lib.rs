@@ -19,6 +19,7 @@ pub mod plan;
 pub mod probe;
 pub mod rank;
 pub mod reliability;
+pub mod retention;
 pub mod snapshot;
 pub mod spec;
 pub mod time;

@@ -47,6 +47,7 @@ impl ObjectKind {
 }
 
 /// Everything a restore needs to begin.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotHead {
@@ -102,6 +103,9 @@ pub struct SnapshotReport {
     pub root: Digest,
     pub files_total: u64,
     pub files_changed: u64,
+    /// Files that were opened, a file with several names once.
+    #[serde(default)]
+    pub files_read: u64,
     pub total_bytes: u64,
     /// New packs, in the order of upload.
     pub packs: Vec<ObjectRef>,

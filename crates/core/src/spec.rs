@@ -2,6 +2,7 @@
 
 use crate::id::WorkspaceName;
 pub use crate::probe::Probe;
+use crate::retention::Keep;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -41,6 +42,8 @@ pub struct WorkspaceSpec {
     pub ports: Vec<u16>,
     #[serde(default)]
     pub probe: Option<Probe>,
+    #[serde(default)]
+    pub snapshot: SnapshotPolicy,
     #[serde(default)]
     pub failover: FailoverPolicy,
 }
@@ -93,6 +96,75 @@ impl Default for FailoverPolicy {
     }
 }
 
+/// How snapshots are taken and restored.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotPolicy {
+    /// Shell command on the machine before files are read, e.g. to flush or to pause a trainer.
+    /// If it fails there is no snapshot.
+    #[serde(default)]
+    pub before: Option<String>,
+    /// Runs after every `before`, whatever became of the snapshot.
+    #[serde(default)]
+    pub after: Option<String>,
+    /// How long each of the two may take, seconds.
+    #[serde(default = "default_hook_timeout")]
+    pub hook_timeout_s: u32,
+    /// Globs of paths below `path` that a restore brings first.
+    #[serde(default)]
+    pub priority: Vec<String>,
+    /// Which snapshots are kept.
+    #[serde(default)]
+    pub keep: Keep,
+}
+
+impl Default for SnapshotPolicy {
+    fn default() -> Self {
+        Self {
+            before: None,
+            after: None,
+            hook_timeout_s: default_hook_timeout(),
+            priority: Vec::new(),
+            keep: Keep::default(),
+        }
+    }
+}
+
+impl SnapshotPolicy {
+    fn check(&self) -> Result<(), InvalidSpec> {
+        let bad = |field, problem: &str| {
+            Err(InvalidSpec {
+                field,
+                problem: problem.into(),
+            })
+        };
+        for (field, command) in [("snapshot.before", &self.before), ("snapshot.after", &self.after)] {
+            let wrong = |c: &String| c.trim().is_empty() || c.contains('\0') || c.len() > 32_768;
+            if command.as_ref().is_some_and(wrong) {
+                return bad(
+                    field,
+                    "must be a shell command of at most 32 KB; leave it out for none",
+                );
+            }
+        }
+        if !(1..=3600).contains(&self.hook_timeout_s) {
+            return bad("snapshot.hook_timeout_s", "is not between 1 and 3600 seconds");
+        }
+        let odd = |g: &String| g.is_empty() || g.len() > 1024 || g.contains('\0') || g.starts_with('/');
+        if self.priority.len() > 100 || self.priority.iter().any(odd) {
+            return bad(
+                "snapshot.priority",
+                "must be at most 100 globs of paths below the workspace's directory, e.g. src/**",
+            );
+        }
+        Ok(())
+    }
+}
+
+fn default_hook_timeout() -> u32 {
+    60
+}
 fn default_image() -> String {
     "pytorch/pytorch:latest".into()
 }
@@ -198,6 +270,7 @@ impl WorkspaceSpec {
         if let Some(probe) = &self.probe {
             probe.check()?;
         }
+        self.snapshot.check()?;
         for (key, value) in &self.env {
             let name_ok = !key.is_empty()
                 && !key.starts_with(|c: char| c.is_ascii_digit())
@@ -229,6 +302,7 @@ mod tests {
             env: BTreeMap::new(),
             ports: Vec::new(),
             probe: None,
+            snapshot: SnapshotPolicy::default(),
             failover: FailoverPolicy::default(),
         };
         change(&mut spec);
@@ -255,6 +329,12 @@ mod tests {
             timeout_s: 5,
         });
         assert_eq!(spec(|s| s.probe = probe.clone()), Err("probe.command"));
+        let hook = |s: &mut WorkspaceSpec| s.snapshot.before = Some(" ".into());
+        assert_eq!(spec(hook), Err("snapshot.before"));
+        let timeout = |s: &mut WorkspaceSpec| s.snapshot.hook_timeout_s = 0;
+        assert_eq!(spec(timeout), Err("snapshot.hook_timeout_s"));
+        let globs = |s: &mut WorkspaceSpec| s.snapshot.priority = vec!["/etc/*".into()];
+        assert_eq!(spec(globs), Err("snapshot.priority"));
         assert_eq!(
             spec(|s| drop(s.env.insert("1A".into(), String::new()))),
             Err("env")

@@ -90,6 +90,46 @@ impl Client {
         }
     }
 
+    pub async fn put<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T> {
+        self.call(Method::PUT, path, Some(body)).await
+    }
+
+    /// GET of one object, or a part of it, from the URL of a grant.
+    pub async fn get_object(
+        &self,
+        url: &str,
+        headers: &std::collections::BTreeMap<String, String>,
+        range: Option<std::ops::Range<u64>>,
+    ) -> Result<Vec<u8>> {
+        let absolute = if url.starts_with('/') {
+            format!("{}{url}", self.base)
+        } else {
+            url.to_owned()
+        };
+        let mut request = self.http.get(&absolute).timeout(Duration::from_secs(600));
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        if let Some(r) = &range {
+            let bytes = format!("bytes={}-{}", r.start, r.end.saturating_sub(1));
+            request = request.header(reqwest::header::RANGE, bytes);
+        }
+        let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        let status = response.status();
+        let body = response.bytes().await.map_err(|e| self.unreachable(&e))?;
+        if !status.is_success() {
+            return Err(error_of(status, &body));
+        }
+        let whole = range.is_some() && status != StatusCode::PARTIAL_CONTENT;
+        Ok(match range.filter(|_| whole) {
+            Some(r) => {
+                let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(body.len());
+                body.slice(at(r.start)..at(r.end)).to_vec()
+            }
+            None => body.to_vec(),
+        })
+    }
+
     /// PUT of one object to the URL of a grant.
     pub async fn put_object(
         &self,

@@ -89,6 +89,7 @@ pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
         tokio::spawn(workflows::engine::run(app.clone())),
         tokio::spawn(reconcilers::monitor::run(app.clone())),
         tokio::spawn(reconcilers::reaper::run(app.clone())),
+        tokio::spawn(reconcilers::retention::run(app.clone())),
     ];
     let stopping = app.stopping.clone();
     let service = router(app.clone());

@@ -56,6 +56,22 @@ pub(crate) struct Cache {
     pub chunks: HashSet<Digest>,
 }
 
+/// Of the chunks that the store is known to have, those that this very snapshot is made of. The
+/// next one may build on no others: what no snapshot needs any more may be pruned, and the parent
+/// is never pruned while a child may come.
+pub(crate) fn still_used(
+    known: HashSet<Digest>,
+    entries: &HashMap<Vec<u8>, Known>,
+    nodes: &HashSet<Digest>,
+) -> HashSet<Digest> {
+    let files = entries.values().flat_map(Known::chunks);
+    files
+        .chain(nodes)
+        .filter(|id| known.contains(id))
+        .copied()
+        .collect()
+}
+
 impl Known {
     fn chunks(&self) -> impl Iterator<Item = &Digest> {
         let extents: &[Extent] = match &self.body {
@@ -154,12 +170,17 @@ impl Cache {
             entries.insert(path, read_known(&mut r, &chunks)?);
         }
         r.end()?;
+        let mut chunks = chunks.into_iter().take(known).collect();
+        if first_version {
+            // It remembered what earlier snapshots had, too.
+            chunks = still_used(chunks, &entries, &HashSet::new());
+        }
         Ok(Self {
             snapshot_id,
             root,
             started_ns,
             entries,
-            chunks: chunks.into_iter().take(known).collect(),
+            chunks,
         })
     }
 }

@@ -8,8 +8,8 @@
 //! A restore that was broken off is simply run again over what it left: whatever is there and
 //! right is kept, whoever put it there, and the result does not depend on the rest.
 
-mod fetch;
-mod load;
+pub(crate) mod fetch;
+pub(crate) mod load;
 mod memory;
 mod plan;
 mod replace;
@@ -59,6 +59,9 @@ pub struct RestoreOptions<'a> {
     pub workers: usize,
     /// Globs of paths below the directory that come first, e.g. `*.py` or `config/**`.
     pub priority: Vec<String>,
+    /// Globs of paths below the directory that are restored, with the directories they lie in
+    /// (`src/**`, `*.json`); none for all. The next snapshot is then a full one.
+    pub include: Vec<String>,
     /// Bytes of memory to stay below; 0 for 256 MiB.
     pub memory: u64,
     /// Once true, the engine stops within about a second with [`Error::Cancelled`].
@@ -74,6 +77,7 @@ impl<'a> RestoreOptions<'a> {
             cache_path: None,
             workers: 0,
             priority: Vec::new(),
+            include: Vec::new(),
             memory: 0,
             cancelled,
         }
@@ -91,6 +95,11 @@ pub fn restore(
     events: &dyn Events,
 ) -> Result<RestoreReport, Error> {
     let begun = Instant::now();
+    if opts.delete && !opts.include.is_empty() {
+        return Err(Error::Invalid {
+            what: "a part of a snapshot cannot be restored with everything else deleted".into(),
+        });
+    }
     let abort = Abort::new(opts.cancelled);
     let fetcher = Fetcher::new(source, &abort);
     let (manifest, plan, reused_bytes) = run(opts, head, &fetcher, events).map_err(|e| abort.explain(e))?;
@@ -102,13 +111,18 @@ pub fn restore(
         manifest: &manifest,
         content: false,
     };
+    let expected = if opts.include.is_empty() {
+        head.files
+    } else {
+        manifest.files
+    };
     let checking = Instant::now();
-    let (validation, known) = validate(&check, head.files, workers(opts.workers), &abort)?;
+    let (validation, known) = validate(&check, expected, workers(opts.workers), &abort)?;
     let validated = checking.elapsed();
     if let Some(path) = opts
         .cache_path
         .as_ref()
-        .filter(|_| validation.validation == Verdict::Ok)
+        .filter(|_| validation.validation == Verdict::Ok && opts.include.is_empty())
     {
         let chunks: HashSet<Digest> = plan
             .chunks
@@ -178,7 +192,10 @@ fn run(
     events: &dyn Events,
 ) -> Result<(Manifest, Plan, u64), Error> {
     let map = load::indexes(head, fetcher)?;
-    let manifest = load::manifest(head, &map, fetcher)?;
+    let mut manifest = load::manifest(head, &map, fetcher)?;
+    if !opts.include.is_empty() {
+        manifest.keep(&opts.include)?;
+    }
     let shown = opts.path.as_path();
     let workers = workers(opts.workers);
     let share = share(opts, &manifest, &map, workers);

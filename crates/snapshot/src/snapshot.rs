@@ -286,8 +286,8 @@ fn finish(
         snapshot_id: base.id.clone(),
         root: manifest.root,
         started_ns,
+        chunks: cache::still_used(packed.known, &manifest.entries, &manifest.nodes),
         entries: manifest.entries,
-        chunks: packed.known,
     };
     // The snapshot itself is complete; without a cache the next one is only slower.
     if let Err(e) = cache::write_pending(&opts.cache_path, &cache) {
@@ -300,6 +300,7 @@ fn finish(
         root: manifest.root,
         files_total: manifest.files,
         files_changed: changed,
+        files_read: manifest.files_read,
         total_bytes: manifest.bytes,
         packs,
         index,

@@ -42,6 +42,15 @@ statements! {
                  ORDER BY created_at DESC, id DESC LIMIT $3"];
     PENDING: ["SELECT * FROM snapshots WHERE workspace_id = $1 AND state = 'pending' \
                ORDER BY created_at, id"];
+    // Nothing that a machine's next snapshot builds on, or that is being restored.
+    EXPIRE: ["DELETE FROM snapshots WHERE id = $1 AND state = 'visible' AND NOT pinned \
+              AND NOT EXISTS (SELECT 1 FROM instances i WHERE i.last_snapshot_id = snapshots.id \
+              AND i.state <> 'destroyed') \
+              AND NOT EXISTS (SELECT 1 FROM workflows w WHERE w.workspace_id = snapshots.workspace_id \
+              AND w.status = 'running' AND w.kind <> 'snapshot')"];
+    REPLACE_HEAD: ["UPDATE snapshots SET head_json = $3 WHERE id = $1 AND head_json = $2 \
+                    AND state = 'visible'"];
+    PIN: ["UPDATE snapshots SET pinned = $2 WHERE id = $1 AND state = 'visible'"];
     DELETE_PENDING: ["DELETE FROM snapshots WHERE id = $1 AND state = 'pending'"];
 }
 
@@ -98,6 +107,8 @@ pub struct SnapshotRow {
     pub created_at: Timestamp,
     pub committed_at: Option<Timestamp>,
     pub elapsed_ms: u64,
+    /// Retention never takes it.
+    pub pinned: bool,
 }
 record!(SnapshotRow {
     id,
@@ -119,7 +130,8 @@ record!(SnapshotRow {
     state,
     created_at,
     committed_at,
-    elapsed_ms
+    elapsed_ms,
+    pinned
 });
 
 impl Store {
@@ -206,6 +218,29 @@ impl Store {
     /// Oldest first: what a crash left behind.
     pub async fn pending_snapshots(&self, workspace_id: &str) -> Result<Vec<SnapshotRow>> {
         self.db.all(PENDING, args![workspace_id]).await
+    }
+
+    /// Removes a visible one. False if it is pinned, or its objects are still needed: by an
+    /// instance whose next snapshot builds on it, or by work that may restore it.
+    pub async fn expire_snapshot(&self, id: &str) -> Result<bool> {
+        Ok(self.db.run(EXPIRE, args![id]).await? > 0)
+    }
+
+    /// Points a visible one to other objects that hold the same. False if its head is no longer
+    /// `old`.
+    pub async fn replace_snapshot_head(
+        &self,
+        id: &str,
+        old: &SnapshotHead,
+        new: &SnapshotHead,
+    ) -> Result<bool> {
+        let args = args![id, json(old)?, json(new)?];
+        Ok(self.db.run(REPLACE_HEAD, args).await? > 0)
+    }
+
+    /// Whether retention may take it. False if there is no such visible one.
+    pub async fn pin_snapshot(&self, id: &str, pinned: bool) -> Result<bool> {
+        Ok(self.db.run(PIN, args![id, pinned]).await? > 0)
     }
 
     /// False if there is none, or it is visible.

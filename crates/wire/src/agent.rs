@@ -149,6 +149,8 @@ pub enum FailureCode {
     Transfer,
     /// Another session still works on this directory.
     Busy,
+    /// A command of the workspace's own failed.
+    Hook,
     Cancelled,
     /// Anything else; a bug worth reporting.
     Internal,
@@ -206,6 +208,18 @@ pub struct SnapshotRequest {
     pub parent: Option<String>,
     /// Read every file even if its times say it did not change.
     pub full: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
+}
+
+/// Shell commands around a snapshot, with the workload's environment and in its directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hooks {
+    pub before: Option<String>,
+    /// Runs whatever becomes of the snapshot, also after the agent died.
+    pub after: Option<String>,
+    /// For each of them.
+    pub timeout_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -215,6 +229,9 @@ pub struct RestoreRequest {
     pub head: SnapshotHead,
     /// Remove what the snapshot does not have.
     pub delete: bool,
+    /// Globs of paths below the directory that come first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub priority: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -237,6 +254,7 @@ pub struct UploadGrant {
 }
 
 /// Permission to read one object.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DownloadGrant {
     pub key: String,

@@ -1,8 +1,9 @@
 //! Bodies of the REST API under `/api/v1`. Times are integers, microseconds since the epoch,
 //! unless the name says otherwise.
 
+use crate::agent::DownloadGrant;
 use dumont_core::id::{MachineRef, WorkspaceName};
-use dumont_core::snapshot::{ObjectKind, Progress, SnapshotReport, SnapshotType, Validation};
+use dumont_core::snapshot::{ObjectKind, Progress, SnapshotHead, SnapshotReport, SnapshotType, Validation};
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::time::Timestamp;
 pub use dumont_core::workflow::{Kind as WorkflowKind, Status as WorkflowStatus};
@@ -151,6 +152,17 @@ pub struct Snapshot {
     pub created_at: Timestamp,
     /// Milliseconds from the request to its visibility.
     pub elapsed_ms: u64,
+    /// Retention never takes it.
+    #[serde(default)]
+    pub pinned: bool,
+}
+
+/// `PUT /workspaces/{name}/snapshots/{id}/pin`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    pub pinned: bool,
 }
 
 /// `POST /workspaces/{name}/snapshots`
@@ -161,6 +173,51 @@ pub struct CreateSnapshot {
     /// Read every file again and start a new base.
     #[serde(default)]
     pub full: bool,
+}
+
+/// `POST /workspaces/{name}/prune`
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prune {
+    /// Only say which snapshots would go.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a prune did.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Pruned {
+    pub dry_run: bool,
+    /// Ids of the snapshots that are gone, oldest first.
+    pub expired: Vec<String>,
+    /// Bytes of packs that were mostly dead and were written anew.
+    pub freed_bytes: u64,
+    /// Bytes that were copied for it.
+    pub copied_bytes: u64,
+    pub deleted_objects: u64,
+    pub deleted_bytes: u64,
+    /// Objects that nothing needs and that a later round deletes.
+    pub waiting_objects: u64,
+}
+
+/// `POST /workspaces/{name}/snapshots/{id}/open`: what it takes to read a snapshot.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadSnapshot {
+    /// Objects to read.
+    #[serde(default)]
+    pub keys: Vec<String>,
+}
+
+/// A snapshot's head, and URLs for the objects asked for, in their order.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OpenedSnapshot {
+    pub head: SnapshotHead,
+    pub grants: Vec<DownloadGrant>,
 }
 
 /// `POST /workspaces/{name}/restore`

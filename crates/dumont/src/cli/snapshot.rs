@@ -1,14 +1,17 @@
-//! `dumont snapshot`: create, list, restore.
+//! `dumont snapshot`: create, list, restore, and look into them.
+
+mod look;
+mod place;
 
 use super::workspace::path_of;
-use crate::client::Client;
+use crate::client::{Client, encode};
 use crate::config::Globals;
 use crate::{output, progress};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use dumont_core::id::WorkspaceName;
 use dumont_core::snapshot::SnapshotType;
-use dumont_wire::rest::{CreateSnapshot, RestoreSnapshot, Snapshot, Started, Workflow};
+use dumont_wire::rest::{CreateSnapshot, Pin, Prune, Pruned, RestoreSnapshot, Snapshot, Started, Workflow};
 
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
@@ -37,9 +40,49 @@ pub enum SnapshotCommand {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Restore into a local directory, from a server or from a plain directory of objects
+    Read(look::ReadArgs),
+    /// The files of a snapshot
+    Ls(look::LsArgs),
+    /// Write one file of a snapshot to stdout
+    Cat(look::CatArgs),
+    /// What differs between two snapshots
+    Diff(look::DiffArgs),
+    /// Read everything that snapshots need and name what is damaged
+    Check(look::CheckArgs),
+    /// Let old snapshots go, as the workspace's policy says, and the objects only they needed
+    Prune {
+        name: WorkspaceName,
+        /// Only say which snapshots would go
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Keep a snapshot whatever the policy says
+    Pin {
+        name: WorkspaceName,
+        #[arg(value_name = "ID")]
+        snapshot: String,
+    },
+    /// Let the policy decide about a snapshot again
+    Unpin {
+        name: WorkspaceName,
+        #[arg(value_name = "ID")]
+        snapshot: String,
+    },
 }
 
 pub async fn run(globals: &Globals, command: SnapshotCommand) -> Result<()> {
+    match command {
+        SnapshotCommand::Read(args) => look::read(globals, args).await,
+        SnapshotCommand::Ls(args) => look::ls(globals, args).await,
+        SnapshotCommand::Cat(args) => look::cat(globals, args).await,
+        SnapshotCommand::Diff(args) => look::diff(globals, args).await,
+        SnapshotCommand::Check(args) => look::check(globals, args).await,
+        other => with_server(globals, other).await,
+    }
+}
+
+async fn with_server(globals: &Globals, command: SnapshotCommand) -> Result<()> {
     let client = globals.client()?;
     match command {
         SnapshotCommand::Create { name, full, no_wait } => {
@@ -71,7 +114,63 @@ pub async fn run(globals: &Globals, command: SnapshotCommand) -> Result<()> {
             let wf = progress::follow(&client, &began.workflow_id, globals.quiet).await?;
             restored(globals, &name, &wf)
         }
+        SnapshotCommand::Prune { name, dry_run } => {
+            let path = format!("{}/prune", path_of(&name));
+            let done: Pruned = client.post(&path, &Prune { dry_run }).await?;
+            pruned(globals, &done)
+        }
+        SnapshotCommand::Pin { name, snapshot } => pin(globals, &client, &name, &snapshot, true).await,
+        SnapshotCommand::Unpin { name, snapshot } => pin(globals, &client, &name, &snapshot, false).await,
+        // Those that need no server went their own way.
+        SnapshotCommand::Read(_)
+        | SnapshotCommand::Ls(_)
+        | SnapshotCommand::Cat(_)
+        | SnapshotCommand::Diff(_)
+        | SnapshotCommand::Check(_) => Ok(()),
     }
+}
+
+async fn pin(
+    globals: &Globals,
+    client: &Client,
+    name: &WorkspaceName,
+    snapshot: &str,
+    pinned: bool,
+) -> Result<()> {
+    let path = format!("{}/snapshots/{}/pin", path_of(name), encode(snapshot));
+    let snapshot: Snapshot = client.put(&path, &Pin { pinned }).await?;
+    if globals.json {
+        return output::json(&snapshot);
+    }
+    let state = if pinned { "is kept" } else { "may expire" };
+    output::line(&format!("{} {state}.", snapshot.snapshot_id));
+    Ok(())
+}
+
+fn pruned(globals: &Globals, done: &Pruned) -> Result<()> {
+    if globals.json {
+        return output::json(done);
+    }
+    let verb = if done.dry_run { "Would expire" } else { "Expired" };
+    done.expired
+        .iter()
+        .for_each(|id| output::line(&format!("{verb} {id}")));
+    if done.dry_run || done.expired.is_empty() {
+        output::line(&format!(
+            "{} {}.",
+            output::count(done.expired.len() as u64, "snapshot"),
+            if done.dry_run { "would expire" } else { "expired" }
+        ));
+    }
+    if !done.dry_run {
+        output::line(&format!(
+            "Deleted {} ({}); {} wait until nothing can read them any more.",
+            output::count(done.deleted_objects, "object"),
+            output::bytes(done.deleted_bytes),
+            output::count(done.waiting_objects, "object"),
+        ));
+    }
+    Ok(())
 }
 
 fn started(globals: &Globals, started: &Started) -> Result<()> {

@@ -89,7 +89,8 @@ pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
 
 const SPEC_HINT: &str = "fields: name, gpu {name, count, min_ram_gb}, image, disk_gb, max_price, path, start, \
      env, ports, probe {kind = \"command\", command} or {kind = \"http\", port, path, status, contains} or \
-     {kind = \"ollama\", model, prompt, contains, port} with timeout_s, failover {automatic, racers}";
+     {kind = \"ollama\", model, prompt, contains, port} with timeout_s, snapshot {before, after, \
+     hook_timeout_s, priority, keep {last, hourly, daily, weekly}}, failover {automatic, racers}";
 
 fn read(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| {

@@ -175,6 +175,7 @@ pub async fn commit(
         fence: import.fence,
         instance_key: None,
         parent: None,
+        full_because: None,
         stamp: import.stamp.clone(),
         began_at: import.began_at,
     };

@@ -5,14 +5,20 @@ use super::error::{ApiError, ApiResult};
 use super::params::{Params, Path, limit};
 use super::workspaces::{named, on_machine, start};
 use crate::app::App;
+use crate::link::{Fence, Granter, LinkError};
+use crate::reconcilers::retention::Pruner;
 use crate::workflows::state::{Capture, Placement};
+use async_trait::async_trait;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use dumont_core::id::WorkspaceName;
 use dumont_core::workflow::Kind;
 use dumont_store::{SnapshotRow, SnapshotState};
-use dumont_wire::rest::{CreateSnapshot, ErrorBody, Page, PageQuery, RestoreSnapshot, Snapshot, Started};
+use dumont_wire::rest::{
+    CreateSnapshot, ErrorBody, OpenedSnapshot, Page, PageQuery, Pin, Prune, Pruned, ReadSnapshot,
+    RestoreSnapshot, Snapshot, Started,
+};
 use std::sync::Arc;
 
 /// Snapshots of a workspace, oldest first.
@@ -95,6 +101,114 @@ pub async fn restore(
     Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
 }
 
+/// Keys in one request.
+const MOST_KEYS: usize = 500;
+
+/// Reading what is there hurts nobody.
+struct Always;
+
+#[async_trait]
+impl Fence for Always {
+    async fn holds(&self) -> bool {
+        true
+    }
+}
+
+/// What it takes to read a snapshot: its head, and URLs for objects of it.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{name}/snapshots/{id}/open",
+    tag = "snapshots",
+    params(("name" = WorkspaceName, Path), ("id" = String, Path)),
+    request_body = ReadSnapshot,
+    responses((status = 200, description = "Its head, and the URLs asked for", body = OpenedSnapshot)),
+)]
+pub async fn open(
+    State(app): State<Arc<App>>,
+    Path((name, id)): Path<(String, String)>,
+    Body(wanted): Body<ReadSnapshot>,
+) -> ApiResult<Json<OpenedSnapshot>> {
+    let row = owned(&app, &name, &id).await?;
+    if wanted.keys.len() > MOST_KEYS {
+        return Err(ApiError::invalid(
+            format!("{} keys in one request", wanted.keys.len()),
+            "ask for at most 500 at once",
+        ));
+    }
+    let granter = Granter::reading(
+        app.objects.clone(),
+        &app.public_url,
+        &row.workspace_id,
+        Arc::new(Always),
+    );
+    let grants = granter.downloads(&wanted.keys).await.map_err(|e| match e {
+        LinkError::Protocol(what) => ApiError::invalid(what, "ask for keys that the snapshot's indexes name"),
+        other => ApiError::internal(other.to_string()),
+    })?;
+    Ok(Json(OpenedSnapshot {
+        head: row.head,
+        grants,
+    }))
+}
+
+/// Keeps a snapshot whatever the policy says, or no longer.
+#[utoipa::path(
+    put,
+    path = "/workspaces/{name}/snapshots/{id}/pin",
+    tag = "snapshots",
+    params(("name" = WorkspaceName, Path), ("id" = String, Path)),
+    request_body = Pin,
+    responses((status = 200, description = "The snapshot", body = Snapshot)),
+)]
+pub async fn pin(
+    State(app): State<Arc<App>>,
+    Path((name, id)): Path<(String, String)>,
+    Body(Pin { pinned }): Body<Pin>,
+) -> ApiResult<Json<Snapshot>> {
+    let mut row = owned(&app, &name, &id).await?;
+    app.store.pin_snapshot(&row.id, pinned).await?;
+    row.pinned = pinned;
+    Ok(Json(shown(&row)))
+}
+
+/// Lets go what the workspace's policy does not keep, and what only that needed.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{name}/prune",
+    tag = "snapshots",
+    params(("name" = WorkspaceName, Path)),
+    request_body = Prune,
+    responses((status = 200, description = "What went", body = Pruned)),
+)]
+pub async fn prune(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Body(Prune { dry_run }): Body<Prune>,
+) -> ApiResult<Json<Pruned>> {
+    let workspace = named(&app, &name).await?;
+    let pruned = Pruner::of(&app).prune(&workspace, app.now(), dry_run).await;
+    pruned.map(Json).map_err(|e| {
+        ApiError::conflict(
+            "not_pruned",
+            e.to_string(),
+            format!("nothing that is needed was touched; `dumont snapshot check {name}` looks for damage"),
+        )
+    })
+}
+
+/// A visible snapshot of this workspace.
+async fn owned(app: &App, name: &str, id: &str) -> ApiResult<SnapshotRow> {
+    let workspace = named(app, name).await?;
+    match app.store.snapshot(id).await? {
+        Some(s) if s.workspace_id == workspace.id && s.state == SnapshotState::Visible => Ok(s),
+        _ => Err(ApiError::not_found(
+            "snapshot",
+            id,
+            format!("`dumont snapshot list {name}` shows those it has"),
+        )),
+    }
+}
+
 /// Before anything is stopped or rented: is there such a snapshot (or any)?
 pub async fn check_owned(app: &App, workspace_id: &str, name: &str, id: Option<&str>) -> ApiResult<()> {
     let hint = format!("`dumont snapshot list {name}` shows those it has");
@@ -128,5 +242,6 @@ pub fn shown(row: &SnapshotRow) -> Snapshot {
         torn: row.torn.clone(),
         created_at: row.created_at,
         elapsed_ms: row.elapsed_ms,
+        pinned: row.pinned,
     }
 }

@@ -4,6 +4,7 @@
 //! object, one act and a time. Keys are invented by the controller and used once; nothing is
 //! ever overwritten.
 
+pub mod engine;
 pub mod file;
 
 use async_trait::async_trait;

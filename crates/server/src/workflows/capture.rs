@@ -13,9 +13,10 @@ use crate::app::App;
 use crate::link::{Fence, Granter, prefix};
 use async_trait::async_trait;
 use dumont_core::snapshot::{SnapshotHead, SnapshotReport, SnapshotType};
+use dumont_core::spec::SnapshotPolicy;
 use dumont_core::time::Timestamp;
 use dumont_store::{Error as StoreError, InstanceRow, NewSnapshot, SnapshotRow, SnapshotState, Store};
-use dumont_wire::agent::{SnapshotRequest, objects_of};
+use dumont_wire::agent::{Hooks, SnapshotRequest, objects_of};
 use std::sync::Arc;
 
 /// Only the machine that the workspace lives on may write its snapshots.
@@ -51,6 +52,10 @@ async fn take(run: &Run, full: bool) -> Result<Capture, StepError> {
     let link = connect(run, &row)
         .await
         .map_err(|e| StepError::Failed(link_failure(&e)))?;
+    let (parent, full_because) = base_of(&run.app, &row).await?;
+    if let Some(why) = &full_because {
+        run.say(format!("Full snapshot: {why}")).await;
+    }
     let fence = HomeFence {
         store: run.app.store.clone(),
         workspace_id: run.workspace.id.clone(),
@@ -68,8 +73,9 @@ async fn take(run: &Run, full: bool) -> Result<Capture, StepError> {
     let request = SnapshotRequest {
         path: run.workspace.spec.path.clone(),
         stamp: stamp.clone(),
-        parent: row.last_snapshot_id.clone(),
+        parent: parent.clone(),
         full,
+        hooks: hooks(&run.workspace.spec.snapshot),
     };
     let report = link.snapshot(request, &granter, &run.notes()).await;
     let report = report.map_err(|e| StepError::Failed(link_failure(&e)))?;
@@ -82,11 +88,46 @@ async fn take(run: &Run, full: bool) -> Result<Capture, StepError> {
     Ok(Capture {
         full,
         instance_key: row.key,
-        parent: row.last_snapshot_id,
+        parent,
+        full_because,
         stamp,
         began_at,
         report: Some(report),
     })
+}
+
+fn hooks(policy: &SnapshotPolicy) -> Option<Hooks> {
+    (policy.before.is_some() || policy.after.is_some()).then(|| Hooks {
+        before: policy.before.clone(),
+        after: policy.after.clone(),
+        timeout_ms: u64::from(policy.hook_timeout_s) * 1000,
+    })
+}
+
+/// What the next snapshot may build on: the last one that this very instance took or restored,
+/// if it is still there with all its indexes; else why not.
+async fn base_of(app: &App, row: &InstanceRow) -> Result<(Option<String>, Option<String>), StepError> {
+    let Some(id) = &row.last_snapshot_id else {
+        return Ok((None, None));
+    };
+    let base = app.store.snapshot(id).await?;
+    let Some(base) = base.filter(|b| b.state == SnapshotState::Visible) else {
+        return Ok((None, Some(format!("its base {id} is not there any more"))));
+    };
+    for index in &base.head.indexes {
+        let seen = app.objects.head(&index.key).await;
+        let damage = match seen {
+            Ok(Some(seen)) if seen.size == index.size && seen.digest.is_none_or(|d| d == index.digest) => {
+                continue;
+            }
+            Ok(Some(_)) => "is damaged".into(),
+            Ok(None) => "is missing".into(),
+            Err(e) => format!("cannot be looked at: {e}"),
+        };
+        let why = format!("object {} of its base {id} {damage}", index.key);
+        return Ok((None, Some(why)));
+    }
+    Ok((Some(id.clone()), None))
 }
 
 /// The instance that the workspace lives on.
@@ -155,6 +196,7 @@ async fn show(run: &Run, taken: &Capture) -> Result<SnapshotRow, StepError> {
         fence: run.workspace.fence,
         instance_key: Some(taken.instance_key.clone()),
         parent: taken.parent.clone(),
+        full_because: taken.full_because.clone(),
         stamp: taken.stamp.clone(),
         began_at: taken.began_at,
     };
@@ -170,6 +212,8 @@ pub struct Origin {
     pub instance_key: Option<String>,
     /// The last snapshot that this very instance took or restored.
     pub parent: Option<String>,
+    /// Why there is none although one was recorded.
+    pub full_because: Option<String>,
     pub stamp: String,
     pub began_at: Timestamp,
 }
@@ -262,7 +306,7 @@ async fn compose(app: &App, origin: &Origin, report: &SnapshotReport) -> Result<
         packs: report.packs.clone(),
         files_changed: report.files_changed,
         uploaded_bytes: report.uploaded_bytes,
-        full_because: report.full_because.clone(),
+        full_because: origin.full_because.clone().or(report.full_because.clone()),
         torn: report.torn.clone(),
         created_at: origin.began_at,
     })
@@ -286,6 +330,26 @@ async fn check_objects(app: &App, report: &SnapshotReport) -> Result<(), StepErr
         }
     }
     Ok(())
+}
+
+/// The same of a snapshot that is visible, with another head.
+pub fn commit_facts(row: &SnapshotRow, head: &SnapshotHead) -> Vec<u8> {
+    commit_object(&NewSnapshot {
+        id: row.id.clone(),
+        workspace_id: row.workspace_id.clone(),
+        instance_key: row.instance_key.clone(),
+        snapshot_type: row.snapshot_type,
+        base_snapshot_id: row.base_snapshot_id.clone(),
+        parent_id: row.parent_id.clone(),
+        head: head.clone(),
+        packs: row.packs.clone(),
+        metadata_key: row.metadata_key.clone(),
+        files_changed: row.files_changed,
+        uploaded_bytes: row.uploaded_bytes,
+        full_because: row.full_because.clone(),
+        torn: row.torn.clone(),
+        created_at: row.created_at,
+    })
 }
 
 /// Enough to adopt the snapshot with an empty database.

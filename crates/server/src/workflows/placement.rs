@@ -300,6 +300,7 @@ async fn restore_once(
         path: run.workspace.spec.path.clone(),
         head: snapshot.head.clone(),
         delete,
+        priority: run.workspace.spec.snapshot.priority.clone(),
     };
     link.restore(request, &granter, &run.notes()).await
 }

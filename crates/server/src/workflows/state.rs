@@ -58,6 +58,8 @@ pub struct Capture {
     pub instance_key: String,
     /// Last snapshot of this very instance: parent of the new one.
     pub parent: Option<String>,
+    /// Why there is no parent although one was recorded.
+    pub full_because: Option<String>,
     pub stamp: String,
     pub began_at: Timestamp,
     pub report: Option<SnapshotReport>,

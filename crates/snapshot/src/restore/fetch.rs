@@ -80,7 +80,7 @@ impl<'a> Fetcher<'a> {
 }
 
 /// Runs `f` over `items` on up to `threads` threads; results in order.
-pub(super) fn parallel<T: Sync, R: Send + Sync>(
+pub(crate) fn parallel<T: Sync, R: Send + Sync>(
     threads: usize,
     items: &[T],
     abort: &Abort<'_>,

@@ -85,6 +85,78 @@ impl Manifest {
         names.join(&b'/')
     }
 
+    /// Drops all but what a glob names, and directories that then lead nowhere.
+    pub fn keep(&mut self, globs: &[String]) -> Result<(), Error> {
+        let mut wanted = vec![false; self.dirs.len()];
+        let mut kept = Vec::new();
+        for (number, leaf) in self.leaves.iter().enumerate() {
+            let path = self.path(number);
+            if globs.iter().any(|g| fast_glob::glob_match(g, &path)) {
+                kept.push(number);
+                wanted[leaf.dir] = true;
+            }
+        }
+        for (dir, wanted) in wanted.iter_mut().enumerate().skip(1) {
+            let path = self.dir_path(dir);
+            *wanted |= globs.iter().any(|g| fast_glob::glob_match(g, &path));
+        }
+        if kept.is_empty() && !wanted.iter().any(|w| *w) {
+            return Err(Error::Invalid {
+                what: format!("the snapshot has nothing that {} names", globs.join(", ")),
+            });
+        }
+        // Parents have smaller numbers than what they hold.
+        for dir in (1..self.dirs.len())
+            .rev()
+            .filter(|d| wanted[*d])
+            .collect::<Vec<_>>()
+        {
+            let mut at = dir;
+            while at != 0 {
+                at = self.dirs[at].parent;
+                wanted[at] = true;
+            }
+        }
+        wanted[0] = true;
+        self.renumber(&wanted, &kept);
+        Ok(())
+    }
+
+    fn renumber(&mut self, wanted: &[bool], kept: &[usize]) {
+        let mut numbers = vec![0; self.dirs.len()];
+        let alive = (0..self.dirs.len()).filter(|d| wanted[*d]);
+        alive.enumerate().for_each(|(new, old)| numbers[old] = new);
+        let (dirs, leaves) = (std::mem::take(&mut self.dirs), std::mem::take(&mut self.leaves));
+        let (mut leaves, mut at) = (leaves.into_iter().enumerate(), 0);
+        (self.files, self.bytes) = (0, 0);
+        let mut groups = HashSet::new();
+        for (old, mut dir) in dirs.into_iter().enumerate() {
+            let first = self.leaves.len();
+            // Leaves lie in the order of their directories.
+            while kept.get(at).is_some_and(|k| dir.leaves.contains(k)) {
+                let Some((_, mut leaf)) = leaves.by_ref().find(|(number, _)| *number == kept[at]) else {
+                    break;
+                };
+                leaf.dir = numbers[old];
+                self.files += u64::from(!matches!(leaf.body, LeafBody::Fifo));
+                if let LeafBody::File { size, group, .. } = leaf.body
+                    && (group == 0 || groups.insert(group))
+                {
+                    self.bytes += size;
+                }
+                self.leaves.push(leaf);
+                at += 1;
+            }
+            if wanted[old] {
+                dir.leaves = first..self.leaves.len();
+                dir.parent = numbers[dir.parent];
+                dir.subdirs.retain(|d| wanted[*d]);
+                dir.subdirs.iter_mut().for_each(|d| *d = numbers[*d]);
+                self.dirs.push(dir);
+            }
+        }
+    }
+
     pub fn path(&self, leaf: usize) -> Vec<u8> {
         let l = &self.leaves[leaf];
         join(&self.dir_path(l.dir), &l.name)
@@ -92,7 +164,7 @@ impl Manifest {
 }
 
 /// All indexes of the head as one table.
-pub(super) fn indexes(head: &SnapshotHead, fetcher: &Fetcher<'_>) -> Result<ChunkMap, Error> {
+pub(crate) fn indexes(head: &SnapshotHead, fetcher: &Fetcher<'_>) -> Result<ChunkMap, Error> {
     let keys: Vec<String> = head.indexes.iter().map(|o| o.key.clone()).collect();
     fetcher.prepare(&keys)?;
     let decoded = parallel(4, &head.indexes, fetcher.abort, |object| {
@@ -119,7 +191,7 @@ fn whole(object: &ObjectRef, fetcher: &Fetcher<'_>) -> Result<Vec<u8>, Error> {
 }
 
 /// The tree under the head's root.
-pub(super) fn manifest(
+pub(crate) fn manifest(
     head: &SnapshotHead,
     map: &ChunkMap,
     fetcher: &Fetcher<'_>,

@@ -14,7 +14,7 @@ use crate::scan::{LeafKind, Scan};
 use crate::tree::{Body, Entry, Extent, Extents, Node, encode_extents};
 use crate::upload::Packer;
 use dumont_core::id::Digest;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
 /// Where the content of one leaf comes from.
@@ -135,7 +135,11 @@ pub(super) struct Manifest {
     pub files: u64,
     /// Sizes of files, an inode counted once.
     pub bytes: u64,
+    /// Files that were opened.
+    pub files_read: u64,
     pub entries: HashMap<Vec<u8>, Known>,
+    /// Chunks of the tree itself.
+    pub nodes: HashSet<Digest>,
     pub torn: Vec<String>,
 }
 
@@ -178,7 +182,9 @@ pub(super) fn build(
         root: Digest([0; 32]),
         files: 0,
         bytes: 0,
+        files_read: jobs.len() as u64,
         entries: HashMap::new(),
+        nodes: HashSet::new(),
         torn: Vec::new(),
     };
     let mut b = Builder {
@@ -191,7 +197,9 @@ pub(super) fn build(
     };
     let paths = scan.paths();
     let mut nodes = vec![Digest([0; 32]); scan.dirs.len()];
+    let mut used = HashSet::new();
     let mut put = |id: Digest, raw: &[u8]| {
+        used.insert(id);
         if packer.claim(id) {
             let (codec, stored) = tools.encoder.encode(raw)?;
             packer.add(Class::Tree, id, raw.len(), codec, stored)?;
@@ -204,6 +212,7 @@ pub(super) fn build(
     }
     b.note_torn();
     b.out.root = nodes[0];
+    b.out.nodes = used;
     Ok(b.out)
 }
 

@@ -58,6 +58,8 @@ on_every_engine! {
         reopening_keeps_everything,
         sixteen_writers_never_see_a_lock;
     snapshots:
+        what_is_needed_or_pinned_never_expires,
+        a_head_is_replaced_only_by_who_has_seen_it,
         nothing_is_visible_before_its_commit,
         an_old_fence_commits_nothing,
         an_import_into_a_draft_has_no_instance,

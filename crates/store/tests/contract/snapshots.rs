@@ -232,3 +232,52 @@ pub async fn a_visible_one_is_never_replaced(fixture: Fixture) {
         "another workspace's id"
     );
 }
+
+pub async fn what_is_needed_or_pinned_never_expires(fixture: Fixture) {
+    let store = fixture.open().await;
+    let w = workspace(&store, "w").await;
+    let fence = living_on(&store, "i", &w).await;
+    for n in 1..=3 {
+        let id = format!("incr-1-{n}");
+        let new = snapshot(&id, &w, Some("i"), at(50 + n));
+        store.insert_pending_snapshot(&new).await.unwrap();
+        assert!(!store.expire_snapshot(&id).await.unwrap(), "it is pending");
+        store.commit_snapshot(&id, fence, 1, at(60)).await.unwrap();
+    }
+    assert!(store.pin_snapshot("incr-1-1", true).await.unwrap());
+    assert!(store.snapshot("incr-1-1").await.unwrap().unwrap().pinned);
+    assert!(!store.pin_snapshot("no such", true).await.unwrap());
+    assert!(!store.expire_snapshot("incr-1-1").await.unwrap(), "it is pinned");
+    assert!(
+        !store.expire_snapshot("incr-1-3").await.unwrap(),
+        "the machine builds on it"
+    );
+    assert!(store.expire_snapshot("incr-1-2").await.unwrap());
+    assert!(!store.expire_snapshot("incr-1-2").await.unwrap(), "it is gone");
+    assert!(store.pin_snapshot("incr-1-1", false).await.unwrap());
+
+    // Whatever may be restoring it comes first.
+    let failover = new_workflow("wf", Kind::Failover, &w);
+    store.start_workflow(&failover, at(61)).await.unwrap();
+    assert!(!store.expire_snapshot("incr-1-1").await.unwrap());
+    let left = store.list_snapshots(&w.id, None, 10).await.unwrap().items;
+    assert_eq!(left.len(), 2);
+}
+
+pub async fn a_head_is_replaced_only_by_who_has_seen_it(fixture: Fixture) {
+    let store = fixture.open().await;
+    let w = workspace(&store, "w").await;
+    let new = snapshot("base-x-1", &w, None, at(5));
+    let (old, mut better) = (new.head.clone(), new.head.clone());
+    better.indexes = vec![object(7)];
+    store.insert_pending_snapshot(&new).await.unwrap();
+    let replace = |old, new| store.replace_snapshot_head("base-x-1", old, new);
+    assert!(!replace(&old, &better).await.unwrap(), "it is pending");
+    store
+        .commit_snapshot("base-x-1", w.fence, 1, at(6))
+        .await
+        .unwrap();
+    assert!(replace(&old, &better).await.unwrap());
+    assert!(!replace(&old, &better).await.unwrap());
+    assert_eq!(store.snapshot("base-x-1").await.unwrap().unwrap().head, better);
+}

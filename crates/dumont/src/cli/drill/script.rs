@@ -154,6 +154,7 @@ impl Drill<'_> {
                 command: probe.into(),
                 timeout_s: 60,
             }),
+            snapshot: dumont_core::spec::SnapshotPolicy::default(),
             failover: dumont_core::spec::FailoverPolicy::default(),
         }
     }
