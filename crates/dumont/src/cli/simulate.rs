@@ -16,7 +16,7 @@ pub enum SimulateCommand {
     /// Compare ways to choose machines: cheapest, the rules, the score, and an oracle
     ///
     /// Every policy meets the same simulated market, deploy for deploy; the rules, the score and
-    /// the race plan are the code that runs in production. What is assumed about the market
+    /// the race plans are the code of dumont itself. What is assumed about the market
     /// stands in crates/simulate/src/parameters.rs. Nothing is rented and no server is asked.
     History(HistoryArgs),
 }
