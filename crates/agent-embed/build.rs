@@ -173,7 +173,12 @@ fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<(), Box<dyn Error>> {
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
-    fs::write(path, bytes).map_err(|e| format!("{}: {e}", path.display()).into())
+    // A new file, never new bytes in the old one: target directories that were copied with hard
+    // links would hand this agent to another checkout's build.
+    let new = path.with_extension("new");
+    fs::write(&new, bytes)
+        .and_then(|()| fs::rename(&new, path))
+        .map_err(|e| format!("{}: {e}", path.display()).into())
 }
 
 fn var(name: &str) -> Result<String, Box<dyn Error>> {
