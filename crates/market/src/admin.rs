@@ -110,6 +110,10 @@ async fn instance(State(inner): Shared, Path(id): Path<u64>) -> Response {
             json!(i.live.as_ref().map(|m| m.init_pid())),
         );
         map.insert("isolation".to_owned(), json!(inner.kind.as_str()));
+        let order = &i.order;
+        let order =
+            json!({"image": order.image, "label": order.label, "env": order.env, "onstart": order.onstart});
+        map.insert("order".to_owned(), order);
         map.insert("faults".to_owned(), json!(i.faults));
         map.insert("refused_logins".to_owned(), json!(i.refused_logins));
     }

@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use russh::keys::PublicKey;
 
+use crate::config::Sshd;
+use crate::error::MachineError;
 use crate::faults::FaultKind;
 use crate::machine::{self, GpuHealth, Gpus, Kind, Machine, Spec};
 use crate::market::{Inner, now_ms};
+use crate::sshd::openssh::{self, KeyLines};
 use crate::sshd::{self, KeyCheck};
 use crate::state::{BootTicket, Instance, Order, Refusal, Rented, State, Status};
 
@@ -184,12 +187,20 @@ impl Inner {
         self.strike_later(ticket);
         self.wait(self.scaled(plan.sshd_s)).await.then_some(())?;
         if !ssh_dead
-            && let Err(error) = sshd::open(&machine, key_check(Arc::downgrade(self), ticket.instance))
+            && let Err(error) = self.open_ssh(&machine, ticket.instance)
             && !machine.dead.is_cancelled()
         {
             tracing::warn!(instance = ticket.instance, %error, "sshd did not start");
         }
         Some(())
+    }
+
+    fn open_ssh(self: &Arc<Self>, machine: &Arc<Machine>, id: u64) -> Result<(), MachineError> {
+        let market = Arc::downgrade(self);
+        match &self.config.sshd {
+            Sshd::InProcess => sshd::open(machine, key_check(market, id)),
+            Sshd::OpenSsh(options) => openssh::open(machine, key_lines(market, id), options),
+        }
     }
 
     /// Notes which faults this host cannot make, and why.
@@ -215,6 +226,11 @@ impl Inner {
         match fault {
             FaultKind::DiskSmall if self.kind == Kind::Directory => {
                 Err("machines are plain directories here: a small file system needs namespaces".to_owned())
+            }
+            FaultKind::Offline | FaultKind::ClockOff | FaultKind::TmuxNoise
+                if self.config.sshd != Sshd::InProcess =>
+            {
+                Err("only the market's own SSH server does that".to_owned())
             }
             FaultKind::SlowNetwork => machine::can_have_network(self.kind).await,
             FaultKind::ClockOff if self.config.clock_hook.is_none() => Err(
@@ -287,6 +303,8 @@ impl Inner {
             rewrite: measure(FaultKind::ClockOff)
                 .and_then(|m| Some(self.config.clock_hook.as_ref()?.rewrite(m.offset_s.unwrap_or(0)))),
             noisy: measure(FaultKind::TmuxNoise).is_some(),
+            busybox: is_busybox(&instance.order.image),
+            tap: self.tap_file(id),
             identity: vec![
                 text("CONTAINER_ID", id.to_string()),
                 text("VAST_CONTAINERLABEL", format!("C.{id}")),
@@ -309,6 +327,29 @@ impl Inner {
             }
         });
     }
+}
+
+/// Images of a world without glibc and bash: all they have is busybox.
+fn is_busybox(image: &str) -> bool {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    ["alpine", "busybox"]
+        .iter()
+        .any(|n| name == *n || name.starts_with(&format!("{n}:")))
+}
+
+fn key_lines(inner: Weak<Inner>, id: u64) -> KeyLines {
+    Arc::new(move || {
+        let Some(inner) = inner.upgrade() else {
+            return Vec::new();
+        };
+        let mut state = inner.state();
+        let lags = state.alive_mut(id).is_none_or(|i| i.key_lags(now_ms()));
+        if lags {
+            Vec::new()
+        } else {
+            State::keys_of(&state, id)
+        }
+    })
 }
 
 fn key_check(inner: Weak<Inner>, id: u64) -> KeyCheck {

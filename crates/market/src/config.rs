@@ -52,6 +52,16 @@ impl ClockHook {
     }
 }
 
+/// Which SSH server the machines run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Sshd {
+    /// The market's own, which costs nothing and can be unplugged.
+    #[default]
+    InProcess,
+    /// OpenSSH, with these lines after the market's in its configuration. Needs root.
+    OpenSsh(Vec<String>),
+}
+
 /// Everything a market needs to start.
 #[derive(Debug, Clone)]
 pub struct MarketConfig {
@@ -70,6 +80,10 @@ pub struct MarketConfig {
     /// Keys that are let in; empty lets in any non-empty key.
     pub api_keys: Vec<String>,
     pub isolation: Isolation,
+    pub sshd: Sshd,
+    /// Keeps what clients send and get over SSH (the market's own server only), one file per
+    /// instance below `data_dir`: for those who want to know what their program tells a machine.
+    pub tap: bool,
     /// Makes `clock_off` possible.
     pub clock_hook: Option<ClockHook>,
 }
@@ -86,6 +100,8 @@ impl MarketConfig {
             data_dir: data_dir.into(),
             api_keys: Vec::new(),
             isolation: Isolation::Auto,
+            sshd: Sshd::InProcess,
+            tap: false,
             clock_hook: None,
         }
     }

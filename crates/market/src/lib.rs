@@ -33,7 +33,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-pub use config::{ClockHook, Isolation, MarketConfig};
+pub use config::{ClockHook, Isolation, MarketConfig, Sshd};
 pub use error::{MachineError, MarketError};
 
 use crate::market::Inner;

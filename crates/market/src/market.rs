@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::MarketConfig;
+use crate::config::{MarketConfig, Sshd};
 use crate::error::MarketError;
 use crate::machine::{self, Kind, Machine};
 use crate::offers::Universe;
+use crate::sshd::openssh;
 use crate::state::State;
 
 pub struct Inner {
@@ -28,6 +29,15 @@ impl Inner {
         let made = std::fs::create_dir_all(&dir).and_then(|()| config.data_dir.canonicalize());
         config.data_dir = made.map_err(|source| MarketError::DataDir { path: dir, source })?;
         let kind = machine::probe(config.isolation).await?;
+        if matches!(config.sshd, Sshd::OpenSsh(_)) {
+            if kind != Kind::Namespace {
+                return Err(MarketError::Invalid(format!(
+                    "OpenSSH needs machines in namespaces made by root; these are {}",
+                    kind.as_str()
+                )));
+            }
+            openssh::available().map_err(MarketError::Invalid)?;
+        }
         let universe = Arc::new(Universe::from_seed(config.seed, config.machines));
         Ok(Arc::new(Self {
             config,
@@ -45,6 +55,11 @@ impl Inner {
 
     pub fn instance_dir(&self, id: u64) -> PathBuf {
         self.config.data_dir.join("instances").join(id.to_string())
+    }
+
+    pub fn tap_file(&self, id: u64) -> Option<PathBuf> {
+        let dir = self.config.data_dir.join("taps");
+        self.config.tap.then(|| dir.join(format!("{id}.tap")))
     }
 
     /// One of the market's own waits, scaled.

@@ -9,6 +9,7 @@ mod world;
 
 use dumont_core::history::{Outcome, Stage};
 use dumont_market::ClockHook;
+use dumont_server::link::AGENT_SESSION;
 use serde_json::{Value, json};
 use std::fs;
 use std::time::Duration;
@@ -283,8 +284,8 @@ async fn clocks_that_are_hours_and_years_off_break_nothing_and_are_told() {
         config.time_scale = 0.0;
         config.machines = 12;
         config.clock_hook = Some(ClockHook {
-            find: "\"$f\" session".to_owned(),
-            replace: "\"$f\" session --clock-offset-ms {ms}".to_owned(),
+            find: AGENT_SESSION.to_owned(),
+            replace: format!("{AGENT_SESSION} --clock-offset-ms {{ms}}"),
         });
     })
     .await;

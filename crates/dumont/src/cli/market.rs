@@ -5,7 +5,8 @@ use crate::fail::{fail, usage};
 use crate::output;
 use anyhow::Result;
 use clap::Args;
-use dumont_market::{MarketConfig, MarketError};
+use dumont_market::{ClockHook, MarketConfig, MarketError, Sshd};
+use dumont_server::link::AGENT_SESSION;
 use std::net::SocketAddr;
 
 #[derive(Debug, Args)]
@@ -25,6 +26,9 @@ pub struct MarketArgs {
     /// Multiplies the market's own waits only; 0 boots at once
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = super::factor)]
     pub time_scale: f64,
+    /// Run OpenSSH's server on the machines (needs root and openssh-server)
+    #[arg(long)]
+    pub openssh: bool,
 }
 
 pub async fn run(globals: &Globals, args: MarketArgs) -> Result<()> {
@@ -38,6 +42,16 @@ pub async fn run(globals: &Globals, args: MarketArgs) -> Result<()> {
         seed: args.seed,
         machines: args.machines as usize,
         time_scale: args.time_scale,
+        sshd: if args.openssh {
+            Sshd::OpenSsh(Vec::new())
+        } else {
+            Sshd::InProcess
+        },
+        // The one program of ours that runs on machines.
+        clock_hook: Some(ClockHook {
+            find: AGENT_SESSION.into(),
+            replace: format!("{AGENT_SESSION} --clock-offset-ms {{ms}}"),
+        }),
         ..MarketConfig::new(&data_dir)
     };
     let stop = super::until_stopped()?;

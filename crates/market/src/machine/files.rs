@@ -8,10 +8,8 @@ use std::path::{Path, PathBuf};
 use super::{Kind, Spec, nvidia_smi};
 use crate::error::MachineError;
 
-pub const SHELL: &str = "/bin/bash";
-
-const PASSWD: &str =
-    "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
+const PASSWD: &str = "root:x:0:0:root:/root:SHELL\nsshd:x:105:65534::/run/sshd:/usr/sbin/nologin\n\
+                      nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
 const GROUP: &str = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n";
 const NSSWITCH: &str = "passwd: files\ngroup: files\nhosts: files dns\n";
 
@@ -33,7 +31,7 @@ fn write_tree(spec: &Spec) -> io::Result<()> {
     fs::set_permissions(dir.join("root"), fs::Permissions::from_mode(0o700))?;
     fs::set_permissions(dir.join("tmp"), fs::Permissions::from_mode(0o1777))?;
     let etc = dir.join("etc");
-    fs::write(etc.join("passwd"), PASSWD)?;
+    fs::write(etc.join("passwd"), PASSWD.replace("SHELL", shell(spec)))?;
     fs::write(etc.join("group"), GROUP)?;
     fs::write(etc.join("nsswitch.conf"), NSSWITCH)?;
     fs::write(
@@ -90,6 +88,10 @@ pub(super) fn login_environment(dir: &Path) -> Vec<(String, String)> {
 fn unquote(value: &str) -> &str {
     let inner = |q: char| value.strip_prefix(q).and_then(|v| v.strip_suffix(q));
     inner('"').or_else(|| inner('\'')).unwrap_or(value)
+}
+
+pub(super) fn shell(spec: &Spec) -> &'static str {
+    if spec.busybox { "/bin/sh" } else { "/bin/bash" }
 }
 
 pub(super) fn home(spec: &Spec) -> PathBuf {

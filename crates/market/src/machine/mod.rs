@@ -13,6 +13,8 @@ mod namespace;
 mod network;
 mod nvidia_smi;
 
+use std::fs::File;
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -58,6 +60,10 @@ pub struct Spec {
     pub rewrite: Option<(String, String)>,
     /// Logins begin with a banner, unless the renter has switched it off.
     pub noisy: bool,
+    /// Its image has busybox and nothing else.
+    pub busybox: bool,
+    /// Where what goes over SSH is kept.
+    pub tap: Option<PathBuf>,
 }
 
 /// The GPUs that were promised.
@@ -93,6 +99,7 @@ pub struct Machine {
     ended: Arc<AtomicBool>,
     /// Dropping it ends the init, and with it the machine.
     lifeline: Mutex<Option<ChildStdin>>,
+    tap: Mutex<Option<File>>,
     /// Cancelled when the machine dies; cuts every connection and listener.
     pub dead: CancellationToken,
     /// False while no packet gets through to it.
@@ -103,6 +110,13 @@ pub struct Machine {
 impl Machine {
     /// Brings up the processes; the SSH port is reserved but refuses still.
     pub async fn start(spec: Spec) -> Result<Arc<Self>, MachineError> {
+        if spec.busybox && (spec.kind == Kind::Directory || !Path::new(namespace::BUSYBOX).exists()) {
+            // As docker says it: there is no such image.
+            return Err(MachineError::Init(format!(
+                "manifest unknown: it needs namespaces and {}",
+                namespace::BUSYBOX
+            )));
+        }
         files::lay_out(&spec)?;
         let mut child = namespace::init_command(&spec)
             .stdin(Stdio::piped())
@@ -138,8 +152,11 @@ impl Machine {
             let _ = child.wait().await;
             mark.store(true, Ordering::Release);
         });
+        let tap = spec.tap.as_deref().map(open_tap).transpose();
+        let tap = Mutex::new(tap.map_err(MachineError::io("open the tap"))?);
         let machine = Arc::new(Self {
             spec,
+            tap,
             address,
             port,
             reserved: Mutex::new(Some(socket)),
@@ -218,6 +235,28 @@ impl Machine {
         }
     }
 
+    pub fn shell(&self) -> &'static str {
+        files::shell(&self.spec)
+    }
+
+    /// Keeps bytes that a client sent or got, if somebody wants them.
+    pub fn tap(&self, bytes: &[u8]) {
+        if let Some(file) = lock(&self.tap).as_mut()
+            && let Err(error) = file.write_all(bytes)
+        {
+            tracing::warn!(%error, "the tap misses something");
+        }
+    }
+
+    /// What a login finds in its environment, but for who and where it is.
+    pub fn login_variables(&self) -> Vec<(String, String)> {
+        let mut all = vec![("PATH".to_owned(), files::search_path(&self.spec))];
+        all.extend(self.spec.identity.iter().cloned());
+        all.push(("VAST_TCP_PORT_22".to_owned(), self.port.to_string()));
+        all.extend(files::login_environment(&self.spec.dir));
+        all
+    }
+
     /// A command inside: the environment of a login and the home directory.
     ///
     /// `env` is what the client sent and `on_tty` gives it a controlling terminal
@@ -227,15 +266,10 @@ impl Machine {
         command.args(program).env_clear();
         command
             .env("HOME", files::home(&self.spec))
-            .env("PATH", files::search_path(&self.spec));
-        command
             .env("USER", "root")
             .env("LOGNAME", "root")
-            .env("SHELL", files::SHELL);
-        command.envs(self.spec.identity.iter().map(|(k, v)| (k, v)));
-        command.env("VAST_TCP_PORT_22", self.port.to_string());
-        command
-            .envs(files::login_environment(&self.spec.dir))
+            .env("SHELL", self.shell())
+            .envs(self.login_variables())
             .envs(env.iter().map(|(k, v)| (k, v)));
         if let Some((key, value)) = namespace::mark(&self.spec) {
             command.env(key, value);
@@ -278,8 +312,9 @@ impl Machine {
         if self.spec.onstart.is_none() {
             return;
         }
-        let line = "exec bash ~/onstart.sh >>~/onstart.log 2>&1 </dev/null";
-        let mut command = self.command(&[files::SHELL, "-c", line], &[], false);
+        let shell = self.shell();
+        let line = format!("exec {shell} ~/onstart.sh >>~/onstart.log 2>&1 </dev/null");
+        let mut command = self.command(&[shell, "-c", &line], &[], false);
         let spawned = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -313,8 +348,12 @@ async fn wait_ready(child: &mut Child) -> Result<(), MachineError> {
     Err(MachineError::Init(why.trim().to_owned()))
 }
 
-pub fn shell() -> &'static str {
-    files::SHELL
+/// Beside the disks: a machine's own goes with it.
+fn open_tap(path: &Path) -> std::io::Result<File> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    File::options().create(true).append(true).open(path)
 }
 
 pub use files::workspace;

@@ -43,6 +43,9 @@ impl Kind {
     }
 }
 
+/// Static, as Debian's `busybox-static` has it.
+pub(super) const BUSYBOX: &str = "/bin/busybox";
+
 const UNSHARE: &[&str] = &[
     "--mount",
     "--uts",
@@ -56,25 +59,30 @@ const UNSHARE: &[&str] = &[
 const AS_USER: &[&str] = &["--user", "--map-root-user"];
 
 /// `$1` is the instance's directory, `$2` its host name, `$3` the MB of a small workspace, if it
-/// has one. Ends as the init.
+/// has one, `$4` the busybox that is all of its programs. Ends as the init.
 const INIT: &str = r#"
 set -e
 D=$1; R=$1/mnt
 mount -t tmpfs -o mode=755 machine "$R"
-for d in usr proc sys dev etc root tmp workspace opt run home var var/tmp var/log .old; do mkdir "$R/$d"; done
+for d in usr proc sys dev etc root tmp workspace opt run run/sshd home var var/tmp var/log .old; do mkdir "$R/$d"; done
 chmod 1777 "$R/var/tmp"
-mount --rbind /usr "$R/usr"
-mount -o remount,bind,ro "$R/usr" 2>/dev/null || :
-for d in bin sbin lib lib32 lib64 libx32; do
-  if [ -L /$d ]; then ln -s "$(readlink /$d)" "$R/$d"
-  elif [ -d /$d ]; then mkdir "$R/$d"; mount --rbind /$d "$R/$d"; fi
-done
+if [ -n "$4" ]; then
+  mkdir "$R/bin"; cp "$4" "$R/bin/busybox"
+else
+  mount --rbind /usr "$R/usr"
+  mount -o remount,bind,ro "$R/usr" 2>/dev/null || :
+  for d in bin sbin lib lib32 lib64 libx32; do
+    if [ -L /$d ]; then ln -s "$(readlink /$d)" "$R/$d"
+    elif [ -d /$d ]; then mkdir "$R/$d"; mount --rbind /$d "$R/$d"; fi
+  done
+fi
 for d in etc root tmp workspace opt; do mount --bind "$D/$d" "$R/$d"; done
 [ -z "$3" ] || mount -t tmpfs -o "size=${3}m,mode=755" small "$R/workspace"
 for d in ssl alternatives ca-certificates; do
   if [ -d /etc/$d ]; then mkdir -p "$R/etc/$d"; mount --bind /etc/$d "$R/etc/$d"; fi
 done
 mount -t proc proc "$R/proc"
+[ -z "$4" ] || chroot "$R" /bin/busybox --install -s /bin
 mkdir "$R/dev/pts" "$R/dev/shm"
 for n in null zero full random urandom tty; do touch "$R/dev/$n"; mount --bind /dev/$n "$R/dev/$n"; done
 mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$R/dev/pts" 2>/dev/null || :
@@ -161,7 +169,8 @@ pub(super) fn init_command(spec: &Spec) -> Command {
                 .args(["sh", "-c", INIT, "init"])
                 .arg(&spec.dir)
                 .arg(format!("C.{}", spec.instance))
-                .arg(spec.disk_mb.map(|mb| mb.to_string()).unwrap_or_default());
+                .arg(spec.disk_mb.map(|mb| mb.to_string()).unwrap_or_default())
+                .arg(if spec.busybox { BUSYBOX } else { "" });
             command
         }
     };

@@ -79,10 +79,9 @@ pub fn start(
     let handle = request.handle.clone();
     let running = spawn(machine, request)?;
     let (sender, receiver) = mpsc::unbounded_channel();
-    let dead = machine.dead.clone();
     machine
         .tasks
-        .spawn(attend(running, channel, handle, receiver, dead));
+        .spawn(attend(running, channel, handle, receiver, Arc::clone(machine)));
     Ok(sender)
 }
 
@@ -133,8 +132,9 @@ async fn attend(
     channel: Channel<Msg>,
     handle: Handle,
     mut control: mpsc::UnboundedReceiver<Control>,
-    dead: CancellationToken,
+    machine: Arc<Machine>,
 ) {
+    let dead = machine.dead.clone();
     let Running {
         mut child,
         input,
@@ -150,11 +150,18 @@ async fn attend(
     let writer = Arc::new(writer);
     // Cancelled when the client has closed the channel or the machine has died.
     let gone = dead.child_token();
-    let inwards = tokio::spawn(feed(reader, input, gone.clone()));
+    let inwards = tokio::spawn(feed(reader, input, gone.clone(), Arc::clone(&machine)));
     let mut outputs = JoinSet::new();
     for (stream, ext) in [(output, None), (errors, Some(1))] {
         if let Some(stream) = stream {
-            outputs.spawn(drain(stream, Arc::clone(&writer), ext, gone.clone()));
+            let copy = drain(
+                stream,
+                Arc::clone(&writer),
+                ext,
+                gone.clone(),
+                Arc::clone(&machine),
+            );
+            outputs.spawn(copy);
         }
     }
     let status = loop {
@@ -219,12 +226,18 @@ async fn report(writer: &ChannelWriteHalf<Msg>, handle: &Handle, status: io::Res
 
 /// From the client to the process. Drains on after the process stopped reading:
 /// an undrained channel stalls its whole connection.
-async fn feed(mut reader: ChannelReadHalf, mut input: Option<Writer>, gone: CancellationToken) {
+async fn feed(
+    mut reader: ChannelReadHalf,
+    mut input: Option<Writer>,
+    gone: CancellationToken,
+    machine: Arc<Machine>,
+) {
     let _closes = gone.clone().drop_guard();
     loop {
         let message = tokio::select! { () = gone.cancelled() => return, message = reader.wait() => message };
         match message {
             Some(ChannelMsg::Data { data }) => {
+                machine.tap(&data);
                 let Some(stream) = &mut input else { continue };
                 let wrote = tokio::select! {
                     () = gone.cancelled() => return,
@@ -247,6 +260,7 @@ async fn drain(
     writer: Arc<ChannelWriteHalf<Msg>>,
     ext: Option<u32>,
     gone: CancellationToken,
+    machine: Arc<Machine>,
 ) {
     let copy = async {
         loop {
@@ -255,6 +269,7 @@ async fn drain(
             if !matches!(read, Ok(n) if n > 0) {
                 return;
             }
+            machine.tap(&chunk);
             let sent = match ext {
                 None => writer.data_bytes(chunk.freeze()).await,
                 Some(ext) => writer.extended_data_bytes(ext, chunk.freeze()).await,

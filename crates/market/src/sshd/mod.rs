@@ -14,6 +14,7 @@
 
 mod exec;
 mod forward;
+pub mod openssh;
 mod pty;
 mod session;
 

@@ -12,7 +12,7 @@ use super::KeyCheck;
 use super::exec::{self, Control, Request};
 use super::forward::Forwards;
 use super::pty::Size;
-use crate::machine::{self, Machine};
+use crate::machine::Machine;
 
 /// A session channel before and while its program runs.
 #[derive(Default)]
@@ -166,7 +166,11 @@ impl Handler for Session {
         id: ChannelId,
         session: &mut russh::server::Session,
     ) -> Result<(), Self::Error> {
-        self.run(id, vec![machine::shell().to_owned(), "-l".to_owned()], session)
+        self.run(
+            id,
+            vec![self.machine.shell().to_owned(), "-l".to_owned()],
+            session,
+        )
     }
 
     async fn exec_request(
@@ -175,10 +179,11 @@ impl Handler for Session {
         data: &[u8],
         session: &mut russh::server::Session,
     ) -> Result<(), Self::Error> {
+        self.machine.tap(data);
         let line = self.machine.line(&String::from_utf8_lossy(data));
         self.run(
             id,
-            vec![machine::shell().to_owned(), "-c".to_owned(), line],
+            vec![self.machine.shell().to_owned(), "-c".to_owned(), line],
             session,
         )
     }

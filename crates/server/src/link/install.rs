@@ -25,6 +25,9 @@ pub struct Started {
     pub decoder: Decoder,
 }
 
+/// How the script's last line runs the agent that lies in `$f`.
+pub const AGENT_SESSION: &str = r#""$f" session"#;
+
 /// What the script prints when it wants the binary.
 const SEND: &[u8] = b"\0DUMONT-SEND\n";
 
@@ -83,7 +86,7 @@ if [ ! -x "$f" ]; then
   printf '\000DUMONT-SEND\n'
   head -c {length} | gzip -dc > "$f.$$"; chmod 700 "$f.$$"; mv "$f.$$" "$f"
 fi
-exec "$f" session"#
+exec {AGENT_SESSION}"#
     )
 }
 

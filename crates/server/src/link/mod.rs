@@ -11,7 +11,7 @@ mod install;
 mod pump;
 
 pub use grant::{Fence, Granter, prefix};
-pub use install::AgentBinary;
+pub use install::{AGENT_SESSION, AgentBinary};
 
 use crate::providers::SshEndpoint;
 use crate::ssh::{self, Connection, SshError};
