@@ -1,0 +1,314 @@
+//! What rented machines get to know: their own workspace's files and environment, and nothing
+//! else that the controller holds.
+//!
+//! Every secret is planted where it really lives (the provider's key in the server's
+//! environment, the keys and tokens in its data directory, another workspace's files and
+//! environment) and then looked for in everything a machine has: its processes' arguments and
+//! environments, its files, its contract, and every byte that went to it or came from it on
+//! SSH. What a machine must know is looked for in the same way, so that a search which finds
+//! nothing anywhere fails.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot run the binary fails"
+)]
+
+use dumont_market::{Market, MarketConfig};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const PROVIDER_KEY: &str = "sentinel-provider-key-7d1b";
+/// Of each workspace: in its environment, and in its files.
+const ENVIRONMENTS: [&str; 2] = ["sentinel-own-environment-51", "sentinel-other-environment-52"];
+const FILES: [&str; 2] = ["sentinel-own-file-61", "sentinel-other-file-62"];
+const NAMES: [&str; 2] = ["own", "other"];
+
+struct World {
+    dir: tempfile::TempDir,
+    market: Market,
+    server: Child,
+    http: reqwest::Client,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+impl World {
+    async fn start() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = MarketConfig::new(dir.path().join("market"));
+        config.time_scale = 0.0;
+        config.machines = 12;
+        config.tap = true;
+        config.api_keys = vec![PROVIDER_KEY.to_owned()];
+        let market = dumont_market::start(config).await.unwrap();
+        let log = fs::File::create(dir.path().join("server.log")).unwrap();
+        let server = dumont(&dir.path().join("data"))
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("VAST_URL", market.url())
+            .env("VAST_API_KEY", PROVIDER_KEY)
+            .env("DUMONT_LOG", "debug")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let world = Self {
+            dir,
+            market,
+            server,
+            http: reqwest::Client::new(),
+        };
+        until("the server listens", || world.data().join("server.json").exists()).await;
+        world
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    async fn cli(&self, args: &[&str]) -> Value {
+        let output = tokio::process::Command::from(dumont(&self.data()))
+            .arg("--json")
+            .args(args)
+            .output()
+            .await
+            .unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {err}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    async fn admin(&self, method: &str, path: &str) -> Value {
+        let url = format!("{}{path}", self.market.admin_url());
+        let request = self.http.request(method.parse().unwrap(), url);
+        request.send().await.unwrap().json().await.unwrap()
+    }
+
+    async fn instance(&self, name: &str) -> String {
+        let workspace = self.cli(&["workspace", "show", name]).await;
+        let id = workspace["instance"]["instance_id"].as_str();
+        id.unwrap_or_default().to_owned()
+    }
+
+    /// What the controller holds and no machine may ever see, by name.
+    fn held(&self) -> Vec<(&'static str, String)> {
+        let read = |name: &str| fs::read(self.data().join(name)).unwrap();
+        let mut held = vec![("the provider's key", PROVIDER_KEY.to_owned())];
+        held.push(("the admin token", text(read("admin.token").trim_ascii())));
+        let signing = read("objects.key");
+        held.push(("the store's signing key, hex", hex(&signing)));
+        held.push(("the store's signing key", text(&signing)));
+        let key = String::from_utf8(read("id_ed25519")).unwrap();
+        let secret: Vec<&str> = key.lines().filter(|l| !l.starts_with("-----")).collect();
+        // The last lines hold the private half; the first ones the public one, which all know.
+        held.push(("the SSH key", secret[secret.len() - 2].to_owned()));
+        assert!(
+            held.iter().all(|(_, secret)| secret.len() >= 16),
+            "too short to mean anything"
+        );
+        held
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn dumont(data: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dumont"));
+    command
+        .env("DUMONT_DATA_DIR", data)
+        .env_remove("DUMONT_URL")
+        .env_remove("DUMONT_TOKEN")
+        .arg("--die-with-parent");
+    command
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: it never did");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Everything that one machine has, by where it was found.
+async fn known(world: &World, id: &str) -> Vec<(String, String)> {
+    let about = world.admin("GET", &format!("/admin/instances/{id}")).await;
+    let mut found = vec![("its contract".to_owned(), about["order"].to_string())];
+    let tap = world.dir.path().join(format!("market/taps/{id}.tap"));
+    found.push(("its SSH sessions".to_owned(), text(&fs::read(tap).unwrap())));
+    let init = about["init_pid"].to_string();
+    let own_space = about["isolation"] != "directory";
+    let space = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let mark = format!("MACHINE_MARK={id}-");
+    for pid in fs::read_dir("/proc").unwrap().flatten() {
+        let pid = pid.file_name().into_string().unwrap();
+        if pid.parse::<u32>().is_err() {
+            continue;
+        }
+        let read = |what: &str| text(&fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default());
+        let environ = read("environ");
+        let ours = if own_space {
+            space(&pid).is_some_and(|s| Some(s) == space(&init))
+        } else {
+            environ.contains(&mark)
+        };
+        if ours {
+            found.push((format!("environment of {pid}"), environ));
+            found.push((format!("arguments of {pid}"), read("cmdline")));
+        }
+    }
+    let root = if own_space {
+        PathBuf::from(format!("/proc/{init}/root"))
+    } else {
+        about["dir"].as_str().unwrap().into()
+    };
+    for part in [
+        "root",
+        "tmp",
+        "workspace",
+        "etc",
+        "opt",
+        "run",
+        "var",
+        "home",
+        "dev/shm",
+    ] {
+        files(&root.join(part), &mut found);
+    }
+    found
+}
+
+fn files(at: &Path, found: &mut Vec<(String, String)>) {
+    let Ok(entries) = fs::read_dir(at) else { return };
+    for entry in entries.flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() {
+            files(&entry.path(), found);
+        } else if kind.is_file() {
+            found.push((
+                entry.path().display().to_string(),
+                text(&fs::read(entry.path()).unwrap_or_default()),
+            ));
+        }
+    }
+}
+
+/// One character a byte: text is searched quickly even where nothing is optimised.
+fn text(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| char::from(*b)).collect()
+}
+
+fn places(known: &[(String, String)], needle: &str) -> Vec<String> {
+    let holds = |k: &&(String, String)| k.1.contains(needle);
+    known.iter().filter(holds).map(|k| k.0.clone()).collect()
+}
+
+async fn check_machine(world: &World, id: &str, whose: usize) {
+    let known = known(world, id).await;
+    for (what, secret) in world.held() {
+        for (place, bytes) in &known {
+            assert!(
+                !bytes.contains(&secret),
+                "{what} is in {place} of {}'s machine",
+                NAMES[whose]
+            );
+        }
+    }
+    let stranger = 1 - whose;
+    for foreign in [ENVIRONMENTS[stranger], FILES[stranger]] {
+        let places = places(&known, foreign);
+        assert!(
+            places.is_empty(),
+            "{foreign} is in {places:?} of {}'s machine",
+            NAMES[whose]
+        );
+    }
+    // The search finds what is there.
+    let environment = places(&known, ENVIRONMENTS[whose]);
+    assert!(
+        environment.iter().any(|p| p.starts_with("environment of")),
+        "{environment:?}"
+    );
+    assert!(
+        environment.iter().any(|p| p == "its SSH sessions"),
+        "{environment:?}"
+    );
+    assert!(
+        !environment.iter().any(|p| p == "its contract"),
+        "{environment:?}"
+    );
+    assert!(
+        places(&known, FILES[whose])
+            .iter()
+            .any(|p| p.ends_with("/workspace/data.txt")),
+        "the file is there"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_know_their_own_workspace_and_nothing_else() {
+    let world = World::start().await;
+    for (at, name) in NAMES.into_iter().enumerate() {
+        let env = format!("WORKSPACE_SECRET={}", ENVIRONMENTS[at]);
+        let start = "exec sleep 100000";
+        world
+            .cli(&["workspace", "create", name, "--start", start, "--env", &env])
+            .await;
+        let id = world.instance(name).await;
+        let about = world.admin("GET", &format!("/admin/instances/{id}")).await;
+        let dir = PathBuf::from(about["workspace_dir"].as_str().unwrap());
+        fs::write(dir.join("data.txt"), FILES[at]).unwrap();
+        world.cli(&["snapshot", "create", name]).await;
+        check_machine(&world, &id, at).await;
+    }
+    let lost = world.instance("own").await;
+    world
+        .admin("POST", &format!("/admin/instances/{lost}/kill"))
+        .await;
+    let deadline = Instant::now() + Duration::from_secs(90);
+    loop {
+        let workspace = world.cli(&["workspace", "show", "own"]).await;
+        let now = &workspace["instance"]["instance_id"];
+        if workspace["state"] == "running" && now.is_string() && *now != json!(lost) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no failover: {workspace:#}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for (at, name) in NAMES.into_iter().enumerate() {
+        let id = world.instance(name).await;
+        check_machine(&world, &id, at).await;
+    }
+    // Those that are gone, and the losers of races: what went over their SSH.
+    for tap in fs::read_dir(world.dir.path().join("market/taps"))
+        .unwrap()
+        .flatten()
+    {
+        let bytes = text(&fs::read(tap.path()).unwrap());
+        for (what, secret) in world.held() {
+            assert!(!bytes.contains(&secret), "{what} is in {:?}", tap.path());
+        }
+        let both = ENVIRONMENTS.iter().all(|e| bytes.contains(e));
+        assert!(!both, "{:?} has both environments", tap.path());
+    }
+    // The server's own log, with what it says to developers, too.
+    let log = text(&fs::read(world.dir.path().join("server.log")).unwrap());
+    assert!(!log.is_empty());
+    for (what, secret) in world.held() {
+        assert!(!log.contains(&secret), "{what} is in the server's log");
+    }
+    for secret in ENVIRONMENTS.iter().chain(&FILES) {
+        assert!(!log.contains(secret), "{secret} is in the server's log");
+    }
+}
