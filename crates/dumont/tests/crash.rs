@@ -187,11 +187,18 @@ fn a_snapshot_whose_commit_was_not_written_down_is_there_once() {
 #[test]
 fn a_deploy_goes_on_after_the_servers_death_and_rents_no_more_than_it_needs() {
     let mut world = World::start();
-    for (name, step) in [
-        ("a", "deploy:race"),
+    // Each at the end of the step, before its commit; `race` at its begin as well.
+    let steps = [
+        ("a", "deploy:search"),
         ("b", "deploy:race:begin"),
-        ("c", "deploy:switch"),
-    ] {
+        ("c", "deploy:race"),
+        ("d", "deploy:restore"),
+        ("e", "deploy:validate"),
+        ("f", "deploy:start"),
+        ("g", "deploy:probe"),
+        ("h", "deploy:switch"),
+    ];
+    for (name, step) in steps {
         world.serve(Some(step));
         world.cli(&[
             "workspace",
@@ -199,6 +206,8 @@ fn a_deploy_goes_on_after_the_servers_death_and_rents_no_more_than_it_needs() {
             name,
             "--start",
             "exec sleep 100000",
+            "--probe",
+            "true",
             "--no-wait",
         ]);
         world.dies();
@@ -206,8 +215,12 @@ fn a_deploy_goes_on_after_the_servers_death_and_rents_no_more_than_it_needs() {
         world.until(step, &["workspace", "show", name], |w| w["state"] == "running");
         world.stop();
     }
+    // The teardown dies as well, once.
+    world.serve(Some("teardown:destroy"));
+    world.cli(&["workspace", "delete", "a", "--yes", "--no-wait"]);
+    world.dies();
     world.serve(None);
-    for name in ["a", "b", "c"] {
+    for (name, _) in &steps[1..] {
         world.json(&["workspace", "delete", name, "--yes"]);
     }
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -5,6 +5,7 @@
 //! and waits. What came back is compared with what was there, and the market's books with
 //! what should be rented.
 
+mod chaos;
 mod compare;
 mod judge;
 mod report;
@@ -48,6 +49,13 @@ pub struct DrillArgs {
     /// end, before it is committed; STEP:begin for its begin)
     #[arg(long, value_name = "STEP", value_parser = crash_step)]
     kill_server_at: Option<String>,
+    /// Everything goes wrong now and then, by the seed: machines that do not boot, lag, lie or
+    /// die, and a market that refuses or forgets to answer
+    #[arg(long)]
+    chaos: bool,
+    /// Run OpenSSH's server on the machines instead of the market's own (needs root)
+    #[arg(long, conflicts_with = "chaos")]
+    openssh: bool,
     /// Stay and say how to look around, until Ctrl-C; nothing is torn down before
     #[arg(long)]
     keep: bool,
@@ -109,6 +117,7 @@ async fn act(
         seed: args.seed,
         machines: args.machines,
         time_scale: if args.instant { 0.0 } else { args.time_scale },
+        openssh: args.openssh,
     };
     let data = dir.path().join("data");
     let _keep_until_the_end = dir;
@@ -129,6 +138,7 @@ async fn act(
             made_up: args.workspace.is_none(),
             ready_file: ready_file.to_owned(),
             crash: args.kill_server_at.is_some(),
+            chaos: args.chaos.then(|| chaos::Plan::of(args.seed)),
             keep: args.keep,
             quiet,
         };

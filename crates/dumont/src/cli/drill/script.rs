@@ -1,6 +1,7 @@
 //! The drill's steps, one after the other. Everything on the way goes through the same REST
 //! client and the same SSH code as the other verbs.
 
+use super::chaos::Plan;
 use super::compare::{self, Tree};
 use super::judge::{listed, surprises};
 use super::report::{Report, Step};
@@ -36,6 +37,7 @@ pub struct Drill<'a> {
     /// Where the workload says that it is ready, on the machine and outside the workspace.
     pub ready_file: String,
     pub crash: bool,
+    pub chaos: Option<Plan>,
     pub keep: bool,
     pub quiet: bool,
 }
@@ -53,6 +55,9 @@ impl Drill<'_> {
             output::count(source.files(), "file"),
             output::bytes(source.bytes())
         ));
+        if let Some(plan) = &self.chaos {
+            self.world.admin.send("PUT", "/admin/rules", &plan.rules).await?;
+        }
         self.timed("create and import", async |d| d.create().await)
             .await?;
         self.timed("deploy", async |d| {
@@ -76,11 +81,21 @@ impl Drill<'_> {
         let expected = self.snapshots(&source, &dir).await?;
         self.workload("the workload runs on the first machine").await?;
         self.owned("one machine is rented before the loss", 1).await?;
-        let killed_ms = self.kill(&first).await?;
-        let event = self
+        let chaos = self.chaos.clone();
+        let killed_ms = match &chaos {
+            Some(plan) => self.lose(&first, plan).await?,
+            None => self.kill(&first).await?,
+        };
+        let mut event = self
             .timed("failover", async |d| d.wait_for_failover(killed_ms).await)
             .await?;
-        self.told_and_seen(&event, killed_ms);
+        if chaos.is_some() {
+            event = self
+                .timed("come to rest", async |d| d.settled(event, killed_ms).await)
+                .await?;
+        } else {
+            self.told_and_seen(&event, killed_ms);
+        }
         self.judge(&event);
         self.report.take_event(event, killed_ms);
         let second = self.instance().await?;
@@ -123,7 +138,7 @@ impl Drill<'_> {
         result.with_context(|| format!("drill step {name:?}"))
     }
 
-    fn say(&self, text: &str) {
+    pub fn say(&self, text: &str) {
         if !self.quiet {
             output::note(text);
         }
@@ -174,7 +189,7 @@ impl Drill<'_> {
         Ok(())
     }
 
-    async fn show(&self) -> Result<Workspace> {
+    pub async fn show(&self) -> Result<Workspace> {
         self.world.client.get(&path_of(&self.name)).await
     }
 

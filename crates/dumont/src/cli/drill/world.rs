@@ -27,6 +27,7 @@ pub struct MarketWish {
     pub seed: u64,
     pub machines: u32,
     pub time_scale: f64,
+    pub openssh: bool,
 }
 
 struct Proc {
@@ -158,6 +159,9 @@ fn start_market(dir: &Path, wish: &MarketWish) -> Result<Proc> {
     command.arg("--seed").arg(wish.seed.to_string());
     command.arg("--machines").arg(wish.machines.to_string());
     command.arg("--time-scale").arg(wish.time_scale.to_string());
+    if wish.openssh {
+        command.arg("--openssh");
+    }
     spawn("market", command, dir)
 }
 
@@ -279,6 +283,14 @@ pub struct Totals {
 pub struct Rented {
     pub workspace_dir: PathBuf,
     pub isolation: String,
+    pub state: String,
+    pub faults: Vec<Suffered>,
+}
+
+/// A fault that a rented machine has.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct Suffered {
+    pub fault: String,
 }
 
 #[derive(Debug, Clone, Copy, serde::Deserialize)]
@@ -316,6 +328,18 @@ impl Admin {
 
     pub async fn rented(&self, instance: &str) -> Result<Rented> {
         self.get(&format!("/admin/instances/{instance}")).await
+    }
+
+    /// For whoever needs no more of the answer than that it is a good one.
+    pub async fn send(&self, method: &str, path: &str, body: &serde_json::Value) -> Result<()> {
+        let request = self.http.request(method.parse()?, format!("{}{path}", self.base));
+        request
+            .json(body)
+            .send()
+            .await
+            .and_then(reqwest::Response::error_for_status)
+            .map(drop)
+            .with_context(|| format!("ask the market's operator port for {path}"))
     }
 
     /// Kills a machine hard; says when it died.
