@@ -38,6 +38,20 @@ pub fn title(what: &str) -> String {
         .collect()
 }
 
+/// A TCP port in a list; an attribute reaches the list only.
+pub struct Port;
+
+impl PartialSchema for Port {
+    fn schema() -> RefOr<Schema> {
+        let object = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(1))
+            .maximum(Some(u16::MAX));
+        RefOr::T(Schema::Object(object.build()))
+    }
+}
+impl ToSchema for Port {}
+
 macro_rules! texts {
     ($($name:ident: $pattern:literal, $example:literal, $description:literal;)+) => {$(
         impl PartialSchema for $name {

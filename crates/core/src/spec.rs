@@ -38,7 +38,7 @@ pub struct WorkspaceSpec {
     pub env: BTreeMap<String, String>,
     /// TCP ports the workload listens on.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(max_items = 63, value_type = Vec<u16>))]
+    #[cfg_attr(feature = "openapi", schema(max_items = 63, value_type = Vec<crate::openapi::Port>))]
     pub ports: Vec<u16>,
     #[serde(default)]
     pub probe: Option<Probe>,

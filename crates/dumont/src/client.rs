@@ -6,6 +6,7 @@ use dumont_wire::rest::{ErrorBody, Page};
 use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::path::Path;
 use std::time::Duration;
 
 /// A server and the token to speak to it with.
@@ -20,7 +21,8 @@ pub struct Client {
 pub const NOTHING: Option<&()> = None;
 
 impl Client {
-    pub fn new(url: &str, token: &str) -> Result<Self> {
+    /// With `ca` only certificates of that authority are trusted, else those the system trusts.
+    pub fn new(url: &str, token: &str, ca: Option<&Path>) -> Result<Self> {
         let base = url.trim_end_matches('/').to_owned();
         let parsed = reqwest::Url::parse(&base);
         if !parsed.is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host()) {
@@ -44,6 +46,9 @@ impl Client {
             .user_agent(concat!("dumont/", env!("CARGO_PKG_VERSION")));
         if is_loopback(&base) {
             builder = builder.no_proxy();
+        }
+        if let Some(path) = ca {
+            builder = builder.tls_certs_only(authorities(path)?);
         }
         Ok(Self {
             http: builder.build()?,
@@ -204,12 +209,36 @@ impl Client {
                 "look at its log; the request may still have had its effect",
             );
         }
+        let cause = cause.to_string();
+        if cause.contains("certificate") {
+            return fail(
+                "untrusted_certificate",
+                format!("the certificate of {} is not trusted: {cause}", self.base),
+                "name its authority with --ca-file (DUMONT_CA_FILE), and use the host name that the certificate has",
+            );
+        }
         fail(
             UNREACHABLE,
             format!("the server at {} cannot be reached: {cause}", self.base),
             "is it running? `dumont serve` starts one; --url (DUMONT_URL) names another one",
         )
     }
+}
+
+/// The certificates of a PEM file, at least one.
+fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>> {
+    let refused = |why: String| {
+        usage(
+            format!("--ca-file {}: {why}", path.display()),
+            "give a PEM file with the certificate of the authority that signed the server's",
+        )
+    };
+    let pem = std::fs::read(path).map_err(|e| refused(e.to_string()))?;
+    let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| refused(e.to_string()))?;
+    if found.is_empty() {
+        return Err(refused("there is no certificate in it".into()));
+    }
+    Ok(found)
 }
 
 /// The code of errors that say nothing about the request itself.

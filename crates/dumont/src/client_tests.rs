@@ -24,7 +24,7 @@ fn serve(responses: Vec<(u16, String)>) -> (Client, std::thread::JoinHandle<Vec<
         }
         seen
     });
-    (Client::new(&url, "secret").unwrap(), handle)
+    (Client::new(&url, "secret", None).unwrap(), handle)
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn nobody_there_says_how_to_start_one() {
         .local_addr()
         .unwrap()
         .port();
-    let client = Client::new(&format!("http://127.0.0.1:{port}/"), "t").unwrap();
+    let client = Client::new(&format!("http://127.0.0.1:{port}/"), "t", None).unwrap();
     let e = client.get::<serde_json::Value>("/workspaces").await.unwrap_err();
     assert!(is_unreachable(&e));
     let body = body_of(&e);
@@ -97,10 +97,10 @@ async fn nobody_there_says_how_to_start_one() {
 #[test]
 fn urls_and_tokens_that_cannot_be_right_are_refused() {
     for bad in ["", "127.0.0.1:7070", "ftp://x", "http://"] {
-        assert!(Client::new(bad, "t").is_err(), "{bad:?}");
+        assert!(Client::new(bad, "t", None).is_err(), "{bad:?}");
     }
     for bad in ["", "a b", "a\nb", "é"] {
-        assert!(Client::new("http://x", bad).is_err(), "{bad:?}");
+        assert!(Client::new("http://x", bad, None).is_err(), "{bad:?}");
     }
 }
 

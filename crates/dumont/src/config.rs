@@ -38,6 +38,15 @@ pub struct Globals {
         help_heading = "Common options"
     )]
     pub token: Option<String>,
+    /// Trust only this authority's certificates (PEM) for a server with https
+    #[arg(
+        long,
+        env = "DUMONT_CA_FILE",
+        value_name = "FILE",
+        global = true,
+        help_heading = "Common options"
+    )]
+    pub ca_file: Option<PathBuf>,
     /// Where data, keys and the server's address are kept [default: $XDG_DATA_HOME/dumont]
     #[arg(
         long,
@@ -102,7 +111,11 @@ impl Globals {
 
     /// A client of the server these options lead to.
     pub fn client(&self) -> Result<Client> {
-        Client::new(&self.server_url()?, &self.server_token()?)
+        Client::new(
+            &self.server_url()?,
+            &self.server_token()?,
+            self.ca_file.as_deref(),
+        )
     }
 
     fn server_url(&self) -> Result<String> {
@@ -215,6 +228,7 @@ mod tests {
             quiet: false,
             url: None,
             token: None,
+            ca_file: None,
             data_dir: Some(dir.into()),
             die_with_parent: false,
         }

@@ -67,8 +67,10 @@ pub enum Sshd {
 pub struct MarketConfig {
     /// Where the Vast protocol is served.
     pub listen: SocketAddr,
-    /// Where the operator's side is served; refused unless it is loopback.
+    /// Where the operator's side is served; refused unless it is loopback or `admin_remote`.
     pub admin_listen: SocketAddr,
+    /// The operator's side has no password: who reaches it kills machines and reads disks' places.
+    pub admin_remote: bool,
     /// The same seed gives the same machines, prices and boot times.
     pub seed: u64,
     /// How many physical machines there are; each lists up to three offers.
@@ -94,6 +96,7 @@ impl MarketConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin_remote: false,
             seed: 1,
             machines: 100,
             time_scale: 1.0,
@@ -107,7 +110,7 @@ impl MarketConfig {
     }
 
     pub(crate) fn check(&self) -> Result<(), MarketError> {
-        if !self.admin_listen.ip().is_loopback() {
+        if !self.admin_listen.ip().is_loopback() && !self.admin_remote {
             return Err(MarketError::AdminNotLoopback(self.admin_listen));
         }
         if !self.time_scale.is_finite() || self.time_scale < 0.0 {

@@ -42,6 +42,7 @@ pub struct App {
     pub sessions: Sessions,
     pub progress: ProgressBoard,
     pub imports: Imports,
+    pub token_uses: crate::http::auth::Uses,
     /// New or freed work for the engine.
     pub work: Notify,
     /// Something to destroy.

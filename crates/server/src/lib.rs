@@ -4,9 +4,11 @@
 //! store; everything in [`app::App`] besides can be lost at any line.
 
 pub mod app;
+pub mod doctor;
 pub mod files;
 pub mod http;
 pub mod link;
+pub mod metrics;
 pub mod objects;
 pub mod providers;
 pub mod reconcilers;
@@ -14,6 +16,7 @@ pub mod sessions;
 pub mod settings;
 pub mod ssh;
 mod startup;
+pub mod tls;
 pub mod workflows;
 
 pub use link::AgentBinary;

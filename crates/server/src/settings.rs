@@ -2,6 +2,7 @@
 
 use crate::link::AgentBinary;
 use crate::providers::vast::VastConfig;
+use crate::tls::TlsFiles;
 use dumont_core::blacklist;
 use dumont_core::plan::RaceSettings;
 use std::net::SocketAddr;
@@ -12,6 +13,10 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
     pub listen: SocketAddr,
+    /// Without it the API is plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// How others call this server, where it is not the address it listens on.
+    pub public_url: Option<String>,
     /// Holds the database, the objects, the keys and the admin token.
     pub data_dir: PathBuf,
     pub agent: AgentBinary,

@@ -9,8 +9,9 @@ use crate::providers::listing::Listing;
 use crate::providers::vast::Vast;
 use crate::sessions::Sessions;
 use crate::settings::ServerConfig;
-use crate::{reconcilers, ssh, workflows};
-use dumont_store::Store;
+use crate::tls::Tls;
+use crate::{reconcilers, ssh, tls, workflows};
+use dumont_store::{InstanceRow, InstanceState, Store};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -36,6 +37,12 @@ pub enum ServerError {
         addr: SocketAddr,
         source: std::io::Error,
     },
+    #[error("TLS: {cert} and {key} cannot be used: {reason}")]
+    Tls {
+        cert: PathBuf,
+        key: PathBuf,
+        reason: String,
+    },
     #[error(transparent)]
     Store(#[from] dumont_store::Error),
     #[error("provider: {0}")]
@@ -43,6 +50,9 @@ pub enum ServerError {
     #[error("the server stopped: {0}")]
     Stopped(String),
 }
+
+/// What a request under way gets at the end.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// A running server.
 pub struct Server {
@@ -56,6 +66,7 @@ pub struct Server {
 
 /// Opens the data directory, resumes what was left, and serves.
 pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
+    crate::metrics::install();
     let lock = open_data_dir(&config.data_dir)?;
     let listener = TcpListener::bind(config.listen)
         .await
@@ -67,6 +78,10 @@ pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
         addr: config.listen,
         source,
     })?;
+    let tls = match &config.tls {
+        Some(files) => Some(tls::load(files).await?),
+        None => None,
+    };
     let app = Arc::new(assemble(config, addr).await?);
 
     let dir = &app.config.data_dir;
@@ -91,13 +106,7 @@ pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
         tokio::spawn(reconcilers::reaper::run(app.clone())),
         tokio::spawn(reconcilers::retention::run(app.clone())),
     ];
-    let stopping = app.stopping.clone();
-    let service = router(app.clone());
-    let serving = tokio::spawn(async move {
-        axum::serve(listener, service)
-            .with_graceful_shutdown(async move { stopping.cancelled().await })
-            .await
-    });
+    let serving = tokio::spawn(serve(app.clone(), listener, tls));
     tracing::info!(url = %app.public_url, data_dir = %app.config.data_dir.display(), "serving");
     Ok(Server {
         app,
@@ -108,9 +117,40 @@ pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
     })
 }
 
+async fn serve(app: Arc<App>, listener: TcpListener, tls: Option<Tls>) -> std::io::Result<()> {
+    let service = router(app.clone());
+    let stopping = app.stopping.clone();
+    let Some(tls) = tls else {
+        return axum::serve(listener, service)
+            .with_graceful_shutdown(async move { stopping.cancelled().await })
+            .await;
+    };
+    let config = tls.config.clone();
+    let reloading = tokio::spawn(tls::reload_on_hangup(tls, stopping.clone()));
+    let handle = axum_server::Handle::new();
+    let ending = handle.clone();
+    tokio::spawn(async move {
+        stopping.cancelled().await;
+        ending.graceful_shutdown(Some(GRACE));
+    });
+    let ended = axum_server::from_tcp_rustls(listener.into_std()?, config)?
+        .handle(handle)
+        .serve(service.into_make_service())
+        .await;
+    reloading.abort();
+    ended
+}
+
 impl Server {
     pub fn url(&self) -> &str {
         &self.app.public_url
+    }
+
+    /// Contracts that cost money or may: everything not yet seen to be gone.
+    pub async fn owes(&self) -> Result<u64, ServerError> {
+        let open = self.app.store.list_open_instances().await?;
+        let may_cost = |row: &&InstanceRow| row.state != InstanceState::Failed || row.instance_id.is_some();
+        Ok(open.iter().filter(may_cost).count() as u64)
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -132,7 +172,7 @@ impl Server {
         for task in self.tasks.drain(..) {
             let _ = task.await;
         }
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(3), &mut self.serving).await;
+        let _ = tokio::time::timeout(GRACE, &mut self.serving).await;
         self.serving.abort();
         self.app.store.close().await;
     }
@@ -191,13 +231,30 @@ async fn assemble(config: ServerConfig, addr: SocketAddr) -> Result<App, ServerE
         sessions: Sessions::default(),
         progress: ProgressBoard::default(),
         imports: Imports::default(),
+        token_uses: auth::Uses::default(),
         work: Notify::new(),
         reap: Notify::new(),
         watch: Notify::new(),
-        public_url: format!("http://{addr}"),
+        public_url: public_url(&config, addr),
         stopping: CancellationToken::new(),
         config,
     })
+}
+
+/// As it was said, else the address that is listened on; on all addresses, the nearest one.
+fn public_url(config: &ServerConfig, addr: SocketAddr) -> String {
+    if let Some(url) = &config.public_url {
+        return url.trim_end_matches('/').to_owned();
+    }
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let mut near = addr;
+    if addr.ip().is_unspecified() {
+        near.set_ip(match addr {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("{scheme}://{near}")
 }
 
 /// The key that signs URLs of the embedded store: made once, kept.

@@ -24,6 +24,7 @@
 //! repeated here: a write whose reply was lost may have happened, and only its caller knows
 //! by which id to look.
 
+mod inspect;
 mod postgres;
 mod sqlite;
 #[cfg(test)]
@@ -99,6 +100,7 @@ macro_rules! statements {
         pub(crate) const STATEMENTS: &[(&str, $crate::engine::Sql)] = &[$((stringify!($name), $name)),+];
     };
 }
+pub use inspect::Inspection;
 pub(crate) use statements;
 
 /// A connected database. Cheap to clone.

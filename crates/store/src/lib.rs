@@ -13,6 +13,7 @@
 
 mod attempt;
 mod blacklist;
+mod census;
 mod column;
 mod engine;
 mod error;
@@ -30,6 +31,7 @@ pub use attempt::{
     AttemptCursor, AttemptFilter, AttemptRow, Counted, DayCount, NewAttempt, ReasonCount, Recorded,
 };
 pub use blacklist::{BlacklistFilter, BlacklistRow, NewBlacklist};
+pub use engine::Inspection;
 pub use error::{Error, Result};
 pub use failover_event::FailoverEventRow;
 pub use instance::{InstanceRow, InstanceState, NewInstance};
@@ -124,6 +126,7 @@ pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, en
     vec![
         ("attempt", attempt::STATEMENTS),
         ("blacklist", blacklist::STATEMENTS),
+        ("census", census::STATEMENTS),
         ("failover_event", failover_event::STATEMENTS),
         ("instance", instance::STATEMENTS),
         ("lib", STATEMENTS),

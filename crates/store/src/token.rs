@@ -1,7 +1,7 @@
 //! API tokens: only the hash of the secret is kept, found by the token's id.
 
 use crate::column::{args, record};
-use crate::engine::statements;
+use crate::engine::{statements, transact};
 use crate::{Error, Page, Result, Store};
 use dumont_core::time::Timestamp;
 
@@ -10,6 +10,7 @@ statements! {
               ON CONFLICT (id) DO NOTHING"];
     GET: ["SELECT * FROM tokens WHERE id = $1"];
     LIST: ["SELECT * FROM tokens WHERE id > $1 ORDER BY id LIMIT $2"];
+    IN_FORCE: ["SELECT * FROM tokens WHERE revoked_at IS NULL ORDER BY id" FOR_UPDATE];
     REVOKE: ["UPDATE tokens SET revoked_at = COALESCE(revoked_at, $2) WHERE id = $1"];
     TOUCH: ["UPDATE tokens SET last_used_at = $2 WHERE id = $1"];
 }
@@ -59,6 +60,20 @@ impl Store {
             0 => Err(Error::not_found("token", id)),
             _ => Ok(()),
         }
+    }
+
+    /// Repeatable. `Conflict` if no other token would be left in force.
+    pub async fn revoke_token_unless_last(&self, id: &str, now: Timestamp) -> Result<TokenRow> {
+        transact!(self.db, |tx| {
+            // All are locked: two that revoke each other's must not both find one left.
+            let in_force: Vec<TokenRow> = tx.all(IN_FORCE, args![]).await?;
+            if in_force.len() == 1 && in_force.iter().all(|t| t.id == id) {
+                return Err(Error::conflict("last token in force", id));
+            }
+            tx.run(REVOKE, args![id, now]).await?;
+            let row: Option<TokenRow> = tx.first(GET, args![id]).await?;
+            row.ok_or_else(|| Error::not_found("token", id))
+        })
     }
 
     /// A write: the caller does it once in a while, not at every request.

@@ -14,9 +14,17 @@ pub struct MarketArgs {
     /// Where the Vast.ai protocol is served
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7071")]
     pub listen: SocketAddr,
-    /// Where faults are made and the ledger is read; loopback only, it has no password
+    /// Listen beyond this machine. Whoever reaches the market rents machines with any key, and
+    /// those machines are programs on this host
+    #[arg(long)]
+    pub allow_remote: bool,
+    /// Where faults are made and the ledger is read
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7072")]
     pub admin_listen: SocketAddr,
+    /// Let the admin port listen beyond this machine. It has no password and no TLS: whoever
+    /// reaches it kills machines and makes faults
+    #[arg(long)]
+    pub allow_remote_admin: bool,
     /// The same seed gives the same machines, prices and boot times
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -31,7 +39,33 @@ pub struct MarketArgs {
     pub openssh: bool,
 }
 
+impl MarketArgs {
+    /// Neither port has TLS, and what is behind them runs programs.
+    fn check(&self) -> Result<()> {
+        if !self.listen.ip().is_loopback() && !self.allow_remote {
+            return Err(usage(
+                format!(
+                    "{} is reachable from other machines, and whoever rents there runs programs on this host",
+                    self.listen
+                ),
+                "keep to 127.0.0.1, or pass --allow-remote if everybody on that network may do that",
+            ));
+        }
+        if !self.admin_listen.ip().is_loopback() && !self.allow_remote_admin {
+            return Err(usage(
+                format!(
+                    "the admin address {} is reachable from other machines, and it has no password",
+                    self.admin_listen
+                ),
+                "keep to 127.0.0.1, or pass --allow-remote-admin if everybody on that network may use it",
+            ));
+        }
+        Ok(())
+    }
+}
+
 pub async fn run(globals: &Globals, args: MarketArgs) -> Result<()> {
+    args.check()?;
     super::log_to_stderr();
     let base = globals.data_dir()?;
     let data_dir = base.join("market");
@@ -39,6 +73,7 @@ pub async fn run(globals: &Globals, args: MarketArgs) -> Result<()> {
     let config = MarketConfig {
         listen: args.listen,
         admin_listen: args.admin_listen,
+        admin_remote: args.allow_remote_admin,
         seed: args.seed,
         machines: args.machines as usize,
         time_scale: args.time_scale,

@@ -2,6 +2,7 @@
 
 mod completions;
 mod deploy;
+mod doctor;
 mod drill;
 mod failover;
 mod history;
@@ -16,6 +17,7 @@ mod simulate;
 mod snapshot;
 mod spec;
 mod ssh;
+mod token;
 mod workspace;
 
 use crate::config::Globals;
@@ -68,6 +70,14 @@ enum Command {
     Machines,
     /// Everything that is rented now
     Instances,
+    /// Make, list and revoke API tokens
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Say what is wrong with this installation and what to do about it
+    ///
+    /// Looks at the data directory, the database, the store and the provider with the settings
+    /// of `dumont serve`, whether one is running or not. Exit code 1 if something has failed.
+    Doctor(doctor::DoctorArgs),
     /// Run an emulated Vast.ai marketplace whose machines are real SSH servers
     ///
     /// It keeps its machines' disks, and market.json with its addresses, in `market/` below the
@@ -98,6 +108,8 @@ pub async fn run(args: Args) -> Result<()> {
         Command::History(c) => history::run(globals, c).await,
         Command::Machines => machine::run(globals).await,
         Command::Instances => instance::run(globals).await,
+        Command::Token(c) => token::run(globals, c).await,
+        Command::Doctor(a) => doctor::run(globals, a).await,
         Command::Market(a) => market::run(globals, a).await,
         Command::Drill(a) => drill::run(globals, a).await,
         Command::Completions(a) => completions::completions(Args::command(), &a),

@@ -7,49 +7,56 @@ use anyhow::Result;
 use clap::Args;
 use dumont_agent_embed::{AGENT_DIGEST, AGENT_GZ};
 use dumont_server::providers::vast::VastConfig;
+use dumont_server::tls::TlsFiles;
 use dumont_server::{AgentBinary, CrashPoint, ServerConfig, ServerError, Timing};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// Address to listen on
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7070")]
     pub listen: SocketAddr,
-    /// Listen beyond this machine. The API is plain HTTP and its token can rent machines and
-    /// read every workspace: put a TLS proxy before it
+    /// Listen beyond this machine without TLS. Tokens, which can rent machines and read every
+    /// workspace, then cross the network in the clear
     #[arg(long)]
     pub allow_remote: bool,
+    /// Serve HTTPS with this certificate (PEM, the chain after it); read again on SIGHUP
+    #[arg(long, env = "DUMONT_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM, not encrypted)
+    #[arg(long, env = "DUMONT_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// How others call this server, e.g. https://dumont.example.org:7070
+    #[arg(long, env = "DUMONT_PUBLIC_URL", value_name = "URL", value_parser = public_url)]
+    pub public_url: Option<String>,
     /// Kill this process hard at that step of a failover (for drills)
     #[arg(long, value_name = "STEP", hide = true)]
     pub crash_at: Option<CrashPoint>,
 }
 
 pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
-    if !args.listen.ip().is_loopback() && !args.allow_remote {
+    let tls = args
+        .tls_cert
+        .zip(args.tls_key)
+        .map(|(cert, key)| TlsFiles { cert, key });
+    if !args.listen.ip().is_loopback() && tls.is_none() && !args.allow_remote {
         return Err(usage(
             format!(
-                "{} is reachable from other machines, and the API is plain HTTP",
+                "{} is reachable from other machines, and without TLS every token crosses the network in the clear",
                 args.listen
             ),
-            "keep to 127.0.0.1 behind a TLS proxy, or pass --allow-remote if the network is trusted",
+            "give --tls-cert and --tls-key, keep to 127.0.0.1 behind a TLS proxy, or pass --allow-remote if the network is trusted",
         ));
     }
-    let vast = VastConfig::from_env().map_err(|e| fail("bad_vast_settings", e.message, e.hint))?;
-    super::log_to_stderr();
     let data_dir = globals.data_dir()?;
     let config = ServerConfig {
-        listen: args.listen,
-        data_dir: data_dir.clone(),
-        agent: AgentBinary {
-            gz: AGENT_GZ,
-            digest: AGENT_DIGEST,
-        },
-        vast,
-        race: dumont_core::plan::RaceSettings::default(),
-        blacklist: dumont_core::blacklist::Settings::default(),
-        timing: Timing::default(),
+        tls,
+        public_url: args.public_url,
         crash_at: args.crash_at,
+        ..config(globals, args.listen)?
     };
+    super::log_to_stderr();
     let stop = super::until_stopped()?;
     let mut server = dumont_server::start(config).await.map_err(refused)?;
     if globals.json {
@@ -76,6 +83,36 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
     Ok(())
 }
 
+/// What `serve` is told by its surroundings; `dumont doctor` looks at the same.
+pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
+    let vast = VastConfig::from_env().map_err(|e| fail("bad_vast_settings", e.message, e.hint))?;
+    Ok(ServerConfig {
+        listen,
+        tls: None,
+        public_url: None,
+        data_dir: globals.data_dir()?,
+        agent: AgentBinary {
+            gz: AGENT_GZ,
+            digest: AGENT_DIGEST,
+        },
+        vast,
+        race: dumont_core::plan::RaceSettings::default(),
+        blacklist: dumont_core::blacklist::Settings::default(),
+        timing: Timing::default(),
+        crash_at: None,
+    })
+}
+
+/// An address of a server, without a path.
+fn public_url(text: &str) -> Result<String, String> {
+    let parsed = reqwest::Url::parse(text).map_err(|e| e.to_string())?;
+    let whole = matches!(parsed.scheme(), "http" | "https") && parsed.has_host();
+    if !whole || parsed.path() != "/" || parsed.query().is_some() {
+        return Err("write it like https://dumont.example.org:7070".into());
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
 fn refused(e: ServerError) -> anyhow::Error {
     let (code, hint) = match &e {
         ServerError::DataDir { .. } => (
@@ -89,6 +126,10 @@ fn refused(e: ServerError) -> anyhow::Error {
         ServerError::Listen { .. } => (
             "cannot_listen",
             "choose another port with --listen 127.0.0.1:PORT",
+        ),
+        ServerError::Tls { .. } => (
+            "bad_certificate",
+            "both are PEM: the certificate with its chain, and its own private key, not encrypted",
         ),
         ServerError::Provider(_) => ("provider", "check VAST_URL and VAST_API_KEY"),
         _ => ("server_failed", "look at the log above"),

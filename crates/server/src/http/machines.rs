@@ -22,7 +22,12 @@ pub async fn list(
     State(app): State<Arc<App>>,
     Params(page): Params<PageQuery>,
 ) -> ApiResult<Json<Page<Machine>>> {
-    let after: Option<MachineRef> = page.after.as_deref().map(str::parse).transpose()?;
+    let after: Option<MachineRef> = page
+        .after
+        .as_deref()
+        .filter(|a| !a.is_empty())
+        .map(str::parse)
+        .transpose()?;
     let rows = app
         .store
         .list_machines(after.as_ref(), limit(&page)?, app.now())

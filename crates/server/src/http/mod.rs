@@ -1,10 +1,12 @@
-//! The REST API under `/api/v1`: one file per noun, every route behind a token but `/healthz`.
+//! The REST API under `/api/v1`: one file per noun, every route behind a token but `/healthz`
+//! and the documentation.
 
 pub mod auth;
 pub mod body;
 pub mod docs;
 pub mod error;
 pub mod failovers;
+pub mod health;
 pub mod history;
 pub mod imports;
 pub mod instances;
@@ -13,17 +15,17 @@ pub mod offers;
 pub mod openapi;
 pub mod params;
 pub mod snapshots;
+pub mod tokens;
 pub mod workflows;
 pub mod workspaces;
 
 use crate::app::App;
+use axum::Router;
 use axum::extract::Request;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::get;
-use axum::{Json, Router};
-use dumont_wire::rest::Health;
 use error::ApiError;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
@@ -32,15 +34,10 @@ use utoipa_axum::routes;
 /// The whole HTTP surface of the server.
 pub fn router(app: Arc<App>) -> Router {
     let (open, _) = open_routes().split_for_parts();
-    let (api, _) = api_routes().split_for_parts();
-    // Also what is not there asks for a token first: a stranger learns no path.
-    let api = api
-        .method_not_allowed_fallback(wrong_method)
-        .fallback(unknown_path)
-        .layer(from_fn_with_state(app.clone(), auth::require));
+    let (guarded, _) = guarded_routes().split_for_parts();
     Router::new()
         .merge(open)
-        .nest("/api/v1", api)
+        .merge(guarded.layer(from_fn_with_state(app.clone(), auth::require)))
         .route("/api/openapi.json", get(openapi::serve))
         .route("/api/docs", get(docs::serve))
         .method_not_allowed_fallback(wrong_method)
@@ -51,7 +48,14 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(axum::middleware::from_fn(log))
 }
 
-/// Every route under `/api/v1`, behind a token: written here once, it is served, documented,
+/// Everything that needs a token.
+fn guarded_routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .nest("/api/v1", api_routes())
+        .routes(routes!(health::metrics))
+}
+
+/// Every route under `/api/v1`: written here once, it is served behind a token, documented,
 /// and walked by the tests of authorization and of conformance.
 fn api_routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
@@ -83,25 +87,13 @@ fn api_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(history::machines::reliable))
         .routes(routes!(instances::list))
         .routes(routes!(offers::list))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::revoke))
 }
 
 /// What answers without a token.
 fn open_routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(health))
-}
-
-/// Whether the server runs. For load balancers and supervisors; needs no token.
-#[utoipa::path(
-    get,
-    path = "/healthz",
-    tag = "health",
-    responses((status = 200, description = "It does", body = Health)),
-)]
-async fn health() -> Json<Health> {
-    Json(Health {
-        status: "ok".into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-    })
+    OpenApiRouter::new().routes(routes!(health::show))
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {

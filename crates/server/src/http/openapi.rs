@@ -8,7 +8,7 @@
 //! The document needs no token: it is the same for every installation of a version, its text is
 //! public with the source, and tools that read it cannot always send one.
 
-use super::{api_routes, open_routes};
+use super::{guarded_routes, open_routes};
 use axum::Json;
 use std::sync::LazyLock;
 use utoipa::openapi::path::{Operation, PathItem};
@@ -18,8 +18,6 @@ use utoipa::openapi::{
     Response, ResponseBuilder, Schema,
 };
 
-/// The prefix of everything that needs a token.
-const PREFIX: &str = "/api/v1";
 const TOKEN: &str = "token";
 
 static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(build);
@@ -46,16 +44,16 @@ fn build() -> OpenApi {
                 .build(),
         ));
     let empty = OpenApiBuilder::new().info(info.build()).build();
-    let mut document = empty
-        .merge_from(open_routes().into_openapi())
-        .nest(PREFIX, api_routes().into_openapi());
+    let mut guarded = guarded_routes().into_openapi();
+    for (path, item) in &mut guarded.paths.paths {
+        operations(item).for_each(|operation| complete(path, operation));
+    }
+    let mut document = empty.merge_from(open_routes().into_openapi()).merge_from(guarded);
     let components = document.components.get_or_insert_with(Components::new);
     components.add_security_scheme(TOKEN, bearer());
     refer_to_items(components);
-    for (path, item) in &mut document.paths.paths {
-        for operation in operations(item) {
-            complete(path, operation);
-        }
+    for item in document.paths.paths.values_mut() {
+        operations(item).for_each(name_operation);
     }
     document
 }
@@ -94,16 +92,16 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     .filter_map(Option::as_mut)
 }
 
-/// Adds what follows from the route's shape. What the handler declared itself stays.
-fn complete(path: &str, operation: &mut Operation) {
-    // Handlers are called after their verb (`list`); ids must be unique in the document.
+/// Handlers are called after their verb (`list`); ids must be unique in the document.
+fn name_operation(operation: &mut Operation) {
     let noun = operation.tags.as_ref().and_then(|t| t.first()).cloned();
     if let (Some(noun), Some(verb)) = (noun, operation.operation_id.take()) {
         operation.operation_id = Some(format!("{noun}_{verb}"));
     }
-    if !path.starts_with(PREFIX) {
-        return;
-    }
+}
+
+/// Adds what follows from the route's shape. What the handler declared itself stays.
+fn complete(path: &str, operation: &mut Operation) {
     operation.security = Some(vec![SecurityRequirement::new(TOKEN, Vec::<String>::new())]);
     let takes_input = operation.parameters.as_ref().is_some_and(|p| !p.is_empty());
     let takes_body = operation.request_body.is_some();

@@ -255,7 +255,11 @@ pub async fn publish(app: &App, origin: &Origin, report: &SnapshotReport) -> Res
             "the workspace has moved to another machine meanwhile",
             "take the snapshot again; this one was never visible",
         )),
-        other => Ok(other?),
+        other => {
+            let row = other?;
+            crate::metrics::snapshot(&new, elapsed_ms);
+            Ok(row)
+        }
     }
 }
 

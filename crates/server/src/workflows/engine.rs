@@ -157,7 +157,9 @@ async fn finish(run: &mut Run, status: Status, error: Option<Value>) -> Result<(
         result: run.result.as_ref(),
         effects: &effects,
     };
-    run.app.store.finish_workflow(end, run.app.now()).await
+    run.app.store.finish_workflow(end, run.app.now()).await?;
+    crate::metrics::workflow_ended(run.kind, status);
+    Ok(())
 }
 
 /// For crash drills: the process ends here as `kill -9` would end it.

@@ -382,7 +382,10 @@ impl Race<'_> {
             .instance(&lane.row.key)
             .await?
             .and_then(|r| r.instance_id);
-        app.store.record_attempt(&attempt, &app.config.blacklist).await?;
+        let recorded = app.store.record_attempt(&attempt, &app.config.blacklist).await?;
+        if recorded.first {
+            crate::metrics::attempt(&attempt);
+        }
         Ok(())
     }
 

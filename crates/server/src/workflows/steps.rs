@@ -123,6 +123,8 @@ async fn write_failed_event(run: &Run, error: &ErrorBody) -> Result<(), StepErro
     }
     let state: Placement = run.load();
     let event = switch::event(run, &state, Some(format!("{}: {}", error.code, error.message))).await?;
-    run.app.store.insert_failover_event(&event).await?;
+    if run.app.store.insert_failover_event(&event).await? {
+        crate::metrics::failover(&event);
+    }
     Ok(())
 }

@@ -72,7 +72,9 @@ pub async fn cleanup(run: &mut Run) -> StepResult {
 pub async fn record(run: &mut Run) -> StepResult {
     let state: Placement = run.load();
     let event = event(run, &state, None).await?;
-    run.app.store.insert_failover_event(&event).await?;
+    if run.app.store.insert_failover_event(&event).await? {
+        crate::metrics::failover(&event);
+    }
     run.say(format!(
         "failover took {:.1} s from the loss",
         event.total_ms as f64 / 1000.0

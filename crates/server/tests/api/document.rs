@@ -1,7 +1,5 @@
 //! The OpenAPI document: reviewed, and valid by a foreign judge.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -66,6 +66,8 @@ impl World {
     pub fn server_config(&self) -> ServerConfig {
         ServerConfig {
             listen: ([127, 0, 0, 1], 0).into(),
+            tls: None,
+            public_url: None,
             data_dir: self.data_dir(),
             agent: AgentBinary {
                 gz: dumont_agent_embed::AGENT_GZ,
@@ -78,6 +80,15 @@ impl World {
             timing: self.timing.clone(),
             crash_at: None,
         }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The admin's.
+    pub fn token(&self) -> &str {
+        self.token.trim()
     }
 
     pub fn data_dir(&self) -> PathBuf {

@@ -38,7 +38,7 @@ fn postgres_pool() -> PgPoolOptions {
 }
 
 /// What sqlx says of a URL that it cannot read may hold the password.
-fn postgres_options(url: &str) -> Result<PgConnectOptions> {
+pub(super) fn postgres_options(url: &str) -> Result<PgConnectOptions> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(Error::BadUrl("it must begin with postgres://"));
     }

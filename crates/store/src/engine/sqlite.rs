@@ -34,7 +34,7 @@ impl Db {
     }
 }
 
-fn sqlite_options() -> SqliteConnectOptions {
+pub(super) fn sqlite_options() -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(10))

@@ -142,6 +142,7 @@ pub fn globals(data_dir: &Path) -> Globals {
         quiet: true,
         url: None,
         token: None,
+        ca_file: None,
         data_dir: Some(data_dir.to_owned()),
         die_with_parent: false,
     }

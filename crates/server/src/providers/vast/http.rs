@@ -11,7 +11,7 @@ use super::wire;
 use reqwest::{Client, Method, Response, header};
 use serde_json::Value;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Listings and searches; a page of 25 instances or 64 offers is some 200 KB.
 const MAX_LISTING: usize = 8 * 1024 * 1024;
@@ -74,6 +74,8 @@ pub struct Answer {
     pub status: u16,
     /// `None` when the body is not JSON.
     pub json: Option<Value>,
+    /// The server's clock.
+    pub date: Option<SystemTime>,
     refusal: Option<ProviderError>,
 }
 
@@ -171,6 +173,7 @@ impl Http {
         let mut may_repeat = call.harmless;
         loop {
             let outcome = self.once(&call).await;
+            count(&call, &outcome);
             let wait = match &outcome {
                 Ok(answer) => match answer.refusal().map(|e| e.class) {
                     Some(ErrorClass::RateLimited { retry_after }) if !is_quota(answer) => {
@@ -205,6 +208,7 @@ impl Http {
         let response = request.send().await.map_err(|e| self.lost(&e))?;
         let status = response.status().as_u16();
         let retry_after = retry_after(&response);
+        let date = date(&response);
         let body = self.read(response, call.max_body).await?;
         let json = wire::parse(&body);
         let refused = !(200..300).contains(&status) || json.as_ref().is_some_and(is_refusal);
@@ -222,6 +226,7 @@ impl Http {
         Ok(Answer {
             status,
             json,
+            date,
             refusal,
         })
     }
@@ -279,6 +284,15 @@ impl Http {
     }
 }
 
+fn count(call: &Call<'_>, outcome: &Result<Answer, Lost>) {
+    let status = match outcome {
+        Ok(answer) => answer.status.to_string(),
+        Err(lost) if lost.timed_out => "timeout".into(),
+        Err(_) => "broken".into(),
+    };
+    crate::metrics::provider_request("vast", call.method.as_str(), call.path, &status);
+}
+
 /// A used-up daily quota does not come back within any wait of ours.
 fn is_quota(answer: &Answer) -> bool {
     answer
@@ -301,6 +315,11 @@ fn retry_after(response: &Response) -> Option<Duration> {
     (0.0..=86_400.0)
         .contains(&seconds)
         .then(|| Duration::from_secs_f64(seconds))
+}
+
+fn date(response: &Response) -> Option<SystemTime> {
+    let text = response.headers().get(header::DATE)?.to_str().ok()?;
+    httpdate::parse_http_date(text).ok()
 }
 
 fn root_cause(e: &reqwest::Error) -> String {

@@ -30,7 +30,7 @@ impl Vast {
         }
     }
 
-    async fn has_account_key(&self, key: &str) -> Result<bool, ProviderError> {
+    pub(super) async fn has_account_key(&self, key: &str) -> Result<bool, ProviderError> {
         let what = "reading the account's SSH keys";
         let call = Call::new(Method::GET, PATH).listing();
         let answer = self

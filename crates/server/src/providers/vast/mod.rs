@@ -16,6 +16,7 @@
 //! Later: one budget per endpoint shared by all replicas takes the place of [`pace::Pacer`],
 //! which only spaces the creates of this process.
 
+mod account;
 mod config;
 mod error;
 mod http;
@@ -26,6 +27,7 @@ mod rent;
 mod search;
 mod wire;
 
+pub use account::Account;
 pub use config::{ApiKey, ConfigError, VastConfig};
 pub use error::classify;
 
