@@ -309,6 +309,8 @@ pub struct MachinesQuery {
     /// Tried within this long, e.g. `7d`.
     pub period: Option<String>,
     /// Counted attempts behind the rate, at least; default 1.
+    // utoipa's `int32` of a u32 ends at half of what is taken.
+    #[cfg_attr(feature = "openapi", param(value_type = Option<u64>))]
     pub min_attempts: Option<u32>,
     /// 1 to 500, default 100.
     #[cfg_attr(feature = "openapi", param(minimum = 1, maximum = 500))]

@@ -145,6 +145,7 @@ pub struct OfferQuery {
     pub region: Option<String>,
     /// Default: what the server's account is set to (verified only).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", param(inline))]
     pub verified: Option<OfferVerified>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub datacenter: Option<bool>,
@@ -156,6 +157,7 @@ pub struct OfferQuery {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", param(inline))]
     pub order: Option<OfferOrder>,
     /// Every offer of a machine, not only its best.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -19,7 +19,7 @@ use dumont_core::offer::Offer;
 use dumont_core::rank::Standing;
 use dumont_store::MachineRow;
 use dumont_wire::offers::{self as wire, OfferOrder, OfferPage, OfferVerified};
-use dumont_wire::rest::PageQuery;
+use dumont_wire::rest::{ErrorBody, PageQuery};
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -33,9 +33,14 @@ const DEFAULT_DISK_GB: u32 = 20;
 #[utoipa::path(
     get,
     path = "/instances/offers",
-    tag = "machines",
+    tag = "offers",
     params(wire::OfferQuery),
-    responses((status = 200, description = "One page", body = OfferPage)),
+    responses(
+        (status = 200, description = "One page", body = OfferPage),
+        (status = 409, description = "The offer that `after` names is gone", body = ErrorBody),
+        (status = 502, description = "The provider refuses or does not answer", body = ErrorBody),
+        (status = 503, description = "No provider is configured", body = ErrorBody),
+    ),
 )]
 pub async fn list(
     State(app): State<Arc<App>>,

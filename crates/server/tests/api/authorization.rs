@@ -101,15 +101,15 @@ async fn every_route_refuses_strangers() {
 fn nothing_is_routed_beside_the_document() {
     let http = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http");
     let mut beside = Vec::new();
-    for entry in std::fs::read_dir(http).expect("the folder") {
-        let path = entry.expect("an entry").path();
-        let text = std::fs::read_to_string(&path).expect("source text");
-        let routed = text.lines().filter(|l| {
-            [".route(", ".route_service(", ".nest_service("]
-                .iter()
-                .any(|r| l.contains(r))
-        });
-        beside.extend(routed.map(|l| l.trim().to_owned()));
+    let mut folders = vec![http];
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(folder).expect("the folder");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        let (inner, files): (Vec<_>, Vec<_>) = paths.partition(|path| path.is_dir());
+        folders.extend(inner);
+        for path in files {
+            beside.extend(routed(&path));
+        }
     }
     assert_eq!(
         beside,
@@ -119,4 +119,18 @@ fn nothing_is_routed_beside_the_document() {
         ],
         "put the route into `api_routes` with `#[utoipa::path]`; docs/api.md says how"
     );
+}
+
+/// The lines of a source file that add a route by hand.
+fn routed(path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).expect("source text");
+    let by_hand = |l: &&str| {
+        [".route(", ".route_service(", ".nest_service("]
+            .iter()
+            .any(|r| l.contains(r))
+    };
+    text.lines()
+        .filter(by_hand)
+        .map(|l| l.trim().to_owned())
+        .collect()
 }
