@@ -10,15 +10,18 @@
 
 use super::{guarded_routes, open_routes};
 use axum::Json;
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     Array, Components, ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
-    Response, ResponseBuilder, Schema,
+    Required, Response, ResponseBuilder, Schema,
 };
 
 const TOKEN: &str = "token";
+
+type Schemas = BTreeMap<String, RefOr<Schema>>;
 
 static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(build);
 
@@ -52,8 +55,12 @@ fn build() -> OpenApi {
     let components = document.components.get_or_insert_with(Components::new);
     components.add_security_scheme(TOKEN, bearer());
     refer_to_items(components);
+    let schemas = &components.schemas;
     for item in document.paths.paths.values_mut() {
-        operations(item).for_each(name_operation);
+        for operation in operations(item) {
+            name_operation(operation);
+            body_may_be_empty(operation, schemas);
+        }
     }
     document
 }
@@ -97,6 +104,23 @@ fn name_operation(operation: &mut Operation) {
     let noun = operation.tags.as_ref().and_then(|t| t.first()).cloned();
     if let (Some(noun), Some(verb)) = (noun, operation.operation_id.take()) {
         operation.operation_id = Some(format!("{noun}_{verb}"));
+    }
+}
+
+/// An empty body reads as `{}` (`super::body`): only one with a required field must be there.
+fn body_may_be_empty(operation: &mut Operation, schemas: &Schemas) {
+    let Some(body) = &mut operation.request_body else {
+        return;
+    };
+    let named = body.content.values().find_map(|media| match &media.schema {
+        Some(RefOr::Ref(to)) => to.ref_location.rsplit('/').next(),
+        _ => None,
+    });
+    let schema = named.and_then(|name| schemas.get(name));
+    if let Some(RefOr::T(Schema::Object(object))) = schema
+        && object.required.is_empty()
+    {
+        body.required = Some(Required::False);
     }
 }
 
