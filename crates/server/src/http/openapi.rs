@@ -15,8 +15,8 @@ use std::sync::LazyLock;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
-    Array, Components, ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
-    Required, Response, ResponseBuilder, Schema,
+    Array, Components, Content, ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Ref,
+    RefOr, Required, Response, ResponseBuilder, Schema,
 };
 
 const TOKEN: &str = "token";
@@ -109,11 +109,14 @@ fn name_operation(operation: &mut Operation) {
 
 /// An empty body reads as `{}` (`super::body`): only one with a required field must be there.
 fn body_may_be_empty(operation: &mut Operation, schemas: &Schemas) {
-    let Some(body) = &mut operation.request_body else {
+    let Some(RefOr::T(body)) = &mut operation.request_body else {
         return;
     };
-    let named = body.content.values().find_map(|media| match &media.schema {
-        Some(RefOr::Ref(to)) => to.ref_location.rsplit('/').next(),
+    let named = body.content.values().find_map(|media| match media {
+        RefOr::T(Content {
+            schema: Some(RefOr::Ref(to)),
+            ..
+        }) => to.ref_location.rsplit('/').next(),
         _ => None,
     });
     let schema = named.and_then(|name| schemas.get(name));
