@@ -1,25 +1,26 @@
 //! PUT and GET on URLs that the controller signed; nothing here knows what is behind them.
 //!
-//! No name is ever resolved: a URL's host must be an address. Glibc's resolver, linked
-//! statically, loads the host's modules and may crash; and a host's resolver is not ours to
-//! trust. Proxies from the environment are ignored for the same reason.
+//! No name is ever resolved: a URL's host is an address, or its addresses came with it. Glibc's
+//! resolver, linked statically, loads the host's modules and may crash; and a host's resolver
+//! is not ours to trust. Redirects are not followed: where an object is, the controller said.
+//! Proxies from the environment are ignored for the same reason.
 //!
 //! What is tried again: a broken or silent connection and the four statuses by which a store
 //! says "later". Everything else is an answer. A store's "not implemented" (501) stays 501.
 
-use crate::job::Job;
-use std::collections::BTreeMap;
+use crate::job::{Job, lock};
+use crate::tls::{Tls, Trust};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use ureq::config::Config;
 use ureq::http::{Response, Uri};
-use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::{Connector, NextTimeout, TcpConnector};
 use ureq::{Agent, Body, Error};
 
 /// Tries of one request, the first included: some 8 s of waiting when all fail at once.
@@ -44,6 +45,8 @@ pub enum HttpError {
     Full(String),
     /// Any other status, and what the store said with it.
     Status(u16, String),
+    /// The store's certificate, or its TLS, is not accepted.
+    Certificate(String),
     /// It is not a URL that the agent can use.
     BadUrl(String),
     /// Tried often enough; the last error.
@@ -64,16 +67,21 @@ enum Failed {
 #[derive(Debug)]
 pub struct Http {
     agent: Agent,
+    names: Names,
+}
+
+/// What a good PUT said.
+#[derive(Debug, Default)]
+pub struct Put {
+    /// The store's version id, if it names one.
+    pub version: Option<String>,
+    /// Its tag for what it took.
+    pub tag: Option<String>,
 }
 
 impl Http {
-    pub fn new() -> Self {
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::WebPki)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .build();
+    pub fn new(trust: &Trust) -> Self {
         let config = Agent::config_builder()
-            .tls_config(tls)
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -87,8 +95,11 @@ impl Http {
             .max_idle_connections(32)
             .max_idle_connections_per_host(32)
             .build();
+        let names = Names::default();
+        let connector = Connector::<()>::chain(TcpConnector::default(), Tls(trust.clone()));
         Self {
-            agent: Agent::with_parts(config, DefaultConnector::default(), Literal),
+            agent: Agent::with_parts(config, connector, names.clone()),
+            names,
         }
     }
 
@@ -123,33 +134,35 @@ impl Http {
         Ok((response.status().as_u16(), body))
     }
 
-    /// Creates an object; the store's version id if it names one.
+    /// Creates an object, or a part of one.
     pub fn put(
         &self,
         job: &Job,
         url: &str,
+        addresses: &[IpAddr],
         headers: &BTreeMap<String, String>,
         body: &[u8],
-    ) -> Result<Option<String>, HttpError> {
+    ) -> Result<Put, HttpError> {
+        self.names.note(url, addresses);
         with_retries(job, |unclear_before| {
             let mut request = self.agent.put(url);
             for (name, value) in granted(headers) {
                 request = request.header(name, value);
             }
             let response = request.send(body).map_err(|e| classify(&e))?;
-            let version = response
-                .headers()
-                .get("x-amz-version-id")
-                .and_then(|v| v.to_str().ok())
-                .map(Into::into);
+            let header = |name| response.headers().get(name)?.to_str().ok().map(str::to_owned);
+            let said = Put {
+                version: header("x-amz-version-id"),
+                tag: header("etag"),
+            };
             match check(response) {
                 Ok(mut response) => {
                     // An unread answer costs the connection.
                     let _ = io::copy(&mut response.body_mut().as_reader().take(DETAIL), &mut io::sink());
-                    Ok(version)
+                    Ok(said)
                 }
                 // Create-only, and our own earlier try had got through after all.
-                Err(Failed::Final(HttpError::Status(412, _))) if unclear_before => Ok(None),
+                Err(Failed::Final(HttpError::Status(412, _))) if unclear_before => Ok(said),
                 Err(e) => Err(e),
             }
         })
@@ -160,9 +173,11 @@ impl Http {
         &self,
         job: &Job,
         url: &str,
+        addresses: &[IpAddr],
         headers: &BTreeMap<String, String>,
         range: Option<&Range<u64>>,
     ) -> Result<Vec<u8>, HttpError> {
+        self.names.note(url, addresses);
         if range.is_some_and(Range::is_empty) {
             return Ok(Vec::new());
         }
@@ -256,7 +271,8 @@ fn classify(e: &Error) -> Failed {
         Error::Http(_) | Error::BadUri(_) | Error::HostNotFound => {
             Failed::Final(HttpError::BadUrl(e.to_string()))
         }
-        // TLS: a wrong certificate does not get better, and says what is wrong.
+        // A wrong certificate does not get better, and says what is wrong.
+        Error::Rustls(e) => Failed::Final(HttpError::Certificate(e.to_string())),
         other => Failed::Final(HttpError::Status(0, other.to_string())),
     }
 }
@@ -289,33 +305,56 @@ fn read(mut response: Response<Body>, range: Option<&Range<u64>>, out: &mut Vec<
     Ok(())
 }
 
-/// Takes the address out of the URL; whatever needs a lookup is refused.
-#[derive(Debug)]
-struct Literal;
+/// Addresses that came with URLs, by host.
+#[derive(Debug, Clone, Default)]
+struct Names(Arc<Mutex<HashMap<String, Vec<IpAddr>>>>);
 
-impl Resolver for Literal {
-    fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
-        let address = address_of(uri).ok_or_else(|| {
-            let host = uri.host().unwrap_or("");
-            Error::BadUri(format!(
-                "host {host:?} is not an IP address, and the agent resolves no names"
-            ))
-        })?;
-        let mut out = self.empty();
-        out.push(address);
-        Ok(out)
+impl Names {
+    fn note(&self, url: &str, addresses: &[IpAddr]) {
+        let Ok(uri) = url.parse::<Uri>() else { return };
+        if let (Some(host), false) = (uri.host(), addresses.is_empty()) {
+            let mut known = lock(&self.0);
+            if known.get(host).is_none_or(|k| k != addresses) {
+                known.insert(host.to_owned(), addresses.to_vec());
+            }
+        }
+    }
+
+    /// The URL's own address, or those that came with it.
+    fn of(&self, uri: &Uri) -> Vec<SocketAddr> {
+        let Some(host) = uri.host() else {
+            return Vec::new();
+        };
+        let default = if uri.scheme_str() == Some("https") {
+            443
+        } else {
+            80
+        };
+        let port = uri.port_u16().unwrap_or(default);
+        let ips = match host.trim_start_matches('[').trim_end_matches(']').parse() {
+            Ok(ip) => vec![ip],
+            Err(_) => lock(&self.0).get(host).cloned().unwrap_or_default(),
+        };
+        ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
     }
 }
 
-fn address_of(uri: &Uri) -> Option<SocketAddr> {
-    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
-    let ip: IpAddr = host.parse().ok()?;
-    let default = if uri.scheme_str() == Some("https") {
-        443
-    } else {
-        80
-    };
-    Some(SocketAddr::new(ip, uri.port_u16().unwrap_or(default)))
+/// Whatever would need a lookup is refused.
+impl Resolver for Names {
+    fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let mut out = self.empty();
+        // Its type holds so many at most.
+        for address in self.of(uri).into_iter().take(16) {
+            out.push(address);
+        }
+        if out.is_empty() {
+            let host = uri.host().unwrap_or("");
+            return Err(Error::BadUri(format!(
+                "no address came with host {host:?}, and the agent resolves no names"
+            )));
+        }
+        Ok(out)
+    }
 }
 
 #[cfg(test)]
@@ -323,12 +362,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_are_hosts() {
-        let at = |u: &str| address_of(&u.parse().unwrap()).map(|a| a.to_string());
-        assert_eq!(at("http://127.0.0.1:8080/x?y"), Some("127.0.0.1:8080".into()));
-        assert_eq!(at("https://[::1]/x"), Some("[::1]:443".into()));
-        assert_eq!(at("http://localhost/x"), None);
-        assert_eq!(at("https://s3.example.com/x"), None);
+    fn only_addresses_that_came_along_are_used() {
+        let names = Names::default();
+        let at = |u: &str| {
+            let found = names.of(&u.parse().unwrap());
+            found
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(at("http://127.0.0.1:8080/x?y"), "127.0.0.1:8080");
+        assert_eq!(at("https://[::1]/x"), "[::1]:443");
+        assert_eq!(at("http://localhost/x"), "");
+        assert_eq!(at("https://s3.example.com/x"), "");
+        names.note(
+            "https://s3.example.com/y?z",
+            &["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        );
+        assert_eq!(at("https://s3.example.com/x"), "192.0.2.1:443 [2001:db8::1]:443");
+        assert_eq!(at("https://other.example.com/x"), "");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use crate::http::Http;
 use crate::out::{Out, failure};
+use crate::tls::Trust;
 use dumont_wire::agent::{DownloadGrant, Event, Failure, FailureCode, UploadGrant, UploadWanted};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,12 +49,12 @@ pub fn cancelled() -> Failure {
 }
 
 impl Job {
-    pub fn new(id: u64, out: Arc<Out>) -> Self {
+    pub fn new(id: u64, out: Arc<Out>, trust: &Trust) -> Self {
         let state = Mutex::new(State::default());
         Self {
             id,
             out,
-            http: Http::new(),
+            http: Http::new(trust),
             stop: AtomicBool::new(false),
             asking: Mutex::new(()),
             state,
@@ -109,6 +110,11 @@ impl Job {
     pub fn deliver_downloads(&self, grants: Vec<DownloadGrant>) {
         lock(&self.state).downloads.push_back(grants);
         self.changed.notify_all();
+    }
+
+    /// Every part of an object was sent; not answered.
+    pub fn uploaded(&self, key: String, parts: Vec<String>) {
+        self.out.send(self.id, Event::Uploaded { key, parts });
     }
 
     /// Permission to create one object.

@@ -5,6 +5,7 @@
 //! It is linked statically against glibc, which must never look up names or users (it would
 //! load the host's NSS modules into a foreign libc and crash), so nothing here does.
 
+mod bulk;
 mod clock;
 mod engine;
 mod exec;
@@ -21,11 +22,12 @@ mod probe;
 mod procs;
 mod session;
 mod supervisor;
+mod tls;
 mod workload;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: dumont-agent [session | supervise DIR | --version]";
+const USAGE: &str = "usage: dumont-agent [session | bulk | supervise DIR | --version]";
 
 const CLOCK_OFFSET: &str = "--clock-offset-ms";
 
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
                 "{CLOCK_OFFSET} takes milliseconds"
             ))),
         },
+        ("bulk", None) => bulk::run(),
         ("supervise", Some(dir)) if args.len() == 2 => supervisor::run(dir.as_ref()),
         // Not in the usage: how the agent starts other programs so that they die with it.
         (exec::BOUND, Some(parent)) if args.len() == 3 => exec::become_shell(parent, &args[2]),

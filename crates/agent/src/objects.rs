@@ -10,7 +10,7 @@ use crate::out::failure;
 use dumont_core::id::Digest;
 use dumont_core::snapshot::{ObjectKind, ObjectRef};
 use dumont_snapshot::{ObjectSink, ObjectSource, StoreError};
-use dumont_wire::agent::{DownloadGrant, Failure, FailureCode, UploadWanted};
+use dumont_wire::agent::{DownloadGrant, Failure, FailureCode, UploadGrant, UploadWanted};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -29,7 +29,7 @@ impl ObjectSink for Sink<'_> {
         loop {
             let grant = self.job.ask_upload(UploadWanted { kind, size, digest });
             let grant = grant.map_err(|e| told(self.job, e))?;
-            match self.job.http.put(self.job, &grant.url, &grant.headers, body) {
+            match self.send(&grant, body) {
                 Ok(version) => {
                     return Ok(ObjectRef {
                         key: grant.key,
@@ -42,6 +42,36 @@ impl ObjectSink for Sink<'_> {
                 Err(e) => return Err(told(self.job, explain("upload", &grant.key, e))),
             }
         }
+    }
+}
+
+impl Sink<'_> {
+    fn send(&self, grant: &UploadGrant, mut body: &[u8]) -> Result<Option<String>, HttpError> {
+        let Self { job } = self;
+        if grant.parts.is_empty() {
+            let put = job
+                .http
+                .put(job, &grant.url, &grant.addresses, &grant.headers, body)?;
+            return Ok(put.version);
+        }
+        let mut parts = Vec::with_capacity(grant.parts.len());
+        for part in &grant.parts {
+            let (piece, rest) = usize::try_from(part.size)
+                .ok()
+                .and_then(|size| body.split_at_checked(size))
+                .ok_or_else(|| HttpError::BadUrl("the parts do not fit the object".into()))?;
+            body = rest;
+            let put = job
+                .http
+                .put(job, &part.url, &grant.addresses, &grant.headers, piece)?;
+            let tag = put
+                .tag
+                .ok_or_else(|| HttpError::Status(200, "without a tag for the part".into()))?;
+            parts.push(tag);
+        }
+        // Its version is the controller's to learn: that is who completes it.
+        job.uploaded(grant.key.clone(), parts);
+        Ok(None)
     }
 }
 
@@ -65,6 +95,17 @@ impl<'a> Source<'a> {
         self.prepare(&[key.to_owned()])?;
         let grant = lock(&self.grants).get(key).cloned();
         grant.ok_or_else(|| StoreError::Transfer(format!("no URL for {key}")))
+    }
+
+    fn get_granted(
+        &self,
+        url: &str,
+        grant: &DownloadGrant,
+        range: Option<&Range<u64>>,
+    ) -> Result<Vec<u8>, HttpError> {
+        self.job
+            .http
+            .get(self.job, url, &grant.addresses, &grant.headers, range)
     }
 
     /// Another thread may have done so already: only the URL that was refused is dropped.
@@ -99,7 +140,7 @@ impl ObjectSource for Source<'_> {
             let Some(url) = &grant.url else {
                 return Err(told(self.job, explain("download", key, HttpError::Missing)));
             };
-            match self.job.http.get(self.job, url, &grant.headers, range.as_ref()) {
+            match self.get_granted(url, &grant, range.as_ref()) {
                 Ok(bytes) => return Ok(bytes),
                 Err(HttpError::Refused(_)) if fresh => {
                     fresh = false;
@@ -142,7 +183,15 @@ fn explain(action: &str, key: &str, e: HttpError) -> Failure {
             )
         }
         HttpError::Full(said) => transfer(format!("the store is full: {said}"), "free space in the store"),
-        HttpError::Status(0, said) => transfer(said, "check the store's certificate"),
+        HttpError::Certificate(said) => transfer(
+            format!("the store's certificate is not accepted: {said}"),
+            "check the certificate's dates, name and issuer; a private authority's goes into S3_CA_FILE",
+        ),
+        HttpError::Status(status @ 300..400, _) => transfer(
+            format!("the store redirects ({status}), which is not followed"),
+            "set the bucket's own region and endpoint",
+        ),
+        HttpError::Status(0, said) => transfer(said, "report this with the store's name"),
         HttpError::Status(status, said) => transfer(
             format!("status {status} {said}"),
             "look up the status in the store's documentation",

@@ -13,6 +13,7 @@ use crate::home::Home;
 use crate::job::{Job, lock};
 use crate::out::{Out, failure};
 use crate::probe;
+use crate::tls::Trust;
 use crate::workload;
 use dumont_core::time::Timestamp;
 use dumont_wire::agent::{Event, Failure, FailureCode, Outcome, PROTOCOL, Request, ToAgent};
@@ -34,6 +35,8 @@ struct Session {
     jobs: Mutex<HashMap<u64, Arc<Job>>>,
     /// Set by the first Hello, for probes before there is a workload.
     path: Mutex<Option<String>>,
+    /// Whom to believe about the store: the controller's clock and its authority.
+    trust: Mutex<Trust>,
     heartbeat_ms: AtomicU64,
     beating: AtomicBool,
 }
@@ -46,6 +49,7 @@ pub fn run(clock: Box<dyn Clock>) -> io::Result<()> {
         out: Arc::new(Out::start()?),
         jobs: Mutex::default(),
         path: Mutex::default(),
+        trust: Mutex::default(),
         heartbeat_ms: AtomicU64::new(0),
         beating: AtomicBool::new(false),
     });
@@ -106,9 +110,11 @@ impl Session {
                 now: theirs,
                 path,
                 heartbeat_ms,
+                store_ca,
                 ..
             } => {
                 *lock(&self.path) = Some(path.clone());
+                *lock(&self.trust) = Trust::new(theirs, store_ca.as_deref());
                 self.heartbeat_ms.store(heartbeat_ms, Ordering::Relaxed);
                 let received = self.clock.now();
                 self.beat();
@@ -163,7 +169,7 @@ impl Session {
     where
         F: FnOnce(&Self, &Job) -> Result<Outcome, Failure> + Send + 'static,
     {
-        let job = Arc::new(Job::new(id, Arc::clone(&self.out)));
+        let job = Arc::new(Job::new(id, Arc::clone(&self.out), &lock(&self.trust)));
         {
             let mut jobs = lock(&self.jobs);
             if jobs.contains_key(&id) {

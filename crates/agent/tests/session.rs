@@ -19,6 +19,7 @@ fn hello(protocol: u32) -> Request {
         now: now(),
         path: "/".into(),
         heartbeat_ms: 0,
+        store_ca: None,
     }
 }
 

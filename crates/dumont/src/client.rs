@@ -135,13 +135,13 @@ impl Client {
         })
     }
 
-    /// PUT of one object to the URL of a grant.
+    /// PUT of one object, or of a part of one, to the URL of a grant; the store's tag for it.
     pub async fn put_object(
         &self,
         url: &str,
         headers: &std::collections::BTreeMap<String, String>,
         bytes: Vec<u8>,
-    ) -> Result<()> {
+    ) -> Result<Option<String>> {
         let absolute = if url.starts_with('/') {
             format!("{}{url}", self.base)
         } else {
@@ -159,7 +159,8 @@ impl Client {
             .await
             .map_err(|e| self.unreachable(&e))?;
         if response.status().is_success() {
-            return Ok(());
+            let tag = response.headers().get(reqwest::header::ETAG);
+            return Ok(tag.and_then(|t| t.to_str().ok()).map(str::to_owned));
         }
         Err(error_of(
             response.status(),
@@ -188,6 +189,8 @@ impl Client {
         if !status.is_success() {
             return Err(error_of(status, &bytes));
         }
+        // "No content" is JSON's null.
+        let bytes = if bytes.is_empty() { "null".into() } else { bytes };
         serde_json::from_slice(&bytes).map_err(|e| {
             fail(
                 "unexpected_answer",

@@ -45,6 +45,13 @@ fn a_small_drill_holds() {
     assert!(checks.iter().all(|c| c["ok"] == true), "{report:#}");
 }
 
+/// On an S3 server (SeaweedFS, which the drill starts), once with the server killed as well.
+#[test]
+fn a_drill_on_a_bucket_holds() {
+    drill(&["--size-mb", "4", "--store", "s3"]);
+    drill(&["--size-mb", "4", "--store", "s3", "--kill-server-at", "restore"]);
+}
+
 #[test]
 fn a_drill_on_ones_own_files_holds() {
     // This crate's own sources: small real files that nobody made for the test.

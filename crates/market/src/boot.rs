@@ -198,7 +198,7 @@ impl Inner {
     fn open_ssh(self: &Arc<Self>, machine: &Arc<Machine>, id: u64) -> Result<(), MachineError> {
         let market = Arc::downgrade(self);
         match &self.config.sshd {
-            Sshd::InProcess => sshd::open(machine, key_check(market, id)),
+            Sshd::InProcess => sshd::open(machine, key_check(market, id), self.config.forwarding),
             Sshd::OpenSsh(options) => openssh::open(machine, key_lines(market, id), options),
         }
     }

@@ -88,6 +88,8 @@ pub struct MarketConfig {
     pub tap: bool,
     /// Makes `clock_off` possible.
     pub clock_hook: Option<ClockHook>,
+    /// Whether the machines' sshd forwards ports, as `AllowTcpForwarding` decides it.
+    pub forwarding: bool,
 }
 
 impl MarketConfig {
@@ -106,6 +108,7 @@ impl MarketConfig {
             sshd: Sshd::InProcess,
             tap: false,
             clock_hook: None,
+            forwarding: true,
         }
     }
 

@@ -28,8 +28,8 @@ pub struct Market {
 pub struct App {
     pub store: Store,
     pub objects: Arc<dyn ObjectStore>,
-    /// Answers agents' transfers with the embedded store.
-    pub object_routes: Router,
+    /// Answers agents' transfers with the embedded store; none where a bucket is used.
+    pub object_routes: Option<Router>,
     pub markets: BTreeMap<&'static str, Market>,
     pub ssh_key: Arc<PrivateKey>,
     /// One OpenSSH line.
@@ -73,6 +73,7 @@ impl App {
             path: path.to_owned(),
             agent: self.config.agent,
             objects: self.object_routes.clone(),
+            store_ca: self.objects.private_ca().map(str::to_owned),
         }
     }
 }

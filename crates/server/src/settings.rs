@@ -1,6 +1,7 @@
 //! What the server is told from outside. Defaults are the documented ones.
 
 use crate::link::AgentBinary;
+use crate::objects::s3::S3Config;
 use crate::providers::vast::VastConfig;
 use crate::tls::TlsFiles;
 use dumont_core::blacklist;
@@ -20,6 +21,8 @@ pub struct ServerConfig {
     /// Holds the database, the objects, the keys and the admin token.
     pub data_dir: PathBuf,
     pub agent: AgentBinary,
+    /// The bucket for objects; none keeps them in the data directory.
+    pub s3: Option<S3Config>,
     pub vast: VastConfig,
     pub race: RaceSettings,
     pub blacklist: blacklist::Settings,

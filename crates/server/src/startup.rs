@@ -4,6 +4,8 @@ use crate::app::{App, Market, ProgressBoard};
 use crate::files::write_private;
 use crate::http::{auth, imports::Imports, router};
 use crate::objects::file::FileStore;
+use crate::objects::s3::{BadSetting, S3Config, S3Store};
+use crate::objects::{ObjectError, ObjectStore};
 use crate::providers::Provider;
 use crate::providers::listing::Listing;
 use crate::providers::vast::Vast;
@@ -47,6 +49,10 @@ pub enum ServerError {
     Store(#[from] dumont_store::Error),
     #[error("provider: {0}")]
     Provider(String),
+    #[error(transparent)]
+    Setting(#[from] BadSetting),
+    #[error(transparent)]
+    Objects(#[from] ObjectError),
     #[error("the server stopped: {0}")]
     Stopped(String),
 }
@@ -105,6 +111,7 @@ pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
         tokio::spawn(reconcilers::monitor::run(app.clone())),
         tokio::spawn(reconcilers::reaper::run(app.clone())),
         tokio::spawn(reconcilers::retention::run(app.clone())),
+        tokio::spawn(reconcilers::uploads::run(app.clone())),
     ];
     let serving = tokio::spawn(serve(app.clone(), listener, tls));
     tracing::info!(url = %app.public_url, data_dir = %app.config.data_dir.display(), "serving");
@@ -205,17 +212,24 @@ async fn assemble(config: ServerConfig, addr: SocketAddr) -> Result<App, ServerE
     let store = Store::open(dir.join("dumont.db")).await?;
     let fresh = Ulid::generate().to_string().to_lowercase();
     let controller_id = store.meta_get_or_insert("controller_id", &fresh[14..]).await?;
-    let secret = signing_secret(&dir.join("objects.key")).map_err(|e| failed(e.to_string()))?;
-    let files = FileStore::open(dir.join("objects"), secret).map_err(|e| failed(e.to_string()))?;
-    let files = Arc::new(files);
+    let (objects, object_routes) = match &config.s3 {
+        Some(s3) => (open_bucket(s3, &store).await?, None),
+        None => {
+            let secret = signing_secret(&dir.join("objects.key")).map_err(|e| failed(e.to_string()))?;
+            let files = FileStore::open(dir.join("objects"), secret).map_err(|e| failed(e.to_string()))?;
+            let files = Arc::new(files);
+            let routes = files.clone().router();
+            (files as Arc<dyn ObjectStore>, Some(routes))
+        }
+    };
     let key = ssh::load_or_create(&dir.join("id_ed25519")).map_err(|e| failed(e.to_string()))?;
     let public_key = ssh::public_line(key.public_key()).map_err(|e| failed(e.to_string()))?;
     let vast: Arc<dyn Provider> =
         Arc::new(Vast::new(config.vast.clone()).map_err(|e| ServerError::Provider(e.to_string()))?);
     let listing = Listing::new(vast.clone(), config.timing.listing);
     Ok(App {
-        object_routes: files.clone().router(),
-        objects: files,
+        object_routes,
+        objects,
         store,
         markets: BTreeMap::from([(
             vast.name(),
@@ -255,6 +269,24 @@ fn public_url(config: &ServerConfig, addr: SocketAddr) -> String {
         });
     }
     format!("{scheme}://{near}")
+}
+
+/// Tries the bucket out. What only a person can put right ends the start; a store that is
+/// away comes back, and the workspaces need their controller meanwhile.
+async fn open_bucket(config: &S3Config, store: &Store) -> Result<Arc<dyn ObjectStore>, ServerError> {
+    let bucket = S3Store::new(config.clone(), Some(store.clone()))?;
+    let tried = match bucket.ping().await {
+        Ok(()) => bucket.abilities().await.map(drop),
+        Err(error) => Err(error),
+    };
+    match tried {
+        Ok(()) => {}
+        Err(ObjectError::Store(refusal)) if refusal.transient => {
+            tracing::warn!(error = %refusal, hint = refusal.hint, "the object store does not answer yet");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(Arc::new(bucket))
 }
 
 /// The key that signs URLs of the embedded store: made once, kept.

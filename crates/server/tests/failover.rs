@@ -69,6 +69,42 @@ async fn a_lost_machine_is_replaced_and_every_byte_is_back() {
     world.settles_at(0).await;
 }
 
+/// `AllowTcpForwarding no`: the agent carries the embedded store's bytes itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_forwards_nothing_serves_as_well() {
+    let world = World::on_market(|config| {
+        config.time_scale = 0.0;
+        config.machines = 12;
+        config.forwarding = false;
+    })
+    .await;
+    let workspace = world.deployed("closed").await;
+    let first = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&first).await;
+    // Several windows of several streams at once, and nothing that compresses.
+    let noise = |seed: u32| -> Vec<u8> {
+        (0..6_u32 << 20)
+            .map(|n| (n.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect()
+    };
+    for seed in 0..8 {
+        fs::write(dir.join(format!("w{seed}.bin")), noise(seed * 7_919)).unwrap();
+    }
+    let taken = world.post("/workspaces/closed/snapshots", json!({})).await;
+    world.done(&taken["workflow_id"]).await;
+
+    world.kill(&first).await;
+    let event = world.failed_over("closed").await;
+    assert_eq!(event["success"], true, "{event:#}");
+    let workspace = world.get("/workspaces/closed").await;
+    let second = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&second).await;
+    for seed in 0..8 {
+        assert!(fs::read(dir.join(format!("w{seed}.bin"))).unwrap() == noise(seed * 7_919));
+    }
+    world.settles_at(1).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_that_was_asked_for_loses_nothing() {
     let world = World::instant().await;

@@ -21,6 +21,7 @@ mod failover_event;
 mod instance;
 mod machine;
 mod meta;
+mod object_version;
 mod snapshot;
 mod summary;
 mod token;
@@ -132,6 +133,7 @@ pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, en
         ("lib", STATEMENTS),
         ("machine", machine::STATEMENTS),
         ("meta", meta::STATEMENTS),
+        ("object_version", object_version::STATEMENTS),
         ("snapshot", snapshot::STATEMENTS),
         ("summary", summary::STATEMENTS),
         ("token", token::STATEMENTS),

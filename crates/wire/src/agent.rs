@@ -13,6 +13,7 @@ use dumont_core::snapshot::{ObjectKind, ObjectRef, Progress, RestoreReport, Snap
 use dumont_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// Version of this protocol. A peer that is newer is refused, one older is still served.
 pub const PROTOCOL: u32 = 1;
@@ -44,6 +45,9 @@ pub enum Request {
         path: String,
         /// Milliseconds between heartbeats; 0 for none.
         heartbeat_ms: u64,
+        /// A certificate authority (PEM) of the object store's, besides the public ones.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        store_ca: Option<String>,
     },
     Snapshot(SnapshotRequest),
     Restore(RestoreRequest),
@@ -83,6 +87,12 @@ pub enum Event {
     },
     DownloadsWanted {
         keys: Vec<String>,
+    },
+    /// Every part of an upload was sent; the controller completes it. Not answered.
+    Uploaded {
+        key: String,
+        /// What the store answered to each part, in their order.
+        parts: Vec<String>,
     },
     /// A line for the log, e.g. `Incremental: 3 files changed out of 120 total`.
     Log {
@@ -151,6 +161,8 @@ pub enum FailureCode {
     Busy,
     /// A command of the workspace's own failed.
     Hook,
+    /// More bytes than one snapshot may have.
+    OverBudget,
     Cancelled,
     /// Anything else; a bug worth reporting.
     Internal,
@@ -242,15 +254,33 @@ pub struct UploadWanted {
     pub digest: Digest,
 }
 
-/// Permission to create one object, once.
+/// Permission to create one object, once: by one PUT to `url`, or where there are `parts`, by
+/// one PUT for each of them, after which the controller is told and completes the object.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UploadGrant {
     pub key: String,
+    /// Empty where there are parts.
+    #[serde(default)]
     pub url: String,
     /// Headers that the signature covers.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartGrant>,
+    /// Where the URLs' host is; who gets this resolves no names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// One piece of an object, in its order.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PartGrant {
+    pub url: String,
+    /// Exact bytes; the signature covers them.
+    pub size: u64,
 }
 
 /// Permission to read one object.
@@ -262,6 +292,10 @@ pub struct DownloadGrant {
     pub url: Option<String>,
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// Where the URL's host is; who gets this resolves no names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What the supervisor keeps running.

@@ -4,5 +4,6 @@
 pub mod agent;
 pub mod frame;
 pub mod history;
+pub mod mux;
 pub mod offers;
 pub mod rest;

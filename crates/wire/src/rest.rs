@@ -393,6 +393,16 @@ pub struct ImportUpload {
     pub digest: dumont_core::id::Digest,
 }
 
+/// `POST /imports/{id}/uploaded`: every part of an object was sent.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportUploaded {
+    pub key: String,
+    /// What the store answered to each part (`ETag`), in their order.
+    pub parts: Vec<String>,
+}
+
 /// `POST /imports/{id}/commit`
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

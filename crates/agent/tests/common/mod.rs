@@ -93,6 +93,7 @@ impl Agent {
             now: now(),
             path: "/".into(),
             heartbeat_ms,
+            store_ca: None,
         }) {
             Ok(Outcome::Hello(facts)) => *facts,
             other => panic!("{other:?}"),

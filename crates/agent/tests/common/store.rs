@@ -26,6 +26,8 @@ pub enum Fault {
 
 pub struct Store {
     address: SocketAddr,
+    /// What URLs begin with instead of the plain address.
+    pub front: Mutex<Option<String>>,
     pub objects: Mutex<HashMap<String, Vec<u8>>>,
     pub faults: Mutex<VecDeque<Fault>>,
     pub connections: AtomicU64,
@@ -40,6 +42,7 @@ impl Store {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let store = Arc::new(Self {
             address: listener.local_addr().unwrap(),
+            front: Mutex::default(),
             objects: Mutex::default(),
             faults: Mutex::default(),
             connections: AtomicU64::new(0),
@@ -58,6 +61,15 @@ impl Store {
         store
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn base(&self) -> String {
+        let front = self.front.lock().unwrap().clone();
+        front.unwrap_or_else(|| format!("http://{}", self.address))
+    }
+
     pub fn fail_next(&self, faults: &[Fault]) {
         self.faults.lock().unwrap().extend(faults);
     }
@@ -67,19 +79,22 @@ impl Store {
         let key = format!("{}/{n:04}", wanted.kind.folder());
         let headers = BTreeMap::from([("x-signed".into(), wanted.digest.to_string())]);
         UploadGrant {
-            url: format!("http://{}/{key}?put", self.address),
+            url: format!("{}/{key}?put", self.base()),
             key,
             headers,
+            parts: Vec::new(),
+            addresses: vec![self.address.ip()],
         }
     }
 
     pub fn grant_download(&self, key: &str) -> DownloadGrant {
         let known = self.objects.lock().unwrap().contains_key(key);
-        let url = known.then(|| format!("http://{}/{key}?get", self.address));
+        let url = known.then(|| format!("{}/{key}?get", self.base()));
         DownloadGrant {
             key: key.into(),
             url,
             headers: BTreeMap::new(),
+            addresses: vec![self.address.ip()],
         }
     }
 

@@ -11,7 +11,7 @@ use dumont_core::id::{Digest, WorkspaceName};
 use dumont_core::snapshot::{ObjectKind, ObjectRef, Progress};
 use dumont_snapshot::{Error, Events, ObjectSink, SnapshotOptions, StoreError};
 use dumont_wire::agent::UploadGrant;
-use dumont_wire::rest::{CommitImport, Import, ImportUpload, Snapshot};
+use dumont_wire::rest::{CommitImport, Import, ImportUpload, ImportUploaded, Snapshot};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +33,7 @@ pub async fn import(client: &Client, name: &WorkspaceName, dir: &Path, quiet: bo
     let job = Job {
         sink: Sink {
             client: client.clone(),
-            path: format!("{base}/uploads"),
+            base: base.clone(),
             runtime: Handle::current(),
         },
         dir: dir.to_owned(),
@@ -95,22 +95,52 @@ impl Events for Shown {
 /// Each object: leave to create it, then its bytes.
 struct Sink {
     client: Client,
-    path: String,
+    /// `/imports/{id}`
+    base: String,
     runtime: Handle,
 }
 
 impl Sink {
     async fn send(&self, wanted: &ImportUpload, body: &[u8]) -> Result<ObjectRef> {
-        let grant: UploadGrant = self.client.post(&self.path, wanted).await?;
-        self.client
-            .put_object(&grant.url, &grant.headers, body.to_vec())
+        let grant: UploadGrant = self
+            .client
+            .post(&format!("{}/uploads", self.base), wanted)
             .await?;
+        if grant.parts.is_empty() {
+            self.client
+                .put_object(&grant.url, &grant.headers, body.to_vec())
+                .await?;
+        } else {
+            self.send_parts(&grant, body).await?;
+        }
         Ok(ObjectRef {
             key: grant.key,
             size: wanted.size,
             digest: wanted.digest,
             version: None,
         })
+    }
+
+    /// A bucket takes it in parts, and the server completes it.
+    async fn send_parts(&self, grant: &UploadGrant, mut body: &[u8]) -> Result<()> {
+        let mut parts = Vec::with_capacity(grant.parts.len());
+        for part in &grant.parts {
+            let (piece, rest) = usize::try_from(part.size)
+                .ok()
+                .and_then(|size| body.split_at_checked(size))
+                .context("the server's parts do not fit the object")?;
+            body = rest;
+            let tag = self
+                .client
+                .put_object(&part.url, &grant.headers, piece.to_vec())
+                .await?;
+            parts.push(tag.context("the store gave no tag for a part")?);
+        }
+        let sent = ImportUploaded {
+            key: grant.key.clone(),
+            parts,
+        };
+        self.client.post(&format!("{}/uploaded", self.base), &sent).await
     }
 
     async fn send_stubbornly(&self, wanted: &ImportUpload, body: &[u8]) -> Result<ObjectRef> {

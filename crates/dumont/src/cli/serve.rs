@@ -6,6 +6,7 @@ use crate::output;
 use anyhow::Result;
 use clap::Args;
 use dumont_agent_embed::{AGENT_DIGEST, AGENT_GZ};
+use dumont_server::objects::s3::S3Config;
 use dumont_server::providers::vast::VastConfig;
 use dumont_server::tls::TlsFiles;
 use dumont_server::{AgentBinary, CrashPoint, ServerConfig, ServerError, Timing};
@@ -86,6 +87,7 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
 /// What `serve` is told by its surroundings; `dumont doctor` looks at the same.
 pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
     let vast = VastConfig::from_env().map_err(|e| fail("bad_vast_settings", e.message, e.hint))?;
+    let s3 = S3Config::from_env().map_err(|e| fail("bad_store_settings", e.message, e.hint))?;
     Ok(ServerConfig {
         listen,
         tls: None,
@@ -95,6 +97,7 @@ pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
             gz: AGENT_GZ,
             digest: AGENT_DIGEST,
         },
+        s3,
         vast,
         race: dumont_core::plan::RaceSettings::default(),
         blacklist: dumont_core::blacklist::Settings::default(),
@@ -132,6 +135,8 @@ fn refused(e: ServerError) -> anyhow::Error {
             "both are PEM: the certificate with its chain, and its own private key, not encrypted",
         ),
         ServerError::Provider(_) => ("provider", "check VAST_URL and VAST_API_KEY"),
+        ServerError::Objects(e) => return fail(e.code(), e.to_string(), e.hint().to_owned()),
+        ServerError::Setting(e) => return fail("bad_store_settings", e.message.clone(), e.hint.clone()),
         _ => ("server_failed", "look at the log above"),
     };
     fail(code, e.to_string(), hint)

@@ -35,7 +35,7 @@ const CHANNEL_QUEUE: usize = 8192;
 const EVENT_QUEUE: usize = 64;
 
 /// Starts to accept on the machine's port; ends when the machine dies.
-pub fn open(machine: &Arc<Machine>, keys: KeyCheck) -> Result<(), MachineError> {
+pub fn open(machine: &Arc<Machine>, keys: KeyCheck, forwarding: bool) -> Result<(), MachineError> {
     let host_key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519)
         .map_err(|error| MachineError::HostKey(error.to_string()))?;
     let Some(listener) = machine.listen() else {
@@ -62,7 +62,7 @@ pub fn open(machine: &Arc<Machine>, keys: KeyCheck) -> Result<(), MachineError> 
             let _ = stream.set_nodelay(true);
             let stream = Cuttable::new(stream, machine.dead.clone()).with_plug(machine.plugged.subscribe());
             let stream = Eager::new(stream);
-            let handler = session::Session::new(Arc::clone(&machine), Arc::clone(&keys));
+            let handler = session::Session::new(Arc::clone(&machine), Arc::clone(&keys), forwarding);
             let config = Arc::clone(&config);
             machine.tasks.spawn(async move {
                 if let Ok(running) = server::run_stream(config, stream, handler).await {

@@ -28,16 +28,19 @@ pub struct Session {
     keys: KeyCheck,
     slots: HashMap<ChannelId, Slot>,
     forwards: Forwards,
+    /// `AllowTcpForwarding`
+    forwarding: bool,
 }
 
 impl Session {
-    pub fn new(machine: Arc<Machine>, keys: KeyCheck) -> Self {
+    pub fn new(machine: Arc<Machine>, keys: KeyCheck, forwarding: bool) -> Self {
         let forwards = Forwards::new(Arc::clone(&machine));
         Self {
             machine,
             keys,
             slots: HashMap::new(),
             forwards,
+            forwarding,
         }
     }
 
@@ -235,6 +238,9 @@ impl Handler for Session {
         _session: &mut russh::server::Session,
     ) -> Result<(), Self::Error> {
         match u16::try_from(port) {
+            _ if !self.forwarding => {
+                reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+            }
             Ok(port) => self.forwards.direct(channel, host.to_owned(), port, reply),
             Err(_) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
         }
@@ -247,6 +253,9 @@ impl Handler for Session {
         port: &mut u32,
         session: &mut russh::server::Session,
     ) -> Result<bool, Self::Error> {
+        if !self.forwarding {
+            return Ok(false);
+        }
         match self.forwards.listen(address, *port, session.handle()).await {
             Ok(bound) => {
                 *port = u32::from(bound);

@@ -20,8 +20,8 @@ use axum::http::StatusCode;
 use dumont_core::id::WorkspaceName;
 use dumont_core::time::Timestamp;
 use dumont_store::Store;
-use dumont_wire::agent::{UploadGrant, UploadWanted, objects_of};
-use dumont_wire::rest::{CommitImport, ErrorBody, Import, ImportUpload, Snapshot};
+use dumont_wire::agent::{UploadGrant, UploadWanted};
+use dumont_wire::rest::{CommitImport, ErrorBody, Import, ImportUpload, ImportUploaded, Snapshot};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use ulid::Ulid;
@@ -98,6 +98,8 @@ pub async fn begin(
         &app.public_url,
         &workspace.id,
         &stamp,
+        // The caller's own files, under the caller's own token.
+        u64::MAX,
         Arc::new(fence),
     );
     let running = Running {
@@ -146,6 +148,28 @@ pub async fn upload(
         .ok_or_else(|| ApiError::internal("no URL was granted"))
 }
 
+/// Says that every part of an object was sent; it is completed in the background.
+#[utoipa::path(
+    post,
+    path = "/imports/{id}/uploaded",
+    tag = "imports",
+    params(("id" = String, Path)),
+    request_body = ImportUploaded,
+    responses(
+        (status = 204, description = "Noted; what cannot be completed refuses the commit"),
+        (status = 409, description = "It was not granted so, or the workspace was deployed meanwhile", body = ErrorBody),
+    ),
+)]
+pub async fn uploaded(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    Body(ImportUploaded { key, parts }): Body<ImportUploaded>,
+) -> ApiResult<StatusCode> {
+    let import = running(&app, &id)?;
+    import.granter.uploaded(key, parts).await.map_err(refused)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Makes the snapshot visible, if every object has arrived.
 #[utoipa::path(
     post,
@@ -161,15 +185,10 @@ pub async fn upload(
 pub async fn commit(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
-    Body(CommitImport { report }): Body<CommitImport>,
+    Body(CommitImport { mut report }): Body<CommitImport>,
 ) -> ApiResult<(StatusCode, Json<Snapshot>)> {
     let import = running(&app, &id)?;
-    if let Some(strange) = objects_of(&report).find(|o| !import.granter.was_granted(o)) {
-        return Err(ApiError::invalid(
-            format!("object {:?} was not granted to this import", strange.key),
-            "begin the import again",
-        ));
-    }
+    import.granter.finish(&mut report).await.map_err(refused)?;
     let origin = Origin {
         workspace_id: import.workspace_id.clone(),
         fence: import.fence,

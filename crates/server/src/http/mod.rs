@@ -44,7 +44,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(unknown_path)
         .with_state(app.clone())
         // The embedded store checks its own signatures: its URLs are the permission.
-        .merge(app.object_routes.clone())
+        .merge(app.object_routes.clone().unwrap_or_default())
         .layer(axum::middleware::from_fn(log))
 }
 
@@ -71,6 +71,7 @@ fn api_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(failovers::run))
         .routes(routes!(imports::begin))
         .routes(routes!(imports::upload))
+        .routes(routes!(imports::uploaded))
         .routes(routes!(imports::commit))
         .routes(routes!(workflows::list))
         .routes(routes!(workflows::show))

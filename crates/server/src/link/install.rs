@@ -76,12 +76,17 @@ pub async fn start(control: &Connection, agent: &AgentBinary) -> Result<Started,
     }
 }
 
+/// Where it lies on the machine, below the home directory.
+pub fn place(agent: &AgentBinary) -> String {
+    format!(".dumont/agent-{}", &agent.digest[..16.min(agent.digest.len())])
+}
+
 fn script(agent: &AgentBinary) -> String {
-    let name = &agent.digest[..16.min(agent.digest.len())];
+    let place = place(agent);
     let length = agent.gz.len();
     format!(
         r#"set -e; umask 077; : > "$HOME/.no_auto_tmux" 2>/dev/null || :
-d="$HOME/.dumont"; mkdir -p "$d"; f="$d/agent-{name}"
+mkdir -p "$HOME/.dumont"; f="$HOME/{place}"
 if [ ! -x "$f" ]; then
   printf '\000DUMONT-SEND\n'
   head -c {length} | gzip -dc > "$f.$$"; chmod 700 "$f.$$"; mv "$f.$$" "$f"

@@ -6,6 +6,7 @@
 //! bulk goes through a second SSH connection, by URLs that a [`Granter`] hands out one object
 //! at a time.
 
+mod carry;
 mod grant;
 mod install;
 mod pump;
@@ -13,9 +14,11 @@ mod pump;
 pub use grant::{Fence, Granter, prefix};
 pub use install::{AGENT_SESSION, AgentBinary};
 
+use crate::objects::ObjectError;
 use crate::providers::SshEndpoint;
 use crate::ssh::{self, Connection, SshError};
 use axum::Router;
+use carry::Carrier;
 use dumont_core::probe::Probe;
 use dumont_core::snapshot::{Progress, RestoreReport, SnapshotReport};
 use dumont_core::time::Timestamp;
@@ -52,7 +55,9 @@ pub struct Target {
     pub path: String,
     pub agent: AgentBinary,
     /// Answers the agent's transfers when the store is the embedded one.
-    pub objects: Router,
+    pub objects: Option<Router>,
+    /// A certificate authority of the store's own.
+    pub store_ca: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +77,12 @@ pub enum LinkError {
     /// An answer of the wrong kind, or to nothing.
     #[error("the agent broke the protocol: {0}")]
     Protocol(String),
+    /// Its report is not what we know.
+    #[error("the machine's snapshot was refused: {0}")]
+    Untrue(String),
+    /// Ours, not the machine's.
+    #[error(transparent)]
+    Store(#[from] ObjectError),
 }
 
 /// What a running request tells on its way.
@@ -85,7 +96,9 @@ pub enum Note {
 pub struct Link {
     shared: Arc<Shared>,
     control: Connection,
-    _bulk: Connection,
+    bulk: Option<Connection>,
+    /// Where the machine's sshd forwards nothing.
+    _carrier: Option<Carrier>,
     endpoint: SshEndpoint,
     facts: Facts,
     base_url: String,
@@ -110,16 +123,14 @@ impl Link {
         let (endpoint, control) = reach(target).await?;
         // The second connection uses the key that the first one saw: both are the same machine.
         let pinned = control.host_key().to_owned();
-        let bulk = ssh::connect(
-            &endpoint,
-            &target.key,
-            Some(&pinned),
-            Some(target.objects.clone()),
-        );
+        let bulk = bulk(target, &endpoint, &pinned);
         let agent = timeout(HELLO, install::start(&control, &target.agent));
         let (bulk, channel) = tokio::join!(bulk, agent);
         let (bulk, started) = (bulk?, channel.map_err(|_| LinkError::Timeout(HELLO))??);
-        let port = bulk.forward().await?;
+        let (base_url, carrier) = match (&bulk, &target.objects) {
+            (Some(bulk), Some(objects)) => lead_back(bulk, target, objects).await?,
+            _ => (String::new(), None),
+        };
 
         let shared = pump::run(started);
         let hello = Request::Hello {
@@ -127,6 +138,7 @@ impl Link {
             now: Timestamp::from_system(SystemTime::now()),
             path: target.path.clone(),
             heartbeat_ms: HEARTBEAT.as_millis() as u64,
+            store_ca: target.store_ca.clone(),
         };
         let facts = match shared.call(hello, SHORT).await? {
             Outcome::Hello(facts) if facts.protocol <= PROTOCOL => *facts,
@@ -141,10 +153,11 @@ impl Link {
         Ok(Self {
             shared,
             control,
-            _bulk: bulk,
+            bulk,
+            _carrier: carrier,
             endpoint,
             facts,
-            base_url: format!("http://127.0.0.1:{port}"),
+            base_url,
         })
     }
 
@@ -161,7 +174,7 @@ impl Link {
         &self.endpoint
     }
 
-    /// How the agent reaches the embedded store.
+    /// How the agent reaches the embedded store; empty where the store has its own address.
     pub fn base_url(&self) -> &str {
         &self.base_url
     }
@@ -188,7 +201,10 @@ impl Link {
         notes: &(dyn Fn(Note) + Send + Sync),
     ) -> Result<SnapshotReport, LinkError> {
         match self.transfer(Request::Snapshot(request), granter, notes).await? {
-            Outcome::Snapshot(report) => Ok(*report),
+            Outcome::Snapshot(mut report) => {
+                granter.finish(&mut report).await?;
+                Ok(*report)
+            }
             other => Err(LinkError::Protocol(format!(
                 "snapshot was answered with {other:?}"
             ))),
@@ -238,7 +254,9 @@ impl Link {
     /// Ends the session on purpose.
     pub async fn close(&self) {
         self.control.close().await;
-        self._bulk.close().await;
+        if let Some(bulk) = &self.bulk {
+            bulk.close().await;
+        }
     }
 
     /// A request that asks for URLs on its way. It has no time limit of its own: as long as it
@@ -282,6 +300,7 @@ impl Link {
                     let grants = granter.downloads(&keys).await?;
                     call.send(Request::Downloads { grants }).await?;
                 }
+                Event::Uploaded { key, parts } => granter.uploaded(key, parts).await?,
                 Event::Heartbeat { .. } => {}
             }
         }
@@ -290,6 +309,37 @@ impl Link {
 
 /// A transfer whose bytes and files do not grow for so long hangs, whatever else it says.
 const STALLED_TRANSFER: Duration = Duration::from_secs(300);
+
+/// A loopback port of the machine's that leads to `objects`: forwarded by its sshd, or where
+/// that refuses, carried by the agent.
+async fn lead_back(
+    bulk: &Connection,
+    target: &Target,
+    objects: &Router,
+) -> Result<(String, Option<Carrier>), LinkError> {
+    let (port, carrier) = match bulk.forward().await {
+        Ok(port) => (port, None),
+        Err(SshError::ForwardingRefused(_)) => {
+            let carrier = carry::start(bulk, &target.agent, objects.clone()).await?;
+            (carrier.port, Some(carrier))
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok((format!("http://127.0.0.1:{port}"), carrier))
+}
+
+/// The connection that carries the embedded store's bytes; a bucket has its own address.
+async fn bulk(
+    target: &Target,
+    endpoint: &SshEndpoint,
+    pinned: &str,
+) -> Result<Option<Connection>, LinkError> {
+    let Some(objects) = target.objects.clone() else {
+        return Ok(None);
+    };
+    let connection = ssh::connect(endpoint, &target.key, Some(pinned), Some(objects)).await?;
+    Ok(Some(connection))
+}
 
 async fn reach(target: &Target) -> Result<(SshEndpoint, Connection), LinkError> {
     let mut last = SshError::Unreachable {

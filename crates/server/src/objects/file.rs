@@ -20,7 +20,7 @@ mod refusal;
 mod serve;
 mod sign;
 
-use super::{ObjectError, ObjectMeta, ObjectStore};
+use super::{Check, ObjectError, ObjectMeta, ObjectStore, Ticket, check};
 use async_trait::async_trait;
 use disk::Disk;
 use dumont_core::time::Timestamp;
@@ -112,17 +112,22 @@ impl ObjectStore for FileStore {
         base_url: &str,
         key: &str,
         wanted: &UploadWanted,
-    ) -> Result<UploadGrant, ObjectError> {
+    ) -> Result<Ticket, ObjectError> {
         disk::check_key(key)?;
         let act = Act::Put {
             size: wanted.size,
             digest: wanted.digest,
         };
         let url = self.signer.url(base_url, key, &act, self.now());
-        Ok(UploadGrant {
-            key: key.to_owned(),
-            url,
-            headers: BTreeMap::new(),
+        Ok(Ticket {
+            grant: UploadGrant {
+                key: key.to_owned(),
+                url,
+                headers: BTreeMap::new(),
+                parts: Vec::new(),
+                addresses: Vec::new(),
+            },
+            upload_id: None,
         })
     }
 
@@ -134,6 +139,7 @@ impl ObjectStore for FileStore {
             key: key.to_owned(),
             url,
             headers: BTreeMap::new(),
+            addresses: Vec::new(),
         })
     }
 
@@ -166,5 +172,13 @@ impl ObjectStore for FileStore {
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, ObjectError> {
         let prefix = prefix.to_owned();
         self.on_disk(move |disk| disk.list(&prefix)).await
+    }
+
+    async fn examine(&self) -> Vec<Check> {
+        check::basics(self).await
+    }
+
+    fn describe(&self) -> String {
+        format!("files in {}", self.disk.root().display())
     }
 }

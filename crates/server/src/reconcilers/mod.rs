@@ -3,3 +3,4 @@
 pub mod monitor;
 pub mod reaper;
 pub mod retention;
+pub mod uploads;

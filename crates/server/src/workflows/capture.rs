@@ -6,17 +6,18 @@
 //! so a hostile machine cannot redefine what an earlier snapshot needs. The last act is one
 //! row; before it the snapshot does not exist, and what was uploaded is garbage.
 
-use super::placement::connect;
+use super::placement::{connect, suspect_the_store};
 use super::state::Capture;
 use super::{Flow, Run, StepError, StepResult, link_failure};
 use crate::app::App;
 use crate::link::{Fence, Granter, prefix};
 use async_trait::async_trait;
-use dumont_core::snapshot::{SnapshotHead, SnapshotReport, SnapshotType};
+use dumont_core::snapshot::{ObjectRef, SnapshotHead, SnapshotReport, SnapshotType};
 use dumont_core::spec::SnapshotPolicy;
 use dumont_core::time::Timestamp;
 use dumont_store::{Error as StoreError, InstanceRow, NewSnapshot, SnapshotRow, SnapshotState, Store};
 use dumont_wire::agent::{Hooks, SnapshotRequest, objects_of};
+use futures::future::try_join_all;
 use std::sync::Arc;
 
 /// Only the machine that the workspace lives on may write its snapshots.
@@ -68,6 +69,7 @@ async fn take(run: &Run, full: bool) -> Result<Capture, StepError> {
         link.base_url(),
         &run.workspace.id,
         &stamp,
+        budget(run.workspace.spec.disk_gb),
         Arc::new(fence),
     );
     let request = SnapshotRequest {
@@ -78,13 +80,13 @@ async fn take(run: &Run, full: bool) -> Result<Capture, StepError> {
         hooks: hooks(&run.workspace.spec.snapshot),
     };
     let report = link.snapshot(request, &granter, &run.notes()).await;
-    let report = report.map_err(|e| StepError::Failed(link_failure(&e)))?;
-    if let Some(strange) = objects_of(&report).find(|o| !granter.was_granted(o)) {
-        return Err(untrue(&format!(
-            "it names object {:?}, which it was not allowed to create",
-            strange.key
-        )));
-    }
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            suspect_the_store(run, &error).await?;
+            return Err(StepError::Failed(link_failure(&error)));
+        }
+    };
     Ok(Capture {
         full,
         instance_key: row.key,
@@ -128,6 +130,12 @@ async fn base_of(app: &App, row: &InstanceRow) -> Result<(Option<String>, Option
         return Ok((None, Some(why)));
     }
     Ok((Some(id.clone()), None))
+}
+
+/// What a snapshot may upload: a machine cannot hold more than its disk, and some transfers
+/// are begun twice.
+fn budget(disk_gb: u32) -> u64 {
+    u64::from(disk_gb) * 2_000_000_000
 }
 
 /// The instance that the workspace lives on.
@@ -236,13 +244,10 @@ pub async fn publish(app: &App, origin: &Origin, report: &SnapshotReport) -> Res
         prefix(&origin.workspace_id),
         origin.stamp
     );
-    app.objects.put(&key, &commit_object(&new)).await.map_err(|e| {
-        StepError::failed(
-            "store_failed",
-            e.to_string(),
-            "free some space or repair the store, then take it again",
-        )
-    })?;
+    app.objects
+        .put(&key, &commit_object(&new))
+        .await
+        .map_err(|e| StepError::failed(e.code(), e.to_string(), e.hint()))?;
     let now = app.now();
     let elapsed_ms = now.millis_since(new.created_at).max(0).unsigned_abs();
     match app
@@ -316,22 +321,15 @@ async fn compose(app: &App, origin: &Origin, report: &SnapshotReport) -> Result<
     })
 }
 
-/// Sees every object itself.
+/// Sees every object itself: size, and digest or version where the store knows them.
 async fn check_objects(app: &App, report: &SnapshotReport) -> Result<(), StepError> {
-    for object in objects_of(report) {
-        let seen = app
-            .objects
-            .head(&object.key)
-            .await
-            .map_err(|e| untrue(&e.to_string()))?;
-        let right =
-            seen.is_some_and(|s| s.size == object.size && s.digest.is_none_or(|d| d == object.digest));
-        if !right {
-            return Err(untrue(&format!(
-                "object {:?} is missing or not what it claims",
-                object.key
-            )));
+    let objects: Vec<_> = objects_of(report).collect();
+    for some in objects.chunks(LOOKS_AT_ONCE) {
+        let mut looks = Vec::with_capacity(some.len());
+        for object in some {
+            looks.push(check_object(app, object));
         }
+        try_join_all(looks).await?;
     }
     Ok(())
 }
@@ -354,6 +352,26 @@ pub fn commit_facts(row: &SnapshotRow, head: &SnapshotHead) -> Vec<u8> {
         torn: row.torn.clone(),
         created_at: row.created_at,
     })
+}
+
+/// Each is a round trip to a bucket.
+const LOOKS_AT_ONCE: usize = 16;
+
+async fn check_object(app: &App, object: &ObjectRef) -> Result<(), StepError> {
+    let seen = app.objects.head(&object.key).await;
+    let seen = seen.map_err(|e| StepError::failed(e.code(), e.to_string(), e.hint()))?;
+    let right = seen.is_some_and(|s| {
+        s.size == object.size
+            && s.digest.is_none_or(|d| d == object.digest)
+            && (object.version.is_none() || s.version == object.version)
+    });
+    if right {
+        return Ok(());
+    }
+    Err(untrue(&format!(
+        "object {:?} is missing or not what it claims",
+        object.key
+    )))
 }
 
 /// Enough to adopt the snapshot with an empty database.

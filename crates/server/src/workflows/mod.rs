@@ -165,6 +165,12 @@ pub fn link_failure(error: &LinkError) -> ErrorBody {
             "agent_failed",
             "try again; if it repeats on other machines, report it with the server's log".to_owned(),
         ),
+        LinkError::Store(error) => (error.code(), error.hint().to_owned()),
+        LinkError::Untrue(_) => (
+            "snapshot_refused",
+            "nothing was changed; move the workspace to another machine with `dumont failover run`"
+                .to_owned(),
+        ),
         LinkError::Closed(_) | LinkError::Timeout(_) => (
             "machine_lost",
             "the machine went away; dumont fails over by itself if the policy allows".to_owned(),

@@ -162,6 +162,7 @@ fn machine_is_to_blame(error: &LinkError) -> bool {
                 FailureCode::DiskFull | FailureCode::Io | FailureCode::Busy | FailureCode::Transfer
             )
         }
+        LinkError::Store(_) => false,
         _ => true,
     }
 }
@@ -207,14 +208,30 @@ pub async fn restore(run: &mut Run) -> StepResult {
                 body.message = format!("restore of {}: {}", snapshot.id, body.message);
                 return Err(StepError::Failed(body));
             }
-            Err(error) if last => return machine_failed(run, &mut state, &error).await,
             Err(error) => {
+                suspect_the_store(run, &error).await?;
+                if last {
+                    return machine_failed(run, &mut state, &error).await;
+                }
                 run.say(format!("the restore broke off, trying again: {error}"))
                     .await
             }
         }
     }
     Ok(Flow::Next)
+}
+
+/// A transfer that failed says as much about the store as about the machine: if the store does
+/// not answer us either, no other machine would do better, and none is blamed.
+pub async fn suspect_the_store(run: &Run, error: &LinkError) -> Result<(), StepError> {
+    let LinkError::Failed(failure) = error else {
+        return Ok(());
+    };
+    if failure.code != FailureCode::Transfer {
+        return Ok(());
+    }
+    let answer = run.app.objects.ping().await;
+    answer.map_err(|e| StepError::failed(e.code(), format!("{failure}; {e}"), e.hint()))
 }
 
 /// A move that was asked for: what the old machine wrote while the new one booted comes along,

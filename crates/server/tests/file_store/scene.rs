@@ -58,6 +58,7 @@ impl Scene {
             .grant_upload(&self.base, key, &wanted(bytes))
             .await
             .unwrap()
+            .grant
             .url
     }
 

@@ -8,7 +8,10 @@
     reason = "each test file uses a part, and a world that does not start fails its test"
 )]
 
+pub mod bucket;
+
 use dumont_market::{Market, MarketConfig};
+use dumont_server::objects::s3::S3Config;
 use dumont_server::providers::vast::{ApiKey, VastConfig};
 use dumont_server::{AgentBinary, Server, ServerConfig};
 use serde_json::{Value, json};
@@ -24,6 +27,8 @@ pub struct World {
     /// Waits and limits of the server; for those that a test wants shorter.
     pub timing: dumont_server::Timing,
     pub race: dumont_core::plan::RaceSettings,
+    /// Where objects go; none is the embedded store.
+    pub s3: Option<S3Config>,
     token: String,
     url: String,
 }
@@ -42,7 +47,20 @@ impl World {
         .await
     }
 
+    /// Objects go to this bucket.
+    pub async fn on_bucket(s3: S3Config) -> Self {
+        let small = |config: &mut MarketConfig| {
+            config.time_scale = 0.0;
+            config.machines = 12;
+        };
+        Self::begin(small, Some(s3)).await
+    }
+
     pub async fn on_market(shape: impl FnOnce(&mut MarketConfig)) -> Self {
+        Self::begin(shape, None).await
+    }
+
+    async fn begin(shape: impl FnOnce(&mut MarketConfig), s3: Option<S3Config>) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut config = MarketConfig::new(dir.path().join("market"));
@@ -56,6 +74,7 @@ impl World {
             dir,
             timing: Default::default(),
             race: Default::default(),
+            s3,
             token: String::new(),
             url: String::new(),
         };
@@ -73,6 +92,7 @@ impl World {
                 gz: dumont_agent_embed::AGENT_GZ,
                 digest: dumont_agent_embed::AGENT_DIGEST,
             },
+            s3: self.s3.clone(),
             vast: VastConfig::new(&self.market.url(), ApiKey::new("test-key").expect("a key"))
                 .expect("a URL"),
             race: self.race.clone(),

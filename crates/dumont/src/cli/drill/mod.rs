@@ -5,6 +5,7 @@
 //! and waits. What came back is compared with what was there, and the market's books with
 //! what should be rented.
 
+mod bucket;
 mod chaos;
 mod compare;
 mod judge;
@@ -17,6 +18,7 @@ use crate::config::Globals;
 use crate::fail::{fail, silent, usage};
 use crate::output;
 use anyhow::{Context, Result};
+use bucket::StoreWish;
 use clap::Args;
 use report::Report;
 use script::Drill;
@@ -42,6 +44,9 @@ pub struct DrillArgs {
     /// How long machines take to boot, as a share of what real ones take (about 45 s)
     #[arg(long, value_name = "FACTOR", default_value_t = 0.05, value_parser = super::factor)]
     time_scale: f64,
+    /// Where the server keeps objects
+    #[arg(long, value_enum, default_value_t, value_name = "STORE")]
+    store: StoreWish,
     /// Machines boot at once: shows what dumont itself costs
     #[arg(long, conflicts_with = "time_scale")]
     instant: bool,
@@ -124,9 +129,12 @@ async fn act(
     crate::config::private_dir(&data)?;
     tokio::pin!(stop);
     let mut world = tokio::select! {
-        world = World::start(&data, &wish, args.kill_server_at.as_deref()) => world?,
+        world = World::start(&data, &wish, args.store, args.kill_server_at.as_deref()) => world?,
         () = &mut stop => return Err(interrupted()),
     };
+    if let (Some(bucket), false) = (world.bucket(), quiet) {
+        output::note(&output::dim_err(&format!("== objects go to {bucket}")));
+    }
     let name = "drill".parse()?;
     let limit = Duration::from_secs(args.timeout);
     let interrupted_early = {

@@ -3,6 +3,7 @@
 //! They end with the drill whatever happens to it: told to on the way out, killed when the
 //! guard is dropped, and by the kernel when the drill itself is killed.
 
+use super::bucket::{Bucket, StoreWish};
 use crate::cli::ssh::quote;
 use crate::client::Client;
 use crate::config::{Globals, MARKET_FILE, MarketFile, SERVER_FILE, ServerFile, TOKEN_FILE, read_if_there};
@@ -30,9 +31,9 @@ pub struct MarketWish {
     pub openssh: bool,
 }
 
-struct Proc {
+pub(super) struct Proc {
     name: &'static str,
-    child: Child,
+    pub(super) child: Child,
     log: PathBuf,
 }
 
@@ -40,6 +41,7 @@ pub struct World {
     dir: PathBuf,
     market: Proc,
     server: Proc,
+    bucket: Option<Bucket>,
     pub market_urls: MarketFile,
     pub admin: Admin,
     pub client: Client,
@@ -48,12 +50,22 @@ pub struct World {
 
 impl World {
     /// Starts both; `crash_at` makes the server kill itself at that step of a failover.
-    pub async fn start(dir: &Path, wish: &MarketWish, crash_at: Option<&str>) -> Result<Self> {
+    pub async fn start(
+        dir: &Path,
+        wish: &MarketWish,
+        store: StoreWish,
+        crash_at: Option<&str>,
+    ) -> Result<Self> {
         // Whatever fails below, dropping a `Proc` kills it.
+        let bucket = match store {
+            StoreWish::File => None,
+            StoreWish::S3 => Some(Bucket::start(dir).await?),
+        };
         let mut market = start_market(dir, wish)?;
         let market_file = dir.join("market").join(MARKET_FILE);
         let market_urls: MarketFile = wait_for(&market_file, &mut market).await?;
-        let mut server = start_server(dir, &market_urls, "127.0.0.1:0", crash_at)?;
+        let env = bucket.as_ref().map_or(&[][..], |b| &b.env);
+        let mut server = start_server(dir, &market_urls, env, "127.0.0.1:0", crash_at)?;
         let server_file: ServerFile = wait_for(&dir.join(SERVER_FILE), &mut server).await?;
         let client = globals(dir).client().with_context(|| tail(&server))?;
         let server_address = server_file
@@ -66,11 +78,17 @@ impl World {
             dir: dir.to_owned(),
             market,
             server,
+            bucket,
             market_urls,
             admin,
             client,
             server_address,
         })
+    }
+
+    /// Where the objects are, if not in the data directory.
+    pub fn bucket(&self) -> Option<&str> {
+        self.bucket.as_ref().map(|b| b.about.as_str())
     }
 
     pub fn dir(&self) -> &Path {
@@ -91,7 +109,8 @@ impl World {
     pub async fn restart_server(&mut self) -> Result<()> {
         let file = self.dir.join(SERVER_FILE);
         let _ = fs::remove_file(&file);
-        self.server = start_server(&self.dir, &self.market_urls, &self.server_address, None)?;
+        let env = self.bucket.as_ref().map_or(&[][..], |b| &b.env);
+        self.server = start_server(&self.dir, &self.market_urls, env, &self.server_address, None)?;
         let _: ServerFile = wait_for(&file, &mut self.server).await?;
         Ok(())
     }
@@ -118,10 +137,13 @@ impl World {
         for proc in [&mut self.server, &mut self.market] {
             end(proc).await;
         }
+        if let Some(bucket) = self.bucket.take() {
+            bucket.stop().await;
+        }
     }
 }
 
-async fn end(proc: &mut Proc) {
+pub(super) async fn end(proc: &mut Proc) {
     let pid = proc
         .child
         .id()
@@ -166,10 +188,17 @@ fn start_market(dir: &Path, wish: &MarketWish) -> Result<Proc> {
     spawn("market", command, dir)
 }
 
-fn start_server(dir: &Path, market: &MarketFile, listen: &str, crash_at: Option<&str>) -> Result<Proc> {
+fn start_server(
+    dir: &Path,
+    market: &MarketFile,
+    env: &[(&str, String)],
+    listen: &str,
+    crash_at: Option<&str>,
+) -> Result<Proc> {
     let mut command = base(dir)?;
     command.args(["serve", "--listen", listen]);
     command.env("VAST_URL", &market.url).env("VAST_API_KEY", "drill");
+    command.envs(env.iter().map(|(name, value)| (name, value)));
     if let Some(step) = crash_at {
         command.arg("--crash-at").arg(step);
     }
@@ -186,12 +215,15 @@ fn base(dir: &Path) -> Result<Command> {
         .env_remove("DUMONT_URL")
         .env_remove("DUMONT_TOKEN")
         .env_remove("DUMONT_DATA_DIR");
+    for name in dumont_server::objects::s3::VARIABLES {
+        command.env_remove(name);
+    }
     // A Ctrl-C in the terminal is for the drill; it ends its children in order.
     command.process_group(0).kill_on_drop(true).stdin(Stdio::null());
     Ok(command)
 }
 
-fn spawn(name: &'static str, mut command: Command, dir: &Path) -> Result<Proc> {
+pub(super) fn spawn(name: &'static str, mut command: Command, dir: &Path) -> Result<Proc> {
     let log = dir.join(format!("{name}.log"));
     let file = File::options()
         .create(true)
@@ -232,7 +264,7 @@ async fn wait_for<T: DeserializeOwned>(path: &Path, proc: &mut Proc) -> Result<T
 }
 
 /// The last lines of a child's log.
-fn tail(proc: &Proc) -> String {
+pub(super) fn tail(proc: &Proc) -> String {
     let text = fs::read_to_string(&proc.log).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(15)..];

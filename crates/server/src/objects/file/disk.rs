@@ -83,6 +83,10 @@ impl Disk {
         Ok(disk)
     }
 
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Removes what crashed writers left. Young files may be another process's: they stay.
     fn sweep(&self) -> Result<(), ObjectError> {
         for entry in fs::read_dir(&self.incoming)? {
@@ -231,6 +235,7 @@ impl Disk {
             key: key.into(),
             size: found.size,
             digest: Some(digest),
+            version: None,
         }))
     }
 
@@ -292,7 +297,12 @@ impl Disk {
                 } else if kind.is_file() && key.starts_with(prefix) && check_key(&key).is_ok() {
                     // Deleted since the directory was read: not listed.
                     if let Some(Found { size, digest, .. }) = self.find(&key)? {
-                        found.push(ObjectMeta { key, size, digest });
+                        found.push(ObjectMeta {
+                            key,
+                            size,
+                            digest,
+                            version: None,
+                        });
                     }
                 }
             }

@@ -70,7 +70,8 @@ impl From<ObjectError> for Refusal {
                 "invalid_key",
                 "use a key the controller gave",
             ),
-            ObjectError::Full(_) | ObjectError::Io(_) => {
+            // The last two are no errors of files; a router is of one store only.
+            ObjectError::Full(_) | ObjectError::Io(_) | ObjectError::Store(_) | ObjectError::Database(_) => {
                 tracing::error!(error = %e, "the object store failed");
                 return match e {
                     ObjectError::Full(_) => Self::new(

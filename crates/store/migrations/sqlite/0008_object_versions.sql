@@ -1,0 +1,6 @@
+-- Which version of an object is the one that was completed, in buckets that keep versions:
+-- every later read names it, so a late overwrite changes nothing that is restored.
+CREATE TABLE object_versions (
+    key     TEXT PRIMARY KEY NOT NULL,
+    version TEXT NOT NULL
+);
