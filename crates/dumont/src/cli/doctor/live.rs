@@ -20,7 +20,9 @@ use dumont_core::id::WorkspaceName;
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::time::Timestamp;
 use dumont_server::{Server, ServerConfig};
-use dumont_wire::rest::{CreateWorkspace, ErrorBody, Instance, RestoreSnapshot, Started, Workspace};
+use dumont_wire::rest::{
+    CreateWorkspace, DeployWorkspace, ErrorBody, Instance, RestoreSnapshot, Started, Workspace,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -169,14 +171,19 @@ impl Trial<'_> {
         write_files(files.path())?;
 
         let spec = spec(&name, &wish.image, most)?;
-        let begin = CreateWorkspace { spec, deploy: false };
+        let begin = CreateWorkspace {
+            spec,
+            deploy: false,
+            machine: None,
+            allow_blacklisted: false,
+        };
         let began = Instant::now();
         let _: Workspace = self.client.post("/workspaces", &begin).await?;
         let imported = import::import(&self.client, &name, files.path(), self.quiet).await?;
         self.did("import", began, import::summary(&imported));
 
         let began = Instant::now();
-        workspace::deploy(&self.client, &name, true, self.quiet)
+        workspace::deploy(&self.client, &name, &DeployWorkspace::default(), true, self.quiet)
             .await
             .map_err(|e| no_offers(e, most))?;
         let deployed: Workspace = self.client.get(&workspace::path_of(&name)).await?;
