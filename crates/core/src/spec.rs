@@ -101,6 +101,10 @@ impl Default for FailoverPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotPolicy {
+    // First: no list of nulls may read as a policy (serde takes sequences for structs).
+    /// How long each of the two may take, seconds.
+    #[serde(default = "default_hook_timeout")]
+    pub hook_timeout_s: u32,
     /// Shell command on the machine before files are read, e.g. to flush or to pause a trainer.
     /// If it fails there is no snapshot.
     #[serde(default)]
@@ -108,9 +112,6 @@ pub struct SnapshotPolicy {
     /// Runs after every `before`, whatever became of the snapshot.
     #[serde(default)]
     pub after: Option<String>,
-    /// How long each of the two may take, seconds.
-    #[serde(default = "default_hook_timeout")]
-    pub hook_timeout_s: u32,
     /// Globs of paths below `path` that a restore brings first.
     #[serde(default)]
     pub priority: Vec<String>,
