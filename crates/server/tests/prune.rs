@@ -8,11 +8,11 @@ use dumont_core::snapshot::{SnapshotHead, SnapshotReport, Verdict};
 use dumont_core::time::Timestamp;
 use dumont_server::objects::engine::Bridge;
 use dumont_server::objects::file::FileStore;
-use dumont_server::objects::{ObjectError, ObjectMeta, ObjectStore};
+use dumont_server::objects::{Check, ObjectError, ObjectMeta, ObjectStore, Ticket};
 use dumont_server::reconcilers::retention::{Grace, Pruner};
 use dumont_snapshot::{NoEvents, RestoreOptions, SnapshotOptions, restore, snapshot};
 use dumont_store::{NewSnapshot, NewWorkspace, Store, WorkspaceRow, WorkspaceState};
-use dumont_wire::agent::{DownloadGrant, UploadGrant, UploadWanted};
+use dumont_wire::agent::{DownloadGrant, UploadWanted};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl Dying {
 
 #[async_trait]
 impl ObjectStore for Dying {
-    async fn grant_upload(&self, b: &str, k: &str, w: &UploadWanted) -> Result<UploadGrant, ObjectError> {
+    async fn grant_upload(&self, b: &str, k: &str, w: &UploadWanted) -> Result<Ticket, ObjectError> {
         self.inner.grant_upload(b, k, w).await
     }
     async fn grant_download(&self, b: &str, k: &str) -> Result<DownloadGrant, ObjectError> {
@@ -60,6 +60,12 @@ impl ObjectStore for Dying {
     }
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, ObjectError> {
         self.inner.list(prefix).await
+    }
+    async fn examine(&self) -> Vec<Check> {
+        self.inner.examine().await
+    }
+    fn describe(&self) -> String {
+        self.inner.describe()
     }
 }
 
