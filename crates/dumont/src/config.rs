@@ -2,6 +2,7 @@
 
 use crate::client::{Client, is_loopback};
 use crate::fail::{fail, usage};
+use crate::settings::{Settings, Source, Surroundings, Value};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -20,23 +21,11 @@ pub struct Globals {
     #[arg(long, short, global = true, help_heading = "Common options")]
     pub quiet: bool,
     /// Where the server listens [default: the one that was started with this data directory]
-    #[arg(
-        long,
-        env = "DUMONT_URL",
-        value_name = "URL",
-        global = true,
-        help_heading = "Common options"
-    )]
+    /// [env: DUMONT_URL]
+    #[arg(long, value_name = "URL", global = true, help_heading = "Common options")]
     pub url: Option<String>,
-    /// API token; the variable is better, others can read a command line
-    #[arg(
-        long,
-        env = "DUMONT_TOKEN",
-        hide_env_values = true,
-        value_name = "TOKEN",
-        global = true,
-        help_heading = "Common options"
-    )]
+    /// API token; the variable is better, others can read a command line [env: DUMONT_TOKEN]
+    #[arg(long, value_name = "TOKEN", global = true, help_heading = "Common options")]
     pub token: Option<String>,
     /// Trust only this authority's certificates (PEM) for a server with https
     #[arg(
@@ -48,14 +37,16 @@ pub struct Globals {
     )]
     pub ca_file: Option<PathBuf>,
     /// Where data, keys and the server's address are kept [default: $XDG_DATA_HOME/dumont]
-    #[arg(
-        long,
-        env = "DUMONT_DATA_DIR",
-        value_name = "DIR",
-        global = true,
-        help_heading = "Common options"
-    )]
+    /// [env: DUMONT_DATA_DIR]
+    #[arg(long, value_name = "DIR", global = true, help_heading = "Common options")]
     pub data_dir: Option<PathBuf>,
+    /// Settings to read instead of config.toml in the data directory and in
+    /// $XDG_CONFIG_HOME/dumont [env: DUMONT_CONFIG]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Common options")]
+    pub config: Option<PathBuf>,
+    /// Read instead of this process's environment, `.env` and files (the drill's world).
+    #[arg(skip)]
+    pub surroundings: Option<Surroundings>,
     /// End when the parent process ends (the drill's children)
     #[arg(long, hide = true, global = true)]
     pub die_with_parent: bool,
@@ -88,25 +79,31 @@ impl Globals {
         Ok(())
     }
 
-    /// `--data-dir`, else what the XDG rules say.
-    pub fn data_dir(&self) -> Result<PathBuf> {
-        if let Some(dir) = self.data_dir.as_ref().filter(|d| !d.as_os_str().is_empty()) {
-            return std::path::absolute(dir).with_context(|| format!("data directory {}", dir.display()));
+    /// Everything that is set, by anybody.
+    pub fn settings(&self) -> Result<Settings> {
+        let mut surroundings = self.surroundings.clone().unwrap_or_else(Surroundings::of_process);
+        if let Some(dir) = &self.data_dir {
+            surroundings.data_dir = Some(dir.clone());
         }
-        let absolute = |name| {
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                .filter(|p| p.is_absolute())
-        };
-        absolute("XDG_DATA_HOME")
-            .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
-            .map(|base| base.join("dumont"))
-            .ok_or_else(|| {
-                usage(
-                    "neither XDG_DATA_HOME nor HOME is set",
-                    "pass --data-dir or set DUMONT_DATA_DIR",
-                )
-            })
+        if let Some(file) = &self.config {
+            surroundings.config = Some(file.clone());
+        }
+        let mut settings = Settings::load(&surroundings)?;
+        settings.given("DUMONT_URL", "--url", given(&self.url));
+        settings.given("DUMONT_TOKEN", "--token", given(&self.token));
+        Ok(settings)
+    }
+
+    /// `--data-dir`, else what is set, else what the XDG rules say.
+    pub fn data_dir(&self) -> Result<PathBuf> {
+        let settings = self.settings()?;
+        let dir = settings.text("DUMONT_DATA_DIR").ok_or_else(|| {
+            usage(
+                "neither XDG_DATA_HOME nor HOME is set",
+                "pass --data-dir or set DUMONT_DATA_DIR",
+            )
+        })?;
+        std::path::absolute(dir).with_context(|| format!("data directory {dir}"))
     }
 
     /// A client of the server these options lead to.
@@ -119,7 +116,7 @@ impl Globals {
     }
 
     fn server_url(&self) -> Result<String> {
-        if let Some(url) = given(&self.url) {
+        if let Some(url) = self.settings()?.text("DUMONT_URL") {
             return Ok(url.to_owned());
         }
         let path = self.data_dir()?.join(SERVER_FILE);
@@ -136,10 +133,12 @@ impl Globals {
     }
 
     fn server_token(&self) -> Result<String> {
-        if let Some(token) = given(&self.token) {
-            return Ok(token.trim().to_owned());
+        let settings = self.settings()?;
+        if let Some(token) = settings.value("DUMONT_TOKEN") {
+            refuse_planted_url(settings.value("DUMONT_URL"), token)?;
+            return Ok(token.text.trim().to_owned());
         }
-        self.refuse_foreign_url()?;
+        self.refuse_foreign_url(settings.text("DUMONT_URL"))?;
         let path = self.data_dir()?.join(TOKEN_FILE);
         let text = read_if_there(&path)?.ok_or_else(|| {
             fail(
@@ -155,8 +154,8 @@ impl Globals {
 impl Globals {
     /// The token in the data directory belongs to the server of that directory: it is not
     /// sent to another host that a `--url` happens to name.
-    fn refuse_foreign_url(&self) -> Result<()> {
-        let Some(url) = given(&self.url) else {
+    fn refuse_foreign_url(&self, url: Option<&str>) -> Result<()> {
+        let Some(url) = url else {
             return Ok(());
         };
         let known = read_if_there(&self.data_dir()?.join(SERVER_FILE))?
@@ -173,7 +172,28 @@ impl Globals {
     }
 }
 
-/// An option's value; an empty variable counts as none.
+/// A `.env` comes with whatever folder one happens to be in: it may not send a token that it
+/// does not hold itself to another host.
+fn refuse_planted_url(url: Option<&Value>, token: &Value) -> Result<()> {
+    match url {
+        Some(url) if matches!(url.source, Source::DotEnv(_)) => {
+            if url.source == token.source || is_loopback(&url.text) {
+                return Ok(());
+            }
+            Err(fail(
+                "foreign_url",
+                format!(
+                    "{} sets DUMONT_URL, but the token comes from elsewhere ({})",
+                    url.source, token.source
+                ),
+                "set both in the same place, or pass --url",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An option's value; an empty one counts as none.
 fn given(option: &Option<String>) -> Option<&str> {
     option.as_deref().filter(|v| !v.trim().is_empty())
 }
@@ -230,6 +250,8 @@ mod tests {
             token: None,
             ca_file: None,
             data_dir: Some(dir.into()),
+            config: None,
+            surroundings: Some(Surroundings::default()),
             die_with_parent: false,
         }
     }

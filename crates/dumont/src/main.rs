@@ -8,6 +8,7 @@ mod config;
 mod fail;
 mod output;
 mod progress;
+mod settings;
 
 use std::process::ExitCode;
 

@@ -53,6 +53,18 @@ fn a_drill_on_a_bucket_holds() {
 }
 
 #[test]
+fn a_drill_on_postgres_holds() {
+    let report = drill(&["--size-mb", "4", "--database", "postgres"]);
+    assert_eq!(report["database"], "temporary PostgreSQL");
+}
+
+#[test]
+fn the_server_may_die_on_postgres_too() {
+    let killed = ["--size-mb", "4", "--kill-server-at", "restore"];
+    drill(&[&killed[..], &["--database", "postgres"]].concat());
+}
+
+#[test]
 fn a_drill_on_ones_own_files_holds() {
     // This crate's own sources: small real files that nobody made for the test.
     drill(&["--workspace", env!("CARGO_MANIFEST_DIR")]);

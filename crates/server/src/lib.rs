@@ -19,6 +19,7 @@ mod startup;
 pub mod tls;
 pub mod workflows;
 
+pub use dumont_store::Error as StoreError;
 pub use link::AgentBinary;
-pub use settings::{CrashPoint, ServerConfig, Timing};
+pub use settings::{CrashPoint, Database, ServerConfig, Timing};
 pub use startup::{Server, ServerError, start};

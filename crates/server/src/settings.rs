@@ -18,8 +18,9 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// How others call this server, where it is not the address it listens on.
     pub public_url: Option<String>,
-    /// Holds the database, the objects, the keys and the admin token.
+    /// Holds the embedded database, the objects, the keys and the admin token.
     pub data_dir: PathBuf,
+    pub database: Database,
     pub agent: AgentBinary,
     /// The bucket for objects; none keeps them in the data directory.
     pub s3: Option<S3Config>,
@@ -29,6 +30,26 @@ pub struct ServerConfig {
     pub timing: Timing,
     /// `kind:step` at which the process kills itself, for crash drills.
     pub crash_at: Option<CrashPoint>,
+}
+
+/// Where the state is kept.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Database {
+    /// SQLite in the data directory.
+    Embedded,
+    Postgres {
+        url: String,
+    },
+}
+
+/// The URL may hold a password.
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Embedded => "Embedded",
+            Self::Postgres { .. } => "Postgres",
+        })
+    }
 }
 
 /// Waits of ours. None of them is a time limit on a machine's boot; the race has that.

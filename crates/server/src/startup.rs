@@ -10,7 +10,7 @@ use crate::providers::Provider;
 use crate::providers::listing::Listing;
 use crate::providers::vast::Vast;
 use crate::sessions::Sessions;
-use crate::settings::ServerConfig;
+use crate::settings::{Database, ServerConfig};
 use crate::tls::Tls;
 use crate::{reconcilers, ssh, tls, workflows};
 use dumont_store::{InstanceRow, InstanceState, Store};
@@ -102,9 +102,7 @@ pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
     write_private(&dir.join("server.json"), about.to_string().as_bytes())
         .map_err(|e| failed(e.to_string()))?;
 
-    // The lock says that no other controller is alive on this database: what the last one
-    // held is free at once.
-    app.store.free_all_workflows().await?;
+    free_predecessor(&app, &app.config.data_dir.join("process.id")).await?;
     let tasks = vec![
         tokio::spawn(register_key(app.clone())),
         tokio::spawn(workflows::engine::run(app.clone())),
@@ -209,7 +207,10 @@ async fn assemble(config: ServerConfig, addr: SocketAddr) -> Result<App, ServerE
         path: dir.clone(),
         reason,
     };
-    let store = Store::open(dir.join("dumont.db")).await?;
+    let store = match &config.database {
+        Database::Embedded => Store::open(dir.join("dumont.db")).await?,
+        Database::Postgres { url } => Store::connect(url).await?,
+    };
     let fresh = Ulid::generate().to_string().to_lowercase();
     let controller_id = store.meta_get_or_insert("controller_id", &fresh[14..]).await?;
     let (objects, object_routes) = match &config.s3 {
@@ -287,6 +288,22 @@ async fn open_bucket(config: &S3Config, store: &Store) -> Result<Arc<dyn ObjectS
         Err(error) => return Err(error.into()),
     }
     Ok(Arc::new(bucket))
+}
+
+/// What the last process of this data directory held is free at once: we have the lock, so
+/// that one is dead. Nobody else's leases are touched; other controllers may live on the same
+/// database. Our own name is on disk before we hold anything.
+async fn free_predecessor(app: &App, file: &Path) -> Result<(), ServerError> {
+    if let Ok(predecessor) = fs::read_to_string(file) {
+        let freed = app.store.free_workflows_of(predecessor.trim()).await?;
+        if freed > 0 {
+            tracing::info!(workflows = freed, "takes up what the last process left");
+        }
+    }
+    write_private(file, app.process_id.as_bytes()).map_err(|e| ServerError::DataDir {
+        path: app.config.data_dir.clone(),
+        reason: e.to_string(),
+    })
 }
 
 /// The key that signs URLs of the embedded store: made once, kept.

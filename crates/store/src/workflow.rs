@@ -44,7 +44,8 @@ statements! {
                  WHERE id = $1 AND fence = $2 AND status = 'running' AND lease_until > " NOW];
     RELEASE: ["UPDATE workflows SET owner = NULL, lease_until = NULL \
                WHERE id = $1 AND fence = $2 AND status = 'running'"];
-    FREE_ALL: ["UPDATE workflows SET owner = NULL, lease_until = NULL WHERE status = 'running'"];
+    FREE_OF: ["UPDATE workflows SET owner = NULL, lease_until = NULL \
+               WHERE status = 'running' AND owner = $1"];
     ADVANCE: ["UPDATE workflows SET step = $4, state_json = $5, steps_json = $6, step_started_at = $7, \
                progress_json = NULL, updated_at = $7 \
                WHERE id = $1 AND fence = $2 AND step = $3 AND status = 'running'"];
@@ -314,10 +315,10 @@ impl Store {
         fenced(self.db.run(HEARTBEAT, args![id, fence, micros(lease)]).await?, id)
     }
 
-    /// Ends every lease at once: only for a controller that knows it is alone on this database
-    /// (the embedded one, which locks its data directory). Fences still rise with the claim.
-    pub async fn free_all_workflows(&self) -> Result<u64> {
-        self.db.run(FREE_ALL, args![]).await
+    /// Ends every lease of an owner that is known to be dead, instead of waiting for them to run
+    /// out. Should it live after all, its fences are of the past with the next claim.
+    pub async fn free_workflows_of(&self, owner: &str) -> Result<u64> {
+        self.db.run(FREE_OF, args![owner]).await
     }
 
     /// Gives it back for others to claim at once, e.g. on shutdown.

@@ -66,7 +66,7 @@ impl MarketArgs {
 
 pub async fn run(globals: &Globals, args: MarketArgs) -> Result<()> {
     args.check()?;
-    super::log_to_stderr();
+    super::log_to_stderr(&globals.settings()?);
     let base = globals.data_dir()?;
     let data_dir = base.join("market");
     private_dir(&data_dir)?;

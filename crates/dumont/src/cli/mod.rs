@@ -1,6 +1,7 @@
 //! The command line: one file per noun.
 
 mod completions;
+mod config;
 mod deploy;
 mod doctor;
 mod drill;
@@ -12,7 +13,7 @@ mod keys;
 mod machine;
 mod market;
 mod offers;
-mod serve;
+pub mod serve;
 mod simulate;
 mod snapshot;
 mod spec;
@@ -78,6 +79,9 @@ enum Command {
     /// Looks at the data directory, the database, the store and the provider with the settings
     /// of `dumont serve`, whether one is running or not. Exit code 1 if something has failed.
     Doctor(doctor::DoctorArgs),
+    /// Show the settings in force
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Run an emulated Vast.ai marketplace whose machines are real SSH servers
     ///
     /// It keeps its machines' disks, and market.json with its addresses, in `market/` below the
@@ -110,6 +114,7 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Instances => instance::run(globals).await,
         Command::Token(c) => token::run(globals, c).await,
         Command::Doctor(a) => doctor::run(globals, a).await,
+        Command::Config(c) => config::run(globals, &c),
         Command::Market(a) => market::run(globals, a).await,
         Command::Drill(a) => drill::run(globals, a).await,
         Command::Completions(a) => completions::completions(Args::command(), &a),
@@ -154,9 +159,10 @@ fn until_stopped() -> Result<impl Future<Output = ()>> {
 }
 
 /// The log of a long-running process: on stderr, `DUMONT_LOG` filters it.
-fn log_to_stderr() {
+fn log_to_stderr(settings: &crate::settings::Settings) {
     use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("DUMONT_LOG")
+    let filter = settings.text("DUMONT_LOG").unwrap_or("info");
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

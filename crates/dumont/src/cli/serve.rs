@@ -3,21 +3,22 @@
 use crate::config::Globals;
 use crate::fail::{fail, usage};
 use crate::output;
+use crate::settings::Settings;
 use anyhow::Result;
 use clap::Args;
 use dumont_agent_embed::{AGENT_DIGEST, AGENT_GZ};
 use dumont_server::objects::s3::S3Config;
 use dumont_server::providers::vast::VastConfig;
 use dumont_server::tls::TlsFiles;
-use dumont_server::{AgentBinary, CrashPoint, ServerConfig, ServerError, Timing};
+use dumont_server::{AgentBinary, CrashPoint, ServerConfig, ServerError, StoreError, Timing};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Address to listen on
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7070")]
-    pub listen: SocketAddr,
+    /// Address to listen on [default: 127.0.0.1:7070]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
     /// Listen beyond this machine without TLS. Tokens, which can rent machines and read every
     /// workspace, then cross the network in the clear
     #[arg(long)]
@@ -37,15 +38,17 @@ pub struct ServeArgs {
 }
 
 pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
+    let mut settings = globals.settings()?;
+    settings.given("DUMONT_LISTEN", "--listen", args.listen);
+    let listen: SocketAddr = settings.required("DUMONT_LISTEN")?;
     let tls = args
         .tls_cert
         .zip(args.tls_key)
         .map(|(cert, key)| TlsFiles { cert, key });
-    if !args.listen.ip().is_loopback() && tls.is_none() && !args.allow_remote {
+    if !listen.ip().is_loopback() && tls.is_none() && !args.allow_remote {
         return Err(usage(
             format!(
-                "{} is reachable from other machines, and without TLS every token crosses the network in the clear",
-                args.listen
+                "{listen} is reachable from other machines, and without TLS every token crosses the network in the clear"
             ),
             "give --tls-cert and --tls-key, keep to 127.0.0.1 behind a TLS proxy, or pass --allow-remote if the network is trusted",
         ));
@@ -55,9 +58,9 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
         tls,
         public_url: args.public_url,
         crash_at: args.crash_at,
-        ..config(globals, args.listen)?
+        ..config(globals, listen)?
     };
-    super::log_to_stderr();
+    super::log_to_stderr(&settings);
     let stop = super::until_stopped()?;
     let mut server = dumont_server::start(config).await.map_err(refused)?;
     if globals.json {
@@ -86,13 +89,16 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
 
 /// What `serve` is told by its surroundings; `dumont doctor` looks at the same.
 pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
-    let vast = VastConfig::from_env().map_err(|e| fail("bad_vast_settings", e.message, e.hint))?;
-    let s3 = S3Config::from_env().map_err(|e| fail("bad_store_settings", e.message, e.hint))?;
+    let settings = globals.settings()?;
+    let get = |name: &str| settings.text(name).map(str::to_owned);
+    let vast = VastConfig::from_vars(get).map_err(|e| fail("bad_vast_settings", e.message, e.hint))?;
+    let s3 = S3Config::from_vars(&get).map_err(|e| fail("bad_store_settings", e.message, e.hint))?;
     Ok(ServerConfig {
         listen,
         tls: None,
         public_url: None,
         data_dir: globals.data_dir()?,
+        database: settings.database()?,
         agent: AgentBinary {
             gz: AGENT_GZ,
             digest: AGENT_DIGEST,
@@ -100,7 +106,7 @@ pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
         s3,
         vast,
         race: dumont_core::plan::RaceSettings::default(),
-        blacklist: dumont_core::blacklist::Settings::default(),
+        blacklist: blacklist(&settings)?,
         timing: Timing::default(),
         crash_at: None,
     })
@@ -114,6 +120,17 @@ fn public_url(text: &str) -> Result<String, String> {
         return Err("write it like https://dumont.example.org:7070".into());
     }
     Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// The rules, with the thresholds that are set.
+pub fn blacklist(settings: &Settings) -> Result<dumont_core::blacklist::Settings> {
+    Ok(dumont_core::blacklist::Settings {
+        min_attempts: settings.required("MIN_ATTEMPTS_FOR_BLACKLIST")?,
+        min_success_rate: settings.required("MIN_SUCCESS_RATE")?,
+        automatic_days: settings.required("AUTOMATIC_BLACKLIST_DAYS")?,
+        temporary_hours: settings.required("TEMPORARY_BLACKLIST_HOURS")?,
+        ..Default::default()
+    })
 }
 
 fn refused(e: ServerError) -> anyhow::Error {
@@ -137,6 +154,18 @@ fn refused(e: ServerError) -> anyhow::Error {
         ServerError::Provider(_) => ("provider", "check VAST_URL and VAST_API_KEY"),
         ServerError::Objects(e) => return fail(e.code(), e.to_string(), e.hint().to_owned()),
         ServerError::Setting(e) => return fail("bad_store_settings", e.message.clone(), e.hint.clone()),
+        ServerError::Store(StoreError::Unavailable(_)) => (
+            "database_unavailable",
+            "check that PostgreSQL runs and that DATABASE_URL or DB_* lead to it (`dumont config show`)",
+        ),
+        ServerError::Store(StoreError::BadUrl(_)) => (
+            "bad_database_url",
+            "correct DATABASE_URL or DB_* (`dumont config show`)",
+        ),
+        ServerError::Store(StoreError::Database(_)) => (
+            "database",
+            "check the user, the password and the name of the database (`dumont config show`)",
+        ),
         _ => ("server_failed", "look at the log above"),
     };
     fail(code, e.to_string(), hint)

@@ -1,48 +1,58 @@
 //! The database: reachable, of a schema we know, with a clock near ours.
 
 use super::{Check, clock};
-use crate::settings::ServerConfig;
+use crate::settings::{Database, ServerConfig};
 use dumont_core::time::Timestamp;
 use dumont_store::{Inspection, Store};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+const NAME: &str = "database";
 const PATIENCE: Duration = Duration::from_secs(15);
 
 pub async fn examine(config: &ServerConfig) -> Vec<Check> {
-    let name = "database";
-    let path = config.data_dir.join("dumont.db");
+    match &config.database {
+        Database::Embedded => embedded(&config.data_dir.join("dumont.db")).await,
+        Database::Postgres { url } => {
+            let hint =
+                "does it run, and do DATABASE_URL or DB_* lead to it? `dumont config show` prints them";
+            look("the address that is set", hint, Store::inspect_postgres(url)).await
+        }
+    }
+}
+
+async fn embedded(path: &Path) -> Vec<Check> {
     if !path.exists() {
         return vec![Check::warning(
-            name,
+            NAME,
             format!("{} does not exist yet", path.display()),
             "the first `dumont serve` makes it",
         )];
     }
+    let hint = "is the file a database of dumont, may you read it, and what holds a lock on it (`fuser`)? \
+                Restore it from a backup if it is damaged";
+    look(&path.display().to_string(), hint, Store::inspect(path)).await
+}
+
+async fn look(
+    place: &str,
+    hint: &str,
+    inspect: impl Future<Output = dumont_store::Result<Inspection>>,
+) -> Vec<Check> {
     let asked = now();
-    let found = match tokio::time::timeout(PATIENCE, Store::inspect(&path)).await {
+    let found = match tokio::time::timeout(PATIENCE, inspect).await {
         Ok(Ok(found)) => found,
-        Ok(Err(e)) => {
-            let hint = "is the file a database of dumont, and may you read it? Restore it from a backup if it is damaged";
-            return vec![Check::failed(name, format!("{}: {e}", path.display()), hint)];
-        }
+        Ok(Err(e)) => return vec![Check::failed(NAME, format!("{place}: {e}"), hint)],
         Err(_) => {
-            let detail = format!(
-                "{} does not answer within {} s",
-                path.display(),
-                PATIENCE.as_secs()
-            );
-            return vec![Check::failed(
-                name,
-                detail,
-                "what holds a lock on it? `fuser` shows",
-            )];
+            let detail = format!("{place} does not answer within {} s", PATIENCE.as_secs());
+            return vec![Check::failed(NAME, detail, hint)];
         }
     };
     // Half of the way there and back belongs to neither clock.
     let answered = now();
     let middle = Timestamp(asked.0 + (answered.0 - asked.0) / 2);
     vec![
-        Check::ok(name, format!("{} at {}", found.version, path.display())),
+        Check::ok(NAME, format!("{} at {place}", found.version)),
         migrations(&found),
         clock("database clock", "the database", found.now.millis_since(middle)),
     ]

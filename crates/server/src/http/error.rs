@@ -75,6 +75,12 @@ impl From<StoreError> for ApiError {
             StoreError::Conflict { .. } | StoreError::Stale { .. } => {
                 Self::conflict("conflict", e.to_string(), "look at its state and try again")
             }
+            StoreError::Unavailable(_) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "database_unavailable",
+                "the database does not answer",
+                "repeat the request when it is back; what runs goes on by itself then",
+            ),
             other => Self::internal(format!("the database failed: {other}")),
         }
     }

@@ -120,7 +120,7 @@ async fn steps_of(app: Arc<App>, row: WorkflowRow) -> Result<(), StoreError> {
 fn passing(error: &StoreError) -> bool {
     matches!(
         error,
-        StoreError::Stale { what: "workflow", .. } | StoreError::Database(_)
+        StoreError::Stale { what: "workflow", .. } | StoreError::Database(_) | StoreError::Unavailable(_)
     )
 }
 

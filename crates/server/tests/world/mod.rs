@@ -13,7 +13,7 @@ pub mod bucket;
 use dumont_market::{Market, MarketConfig};
 use dumont_server::objects::s3::S3Config;
 use dumont_server::providers::vast::{ApiKey, VastConfig};
-use dumont_server::{AgentBinary, Server, ServerConfig};
+use dumont_server::{AgentBinary, Database, Server, ServerConfig};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ pub struct World {
     pub server: Option<Server>,
     pub http: reqwest::Client,
     pub dir: TempDir,
+    pub database: Database,
     /// Waits and limits of the server; for those that a test wants shorter.
     pub timing: dumont_server::Timing,
     pub race: dumont_core::plan::RaceSettings,
@@ -53,14 +54,23 @@ impl World {
             config.time_scale = 0.0;
             config.machines = 12;
         };
-        Self::begin(small, Some(s3)).await
+        Self::begin(small, Some(s3), Database::Embedded).await
     }
 
     pub async fn on_market(shape: impl FnOnce(&mut MarketConfig)) -> Self {
-        Self::begin(shape, None).await
+        Self::begin(shape, None, Database::Embedded).await
     }
 
-    async fn begin(shape: impl FnOnce(&mut MarketConfig), s3: Option<S3Config>) -> Self {
+    /// Machines boot at once, the state is kept there.
+    pub async fn on_database(database: Database) -> Self {
+        let small = |config: &mut MarketConfig| {
+            config.time_scale = 0.0;
+            config.machines = 12;
+        };
+        Self::begin(small, None, database).await
+    }
+
+    async fn begin(shape: impl FnOnce(&mut MarketConfig), s3: Option<S3Config>, database: Database) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut config = MarketConfig::new(dir.path().join("market"));
@@ -72,6 +82,7 @@ impl World {
             server: None,
             http: reqwest::Client::new(),
             dir,
+            database,
             timing: Default::default(),
             race: Default::default(),
             s3,
@@ -88,6 +99,7 @@ impl World {
             tls: None,
             public_url: None,
             data_dir: self.data_dir(),
+            database: self.database.clone(),
             agent: AgentBinary {
                 gz: dumont_agent_embed::AGENT_GZ,
                 digest: dumont_agent_embed::AGENT_DIGEST,

@@ -9,6 +9,7 @@
 mod attempts;
 mod fixture;
 mod instances;
+mod restart;
 mod small;
 mod snapshots;
 mod workflows;

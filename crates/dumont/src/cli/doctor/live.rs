@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use dumont_core::id::WorkspaceName;
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::time::Timestamp;
-use dumont_server::{Server, ServerConfig};
+use dumont_server::{Database, Server, ServerConfig};
 use dumont_wire::rest::{
     CreateWorkspace, DeployWorkspace, ErrorBody, Instance, RestoreSnapshot, Started, Workspace,
 };
@@ -92,6 +92,8 @@ pub async fn run(globals: &Globals, config: ServerConfig, wish: &Wish) -> Result
         tls: None,
         public_url: None,
         data_dir: dir.clone(),
+        // Never the database of the real one: its workspaces are none of the try's.
+        database: Database::Embedded,
         ..config
     };
     let server = dumont_server::start(private).await.map_err(|e| {

@@ -8,6 +8,7 @@
 mod bucket;
 mod chaos;
 mod compare;
+mod database;
 mod judge;
 mod report;
 mod script;
@@ -50,6 +51,10 @@ pub struct DrillArgs {
     /// Machines boot at once: shows what dumont itself costs
     #[arg(long, conflicts_with = "time_scale")]
     instant: bool,
+    /// Where the server keeps its state. postgres: in the empty database that DATABASE_URL or
+    /// DB_* lead to, else in a temporary one
+    #[arg(long, value_enum, default_value_t = database::Engine::Sqlite)]
+    database: database::Engine,
     /// Kill the server hard at that step of the failover, e.g. race, restore, switch (at its
     /// end, before it is committed; STEP:begin for its begin)
     #[arg(long, value_name = "STEP", value_parser = crash_step)]
@@ -128,8 +133,11 @@ async fn act(
     let _keep_until_the_end = dir;
     crate::config::private_dir(&data)?;
     tokio::pin!(stop);
+    // Ends after the world, which uses it.
+    let database = database::DrillDatabase::prepare(args.database, globals).await?;
+    report.database = database.in_words();
     let mut world = tokio::select! {
-        world = World::start(&data, &wish, args.store, args.kill_server_at.as_deref()) => world?,
+        world = World::start(&data, &wish, args.store, args.kill_server_at.as_deref(), database.url()) => world?,
         () = &mut stop => return Err(interrupted()),
     };
     if let (Some(bucket), false) = (world.bucket(), quiet) {

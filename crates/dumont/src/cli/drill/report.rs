@@ -28,6 +28,8 @@ pub struct Report {
     pub checks: Vec<Check>,
     pub steps: Vec<Step>,
     pub seed: u64,
+    /// Where the server kept its state.
+    pub database: &'static str,
     pub isolation: String,
     pub files: u64,
     pub bytes: u64,

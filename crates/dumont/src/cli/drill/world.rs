@@ -8,6 +8,7 @@ use crate::cli::ssh::quote;
 use crate::client::Client;
 use crate::config::{Globals, MARKET_FILE, MarketFile, SERVER_FILE, ServerFile, TOKEN_FILE, read_if_there};
 use crate::fail::fail;
+use crate::settings::{SETTINGS, Surroundings};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
@@ -46,15 +47,19 @@ pub struct World {
     pub admin: Admin,
     pub client: Client,
     server_address: String,
+    /// What the server is told beside its arguments.
+    env: Vec<(&'static str, String)>,
 }
 
 impl World {
     /// Starts both; `crash_at` makes the server kill itself at that step of a failover.
+    /// `database` is PostgreSQL's URL, where the state is not embedded.
     pub async fn start(
         dir: &Path,
         wish: &MarketWish,
         store: StoreWish,
         crash_at: Option<&str>,
+        database: Option<String>,
     ) -> Result<Self> {
         // Whatever fails below, dropping a `Proc` kills it.
         let bucket = match store {
@@ -64,8 +69,9 @@ impl World {
         let mut market = start_market(dir, wish)?;
         let market_file = dir.join("market").join(MARKET_FILE);
         let market_urls: MarketFile = wait_for(&market_file, &mut market).await?;
-        let env = bucket.as_ref().map_or(&[][..], |b| &b.env);
-        let mut server = start_server(dir, &market_urls, env, "127.0.0.1:0", crash_at)?;
+        let mut env = bucket.as_ref().map_or_else(Vec::new, |b| b.env.to_vec());
+        env.extend(database.map(|url| ("DATABASE_URL", url)));
+        let mut server = start_server(dir, &market_urls, &env, "127.0.0.1:0", crash_at)?;
         let server_file: ServerFile = wait_for(&dir.join(SERVER_FILE), &mut server).await?;
         let client = globals(dir).client().with_context(|| tail(&server))?;
         let server_address = server_file
@@ -83,6 +89,7 @@ impl World {
             admin,
             client,
             server_address,
+            env,
         })
     }
 
@@ -109,8 +116,13 @@ impl World {
     pub async fn restart_server(&mut self) -> Result<()> {
         let file = self.dir.join(SERVER_FILE);
         let _ = fs::remove_file(&file);
-        let env = self.bucket.as_ref().map_or(&[][..], |b| &b.env);
-        self.server = start_server(&self.dir, &self.market_urls, env, &self.server_address, None)?;
+        self.server = start_server(
+            &self.dir,
+            &self.market_urls,
+            &self.env,
+            &self.server_address,
+            None,
+        )?;
         let _: ServerFile = wait_for(&file, &mut self.server).await?;
         Ok(())
     }
@@ -166,6 +178,8 @@ pub fn globals(data_dir: &Path) -> Globals {
         token: None,
         ca_file: None,
         data_dir: Some(data_dir.to_owned()),
+        config: None,
+        surroundings: Some(Surroundings::default()),
         die_with_parent: false,
     }
 }
@@ -205,19 +219,19 @@ fn start_server(
     spawn("server", command, dir)
 }
 
-/// This very program, with our data directory and nobody's server or token.
+/// This very program, with our data directory and nothing that the user has set for the real
+/// one: neither variables, nor `.env`, nor config files.
 fn base(dir: &Path) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("find this program")?);
     command
         .args(["--die-with-parent", "--quiet", "--data-dir"])
         .arg(dir);
-    command
-        .env_remove("DUMONT_URL")
-        .env_remove("DUMONT_TOKEN")
-        .env_remove("DUMONT_DATA_DIR");
-    for name in dumont_server::objects::s3::VARIABLES {
-        command.env_remove(name);
+    for setting in SETTINGS.iter().filter(|s| s.name != "DUMONT_LOG") {
+        command.env_remove(setting.name);
     }
+    let config = dir.join("config.toml");
+    std::fs::write(&config, "").with_context(|| format!("write {}", config.display()))?;
+    command.env("DUMONT_CONFIG", config).current_dir(dir);
     // A Ctrl-C in the terminal is for the drill; it ends its children in order.
     command.process_group(0).kill_on_drop(true).stdin(Stdio::null());
     Ok(command)
