@@ -365,6 +365,7 @@ impl Session {
                 bytes: report.total_bytes,
             },
             delete: false,
+            priority: Vec::new(),
         };
         match self.run(store, Request::Restore(request)).await {
             Outcome::Restore(report) => *report,
