@@ -2,17 +2,19 @@
 
 use crate::{Programs, Result, at};
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use tempfile::TempDir;
 
 const PREFIX: &str = "dumont-postgres-";
 const OWNER: &str = "owner.lock";
 
-/// A private directory, and the lock that says that its owner lives.
+/// A private directory (whoever reaches the socket in it is let in), and the lock that says that its owner lives.
 pub(crate) fn owned_dir(programs: &Programs) -> Result<(TempDir, File)> {
     sweep(&std::env::temp_dir());
     let dir = tempfile::Builder::new()
         .prefix(PREFIX)
+        .permissions(fs::Permissions::from_mode(0o700))
         .tempdir()
         .map_err(at("make a directory for PostgreSQL"))?;
     // Locked before it is seen under its name.

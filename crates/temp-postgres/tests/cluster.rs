@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 fn it_is_stopped_and_started_again_and_leaves_nothing() {
     let cluster = Cluster::start().unwrap();
     let dir = socket_dir(&cluster.create_database("kept").unwrap());
+    let mode = std::os::unix::fs::MetadataExt::mode(&dir.metadata().unwrap());
+    assert_eq!(mode & 0o777, 0o700, "whoever reaches the socket is let in");
     cluster
         .sql("kept", "CREATE TABLE t (n INT); INSERT INTO t VALUES (7)")
         .unwrap();
