@@ -1,5 +1,6 @@
 //! A workspace's specification: what the user asked for. Unknown fields are refused.
 
+use crate::blacklist::CudaVersion;
 use crate::id::WorkspaceName;
 pub use crate::probe::Probe;
 use crate::retention::Keep;
@@ -62,6 +63,10 @@ pub struct GpuWanted {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(minimum = 0.0))]
     pub min_ram_gb: Option<f64>,
+    /// CUDA version that the driver must serve, e.g. `12.4`. A machine whose driver turns out not
+    /// to is blocked for that version only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda: Option<CudaVersion>,
 }
 
 impl Default for GpuWanted {
@@ -70,6 +75,7 @@ impl Default for GpuWanted {
             name: None,
             count: 1,
             min_ram_gb: None,
+            cuda: None,
         }
     }
 }
@@ -81,17 +87,17 @@ pub struct FailoverPolicy {
     /// Fail over by itself when the machine is lost.
     #[serde(default = "yes")]
     pub automatic: bool,
-    /// Offers to race.
-    #[serde(default = "three")]
-    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 8, default = three))]
-    pub racers: u32,
+    /// Offers to race at one time. Absent: as many as pay, judged anew every few seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 8))]
+    pub racers: Option<u32>,
 }
 
 impl Default for FailoverPolicy {
     fn default() -> Self {
         Self {
             automatic: true,
-            racers: 3,
+            racers: None,
         }
     }
 }
@@ -178,9 +184,6 @@ fn default_path() -> String {
 fn one() -> u32 {
     1
 }
-fn three() -> u32 {
-    3
-}
 fn yes() -> bool {
     true
 }
@@ -227,11 +230,10 @@ impl WorkspaceSpec {
         if self.gpu.min_ram_gb.is_some_and(|p| !p.is_finite() || p < 0.0) {
             return bad("gpu.min_ram_gb", "must be a number of GB, 0 or more".into());
         }
-        if !(1..=8).contains(&self.failover.racers) {
-            return bad(
-                "failover.racers",
-                format!("{} is not between 1 and 8", self.failover.racers),
-            );
+        if let Some(racers) = self.failover.racers
+            && !(1..=8).contains(&racers)
+        {
+            return bad("failover.racers", format!("{racers} is not between 1 and 8"));
         }
         if self.image.is_empty() || self.image.len() > 1024 || self.image.chars().any(char::is_whitespace) {
             return bad("image", "must be 1 to 1024 characters without spaces".into());
@@ -324,7 +326,7 @@ mod tests {
         assert_eq!(spec(|s| s.ports = vec![0]), Err("ports"));
         assert_eq!(spec(|s| s.ports = vec![80, 80]), Err("ports"));
         assert_eq!(spec(|s| s.ports = vec![8000, 8001]), Ok(()));
-        assert_eq!(spec(|s| s.failover.racers = 0), Err("failover.racers"));
+        assert_eq!(spec(|s| s.failover.racers = Some(0)), Err("failover.racers"));
         let probe = Some(Probe::Command {
             command: String::new(),
             timeout_s: 5,

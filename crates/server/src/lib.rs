@@ -6,6 +6,7 @@
 pub mod app;
 pub mod doctor;
 pub mod files;
+pub mod history;
 pub mod http;
 pub mod link;
 pub mod metrics;

@@ -6,6 +6,7 @@ use crate::providers::vast::VastConfig;
 use crate::tls::TlsFiles;
 use dumont_core::blacklist;
 use dumont_core::plan::RaceSettings;
+use dumont_core::plan::adaptive::AdaptiveSettings;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,8 +26,13 @@ pub struct ServerConfig {
     /// The bucket for objects; none keeps them in the data directory.
     pub s3: Option<S3Config>,
     pub vast: VastConfig,
+    /// Where a workspace asks for a fixed number of racers.
     pub race: RaceSettings,
+    /// Where it does not.
+    pub adaptive: AdaptiveSettings,
     pub blacklist: blacklist::Settings,
+    /// `ATTEMPT_RETENTION_DAYS`: older attempts are only counted.
+    pub attempt_retention_days: u32,
     pub timing: Timing,
     /// `kind:step` at which the process kills itself, for crash drills.
     pub crash_at: Option<CrashPoint>,

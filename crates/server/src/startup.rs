@@ -110,6 +110,7 @@ pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
         tokio::spawn(reconcilers::reaper::run(app.clone())),
         tokio::spawn(reconcilers::retention::run(app.clone())),
         tokio::spawn(reconcilers::uploads::run(app.clone())),
+        tokio::spawn(reconcilers::history::run(app.clone())),
     ];
     let serving = tokio::spawn(serve(app.clone(), listener, tls));
     tracing::info!(url = %app.public_url, data_dir = %app.config.data_dir.display(), "serving");

@@ -259,3 +259,171 @@ async fn bad_input_is_refused_and_writes_nothing() {
         json!([])
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_count_once_a_day_and_never_block() {
+    let world = quiet().await;
+    let attempts = format!("{HISTORY}/attempts");
+    let report = |reason: &str| json!({"provider": "vast", "machine_id": "777", "reason": reason});
+    let first = world.post(&attempts, report("ssh_failed")).await;
+    assert_eq!(
+        (
+            &first["counted"],
+            &first["attempt"]["success"],
+            &first["attempt"]["reporter"]
+        ),
+        (&json!(true), &json!(false), &json!("admin"))
+    );
+    for _ in 0..4 {
+        let again = world.post(&attempts, report("ssh_failed")).await;
+        assert_eq!(
+            (&again["counted"], &again["attempt"]["success"]),
+            (&json!(false), &Value::Null)
+        );
+        assert!(again["note"].is_string());
+    }
+    let ours = world.post(&attempts, report("no_money")).await;
+    assert_eq!(ours["counted"], false, "not the machine's doing");
+
+    let stats = world.get(&format!("{HISTORY}/stats/vast/777")).await;
+    assert_eq!(
+        (
+            &stats["total_attempts"],
+            &stats["failed_attempts"],
+            &stats["uncounted_attempts"]
+        ),
+        (&json!(6), &json!(1), &json!(5))
+    );
+    assert_eq!(
+        (
+            &stats["reliability_status"],
+            &stats["is_blacklisted"],
+            &stats["reasons"]
+        ),
+        (
+            &json!("poor"),
+            &json!(false),
+            &json!([{"reason": "ssh_failed", "count": 1}])
+        )
+    );
+    assert!(stats["reliability_score"].as_f64().unwrap() < 0.85);
+    let list = async |query: &str| {
+        world.get(&format!("{attempts}?{query}")).await["items"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    assert_eq!(list("provider=vast&machine_id=777").await, 6);
+    assert_eq!(list("success=false&period=1h").await, 1);
+    assert_eq!(list("success=true").await, 0);
+    assert_eq!(
+        world.get(&format!("{HISTORY}/problematic")).await["items"][0]["machine_id"],
+        "777"
+    );
+    let summary = world.get(&format!("{HISTORY}/summary?period=1h")).await;
+    assert_eq!(
+        (&summary["total_attempts"], &summary["success_rate"]),
+        (&json!(6), &json!(0.0))
+    );
+
+    for (body, why) in [
+        (json!({"provider": "vast", "machine_id": "777"}), "no reason"),
+        (report("Not a word!"), "no word"),
+        (
+            json!({"provider": "vast", "machine_id": "777", "success": true, "reason": "x"}),
+            "both",
+        ),
+        (
+            json!({"provider": "vast", "machine_id": "777", "success": true, "ready_seconds": -1}),
+            "time",
+        ),
+        (
+            json!({"provider": "azure", "machine_id": "777", "reason": "x"}),
+            "provider",
+        ),
+    ] {
+        let (status, error) = world.call("POST", &attempts, Some(body)).await;
+        assert_eq!(status, 400, "{why}: {error}");
+    }
+    assert_eq!(list("provider=vast").await, 6, "nothing of it was written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_team_shares_what_it_learned() {
+    let (here, there) = (quiet().await, quiet().await);
+    here.deployed("taught").await;
+    let block = json!({"provider": "vast", "machine_id": "4", "reason": "noisy"});
+    here.post(&format!("{HISTORY}/blacklist"), block).await;
+    let lines = here.text(&format!("{HISTORY}/export")).await;
+    let count = lines
+        .lines()
+        .filter(|l| l.contains(r#""kind":"attempt""#))
+        .count();
+    assert!(count > 0, "{lines}");
+
+    let import = format!("{HISTORY}/import");
+    // All or nothing where a line is wrong.
+    let (status, error) = there
+        .curl("POST", &import, &format!("{lines}{{\"kind\":\"x\"}}\n"))
+        .await;
+    assert_eq!((status, &error["code"]), (400, &json!("invalid_line")));
+    assert_eq!(
+        there.get(&format!("{HISTORY}/attempts")).await["items"],
+        json!([])
+    );
+
+    let (status, report) = there.curl("POST", &import, &lines).await;
+    assert_eq!(status, 200, "{report}");
+    assert_eq!(
+        (
+            &report["attempts"],
+            &report["blacklisted"],
+            &report["entries_skipped"]
+        ),
+        (&json!(count), &json!(0), &json!(1)),
+        "an import blocks nothing by itself"
+    );
+    let (_, again) = there.curl("POST", &import, &lines).await;
+    assert_eq!((&again["attempts"], &again["known"]), (&json!(0), &json!(count)));
+    let asked = format!("{import}?blacklist=true");
+    assert_eq!(there.curl("POST", &asked, &lines).await.1["blacklisted"], 1);
+    assert_eq!(there.curl("POST", &asked, &lines).await.1["blacklisted"], 0);
+    let check = there.get(&format!("{HISTORY}/blacklist/check/vast/4")).await;
+    assert_eq!(
+        (&check["is_blacklisted"], &check["reason"]),
+        (&json!(true), &json!("noisy"))
+    );
+
+    let rates = async |world: &World| {
+        let summary = world.get(&format!("{HISTORY}/summary")).await;
+        (summary["success_rate"].clone(), summary["total_attempts"].clone())
+    };
+    assert_eq!(rates(&here).await, rates(&there).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_race_teaches_the_history_and_a_loss_is_remembered() {
+    let world = World::instant().await;
+    let workspace = world.deployed("learner").await;
+    let machine = workspace["instance"]["machine"].as_str().unwrap().to_owned();
+    let (provider, id) = machine.split_once(':').unwrap();
+    let stats = world.get(&format!("{HISTORY}/stats/{provider}/{id}")).await;
+    assert_eq!(
+        (&stats["successful_attempts"], &stats["reliability_status"]),
+        (&json!(1), &json!("excellent"))
+    );
+    let tried = world.get(&format!("{HISTORY}/attempts?success=true")).await;
+    let won = &tried["items"][0];
+    assert_eq!((&won["outcome"], &won["stage"]), (&json!("won"), &json!("ready")));
+    assert!(won["ready_seconds"].is_f64() && won["host_id"].is_string() && won["price"].is_f64());
+
+    world
+        .kill(workspace["instance"]["instance_id"].as_str().unwrap())
+        .await;
+    world.failed_over("learner").await;
+    // One loss is remembered and blocks nothing.
+    let after = world.get(&format!("{HISTORY}/stats/{provider}/{id}")).await;
+    assert_eq!(after["interrupts"].as_array().unwrap().len(), 1, "{after}");
+    assert_eq!(after["interrupts"][0]["cause"], "host");
+    assert_eq!(after["is_blacklisted"], false);
+}

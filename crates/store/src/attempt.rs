@@ -2,41 +2,35 @@
 //! transaction.
 //!
 //! A workflow that is taken over records its attempts again; the unique key makes the second
-//! time a no-op *before* the statistics are touched, which is why the three writes cannot be
+//! time a no-op *before* the statistics are touched, which is why the writes cannot be
 //! apart. The machine's row is locked before it is read: two racers of one machine that end
 //! together are counted one after the other, in the order of their ids.
+//!
+//! What does not count (not the host's doing, an incident, a driver that is too old for what
+//! was asked) has `success` NULL, so that plain SQL over `success` gives the statistics.
 
-use crate::column::{args, record};
-use crate::engine::{statements, transact};
-use crate::{BlacklistRow, Page, Result, Store, blacklist, machine};
-use dumont_core::blacklist::{Settings, verdict};
+use crate::column::{Column, args, record};
+use crate::engine::{Row, Tx, statements, transact};
+use crate::machine::Locked;
+use crate::standing::{self, Conditions};
+use crate::{BlacklistRow, Result, Store, blacklist};
+use dumont_core::blacklist::{Circumstances, RuleSet, Settings, judge};
 use dumont_core::history::{Attempt, Outcome, Reason, Stage, Stats, success_of};
 use dumont_core::id::MachineRef;
 use dumont_core::time::Timestamp;
-use std::fmt;
-use std::str::FromStr;
 
 statements! {
     INSERT: ["INSERT INTO machine_attempts (provider, machine_id, attempt_type, success, error_message, \
               duration_seconds, created_at, attempt_key, workflow_id, workspace_id, host_id, offer_id, \
-              instance_id, gpu_name, price, region, image, stage, outcome, reason, ready_seconds) \
+              instance_id, gpu_name, price, region, image, stage, outcome, reason, ready_seconds, \
+              image_digest, reporter, cuda, provider_reliability, inet_down_mbps, warm, suspect, score, \
+              prior_mean, score_s, score_f) \
               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, \
-              $19, $20, $21) ON CONFLICT (attempt_key) DO NOTHING"];
+              $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32) \
+              ON CONFLICT (attempt_key) DO NOTHING"];
     OF_WORKFLOW: ["SELECT * FROM machine_attempts WHERE workflow_id = $1 ORDER BY id"];
-    LIST: ["SELECT * FROM machine_attempts WHERE (created_at, id) < ($1, $2) AND created_at >= $3 \
-            AND ($4 < 0 OR $4 = CASE WHEN success IS NULL THEN 2 WHEN success THEN 1 ELSE 0 END) \
-            AND provider = COALESCE($5, provider) ORDER BY created_at DESC, id DESC LIMIT $6"];
-    OF_MACHINE: ["SELECT * FROM machine_attempts WHERE (created_at, id) < ($1, $2) AND created_at >= $3 \
-            AND ($4 < 0 OR $4 = CASE WHEN success IS NULL THEN 2 WHEN success THEN 1 ELSE 0 END) \
-            AND provider = $5 AND machine_id = $6 ORDER BY created_at DESC, id DESC LIMIT $7"];
-    REASONS_OF: ["SELECT reason, COUNT(*) AS n FROM machine_attempts WHERE provider = $1 AND machine_id = $2 \
-                  AND success = FALSE GROUP BY reason ORDER BY n DESC, reason"];
-    DAYS_OF: ["SELECT created_at / 86400000000 AS day, \
-               CAST(SUM(CASE WHEN success THEN 1 ELSE 0 END) AS BIGINT) AS successful, \
-               CAST(SUM(CASE WHEN success THEN 0 ELSE 1 END) AS BIGINT) AS failed \
-               FROM machine_attempts WHERE provider = $1 AND machine_id = $2 AND success IS NOT NULL \
-               GROUP BY created_at / 86400000000 ORDER BY day DESC LIMIT $3"];
-    RECOUNT: ["SELECT outcome, reason, ready_seconds, created_at FROM machine_attempts \
+    BY_KEY: ["SELECT * FROM machine_attempts WHERE attempt_key = $1"];
+    RECOUNT: ["SELECT success, ready_seconds, created_at FROM machine_attempts \
                WHERE provider = $1 AND machine_id = $2 ORDER BY id"];
 }
 
@@ -68,6 +62,7 @@ pub struct NewAttempt {
     /// From the request to ready, for every attempt that came so far, won or not.
     pub ready_seconds: Option<f64>,
     pub created_at: Timestamp,
+    pub conditions: Conditions,
 }
 record!(NewAttempt {
     attempt_key,
@@ -88,7 +83,8 @@ record!(NewAttempt {
     error_message,
     duration_seconds,
     ready_seconds,
-    created_at
+    created_at,
+    conditions
 });
 
 impl NewAttempt {
@@ -99,6 +95,30 @@ impl NewAttempt {
             ready_seconds: self.ready_seconds,
             at: self.created_at,
         }
+    }
+
+    /// Whether it counts for or against the machine under these rules. The literal ones know
+    /// neither incidents nor drivers.
+    fn success(&self, settings: &Settings) -> Option<bool> {
+        let c = &self.conditions;
+        let driver = self.reason == Some(Reason::DriverMismatch) && c.cuda.is_some();
+        let excused = settings.rules == RuleSet::Default && (c.suspect || driver);
+        success_of(self.outcome).filter(|success| *success || !excused)
+    }
+}
+
+/// What the statistics see of an attempt whose success is decided.
+fn seen(success: Option<bool>, ready_seconds: Option<f64>, at: Timestamp) -> Attempt {
+    let outcome = match success {
+        Some(true) => Outcome::Won,
+        Some(false) => Outcome::Failed,
+        None => Outcome::NotHost,
+    };
+    Attempt {
+        outcome,
+        reason: None,
+        ready_seconds,
+        at,
     }
 }
 
@@ -111,7 +131,7 @@ pub struct AttemptRow {
 }
 
 impl crate::column::Record for AttemptRow {
-    fn read(row: &crate::engine::Row) -> Result<Self> {
+    fn read(row: &Row) -> Result<Self> {
         Ok(Self {
             id: row.get("id")?,
             success: row.get("success")?,
@@ -131,152 +151,113 @@ pub struct Recorded {
     pub blocked: Option<BlacklistRow>,
 }
 
-/// Whether an attempt counted, as a filter.
+struct Seen(Attempt);
+impl crate::column::Record for Seen {
+    fn read(row: &Row) -> Result<Self> {
+        Ok(Self(seen(
+            row.get("success")?,
+            row.get("ready_seconds")?,
+            Column::read(row, "created_at")?,
+        )))
+    }
+}
+
+/// Who may block because of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counted {
-    Failed,
-    Succeeded,
-    Uncounted,
+pub enum Judged {
+    /// Our own: the rules decide.
+    ByRules,
+    /// Reported or imported: it counts, but blocks nothing by itself.
+    Never,
 }
 
-/// Which attempts a list shows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct AttemptFilter {
-    pub provider: Option<String>,
-    /// Made at or after.
-    pub since: Option<Timestamp>,
-    pub counted: Option<Counted>,
-}
-
-impl AttemptFilter {
-    fn counted_arg(&self) -> i64 {
-        match self.counted {
-            None => -1,
-            Some(Counted::Failed) => 0,
-            Some(Counted::Succeeded) => 1,
-            Some(Counted::Uncounted) => 2,
+/// The attempt, the machine's statistics and the rules' verdict, within a transaction.
+pub(crate) async fn record_in(
+    tx: &mut Tx,
+    new: &NewAttempt,
+    judged: Judged,
+    settings: &Settings,
+) -> Result<Recorded> {
+    let mut machine = Locked::get(tx, &new.machine).await?;
+    let success = new.success(settings);
+    let first = insert(tx, new, success).await?;
+    let mut blocked = None;
+    if first {
+        let attempt = new.core();
+        machine.settle(new.created_at);
+        machine
+            .stats
+            .record(&seen(success, new.ready_seconds, new.created_at));
+        machine.learn(new);
+        let around = Circumstances {
+            suspect: new.conditions.suspect,
+            cuda: new.conditions.cuda,
+        };
+        let proposal = judge(&mut machine.window, &attempt, &around, settings);
+        if let Some(p) = proposal.filter(|_| judged == Judged::ByRules) {
+            blocked = blacklist::propose(tx, &new.machine, p, &mut machine, new.created_at).await?;
         }
+        machine.save(tx).await?;
+        standing::add(tx, new).await?;
     }
+    Ok(Recorded {
+        first,
+        stats: machine.stats,
+        blocked,
+    })
 }
 
-/// Where a page of attempts begins: they are in the order of their time, which imports and
-/// reports bring along, so that an id alone says nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AttemptCursor {
-    pub at: Timestamp,
-    pub id: i64,
-}
-
-impl AttemptCursor {
-    const FIRST: Self = Self {
-        at: Timestamp(i64::MAX),
-        id: i64::MAX,
-    };
-}
-
-impl fmt::Display for AttemptCursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.at.0, self.id)
-    }
-}
-
-impl FromStr for AttemptCursor {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let parts = s.split_once('.').and_then(|(at, id)| {
-            Some(Self {
-                at: Timestamp(at.parse().ok()?),
-                id: id.parse().ok()?,
-            })
-        });
-        parts.ok_or_else(|| {
-            format!(
-                "{:?} is no place in a list of attempts",
-                s.chars().take(80).collect::<String>()
-            )
-        })
-    }
-}
-
-/// How often something was the reason.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReasonCount {
-    /// `None` where a failure has no word.
-    pub reason: Option<String>,
-    pub n: i64,
-}
-record!(ReasonCount { reason, n });
-
-/// Counted attempts of one day.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DayCount {
-    /// Days since the epoch, UTC.
-    pub day: i64,
-    pub successful: i64,
-    pub failed: i64,
-}
-record!(DayCount {
-    day,
-    successful,
-    failed
-});
-
-struct CoreAttempt(Attempt);
-impl crate::column::Record for CoreAttempt {
-    fn read(row: &crate::engine::Row) -> Result<Self> {
-        use crate::column::Column;
-        Ok(Self(Attempt {
-            outcome: Column::read(row, "outcome")?,
-            reason: Column::read(row, "reason")?,
-            ready_seconds: Column::read(row, "ready_seconds")?,
-            at: Column::read(row, "created_at")?,
-        }))
-    }
+async fn insert(tx: &mut Tx, new: &NewAttempt, success: Option<bool>) -> Result<bool> {
+    let c = &new.conditions;
+    let args = args![
+        &new.machine.provider,
+        &new.machine.machine_id,
+        &new.attempt_type,
+        success,
+        new.error_message.as_deref(),
+        new.duration_seconds,
+        new.created_at,
+        &new.attempt_key,
+        new.workflow_id.as_deref(),
+        new.workspace_id.as_deref(),
+        new.host_id.as_deref(),
+        new.offer_id.as_deref(),
+        new.instance_id.as_deref(),
+        &new.gpu_name,
+        new.price,
+        new.region.as_deref(),
+        new.image.as_deref(),
+        new.stage,
+        new.outcome,
+        new.reason.as_ref(),
+        new.ready_seconds,
+        c.image_digest.as_deref(),
+        c.reporter.as_deref(),
+        c.cuda.map(|v| v.to_string()),
+        c.provider_reliability,
+        c.inet_down_mbps,
+        c.warm,
+        c.suspect,
+        c.score,
+        c.prior_mean,
+        c.counts.s,
+        c.counts.f,
+    ];
+    Ok(tx.run(INSERT, args).await? == 1)
 }
 
 impl Store {
     /// The attempt, the machine's statistics and the rules' verdict, all or nothing.
     pub async fn record_attempt(&self, new: &NewAttempt, settings: &Settings) -> Result<Recorded> {
-        let args = args![
-            &new.machine.provider,
-            &new.machine.machine_id,
-            &new.attempt_type,
-            success_of(new.outcome),
-            new.error_message.as_deref(),
-            new.duration_seconds,
-            new.created_at,
-            &new.attempt_key,
-            new.workflow_id.as_deref(),
-            new.workspace_id.as_deref(),
-            new.host_id.as_deref(),
-            new.offer_id.as_deref(),
-            new.instance_id.as_deref(),
-            &new.gpu_name,
-            new.price,
-            new.region.as_deref(),
-            new.image.as_deref(),
-            new.stage,
-            new.outcome,
-            new.reason.as_ref(),
-            new.ready_seconds,
-        ];
         transact!(self.db, |tx| {
-            let mut stats = machine::stats_for_update(tx, &new.machine).await?;
-            let first = tx.run(INSERT, args.clone()).await? == 1;
-            let mut blocked = None;
-            if first {
-                let attempt = new.core();
-                stats.record(&attempt);
-                machine::save_stats(tx, &new.machine, &stats).await?;
-                if let Some(p) = verdict(&stats, &attempt, settings) {
-                    blocked = blacklist::propose(tx, &new.machine, p, &stats, new.created_at).await?;
-                }
-            }
-            Ok(Recorded {
-                first,
-                stats,
-                blocked,
-            })
+            record_in(tx, new, Judged::ByRules, settings).await
+        })
+    }
+
+    /// Like `record_attempt` for what others say: it counts, and blocks nothing by itself.
+    pub async fn record_foreign_attempt(&self, new: &NewAttempt, settings: &Settings) -> Result<Recorded> {
+        transact!(self.db, |tx| {
+            record_in(tx, new, Judged::Never, settings).await
         })
     }
 
@@ -285,56 +266,15 @@ impl Store {
         self.db.all(OF_WORKFLOW, args![workflow_id]).await
     }
 
-    /// Newest first, of one machine or of all.
-    pub async fn list_attempts(
-        &self,
-        machine: Option<&MachineRef>,
-        filter: &AttemptFilter,
-        after: Option<AttemptCursor>,
-        limit: u32,
-    ) -> Result<Page<AttemptRow>> {
-        let after = after.unwrap_or(AttemptCursor::FIRST);
-        let (since, counted) = (filter.since.unwrap_or(Timestamp(i64::MIN)), filter.counted_arg());
-        let most = u64::from(limit) + 1;
-        let rows = if let Some(m) = machine {
-            let (provider, id) = (&m.provider, &m.machine_id);
-            let args = args![after.at, after.id, since, counted, provider, id, most];
-            self.db.all(OF_MACHINE, args).await?
-        } else {
-            let args = args![
-                after.at,
-                after.id,
-                since,
-                counted,
-                filter.provider.as_deref(),
-                most
-            ];
-            self.db.all(LIST, args).await?
-        };
-        Ok(Page::cut(rows, limit, |a: &AttemptRow| {
-            let (at, id) = (a.attempt.created_at, a.id);
-            AttemptCursor { at, id }.to_string()
-        }))
+    pub async fn attempt_by_key(&self, key: &str) -> Result<Option<AttemptRow>> {
+        self.db.first(BY_KEY, args![key]).await
     }
 
-    /// Why the machine's counted failures failed, most frequent first.
-    pub async fn failure_reasons(&self, machine: &MachineRef) -> Result<Vec<ReasonCount>> {
-        self.db
-            .all(REASONS_OF, args![&machine.provider, &machine.machine_id])
-            .await
-    }
-
-    /// The last days with counted attempts, newest first.
-    pub async fn counted_days(&self, machine: &MachineRef, days: u32) -> Result<Vec<DayCount>> {
-        self.db
-            .all(DAYS_OF, args![&machine.provider, &machine.machine_id, days])
-            .await
-    }
-
-    /// The machine's record counted anew from its attempts: what the stored one must equal.
+    /// The machine's record counted anew from its attempts: what the stored one must equal,
+    /// where none was rolled up.
     pub async fn recount_stats(&self, machine: &MachineRef) -> Result<Stats> {
         let args = args![&machine.provider, &machine.machine_id];
-        let attempts: Vec<CoreAttempt> = self.db.all(RECOUNT, args).await?;
+        let attempts: Vec<Seen> = self.db.all(RECOUNT, args).await?;
         let mut stats = Stats::default();
         attempts.iter().for_each(|a| stats.record(&a.0));
         Ok(stats)

@@ -4,13 +4,13 @@
 //! scope) is open, which an index guarantees. What a person says always stands: rules go
 //! through [`propose`], which asks `core` whether the open entry is stronger.
 
-use crate::column::{args, json, record};
+use crate::column::{args, record};
 use crate::engine::{Tx, statements, transact};
-use crate::{Error, Page, Result, Store, machine};
+use crate::machine::Locked;
+use crate::{Error, Page, Result, Store};
 use dumont_core::blacklist::{
     BlacklistType, Change, CudaVersion, Entry, Proposal, Rule, Scope, change, is_active,
 };
-use dumont_core::history::Stats;
 use dumont_core::id::MachineRef;
 use dumont_core::time::Timestamp;
 
@@ -33,9 +33,6 @@ statements! {
               AND (expires_at IS NULL OR expires_at > $4) RETURNING *"];
     OF_MACHINE: ["SELECT * FROM machine_blacklist WHERE provider = $1 AND machine_id = $2 AND is_active \
                   AND (expires_at IS NULL OR expires_at > $3) ORDER BY id"];
-    SCOPED_OF_MANY: ["SELECT b.* FROM " EACH_2 " JOIN machine_blacklist b ON b.provider = $1 \
-                      AND b.machine_id = each.value AND b.is_active AND b.scope IS NOT NULL \
-                      AND (b.expires_at IS NULL OR b.expires_at > $3) ORDER BY b.id"];
     EVER: ["SELECT * FROM machine_blacklist WHERE provider = $1 AND machine_id = $2 \
             ORDER BY id DESC LIMIT $3"];
     LIST: ["SELECT * FROM machine_blacklist WHERE id < $1 AND is_active \
@@ -154,9 +151,13 @@ async fn write(
     open: Option<&BlacklistRow>,
     new: &NewBlacklist,
     rule: Option<Rule>,
-    stats: &Stats,
+    locked: &mut Locked,
     now: Timestamp,
 ) -> Result<BlacklistRow> {
+    if new.scope.is_none() {
+        locked.blocked_until = new.expires_at;
+    }
+    let stats = &locked.stats;
     let (kind, reason, actor) = (new.blacklist_type, &new.reason, new.actor.as_deref());
     let (total, failed, rate) = (stats.total, stats.failed, stats.failure_rate());
     let row = if let Some(open) = open {
@@ -198,12 +199,13 @@ async fn write(
     row.ok_or_else(|| Error::not_found("blacklist entry", &new.machine.to_string()))
 }
 
-/// Applies a rule's proposal; `None` where what stands is as strong.
+/// Applies a rule's proposal; `None` where what stands is as strong. `locked` must be saved
+/// after it.
 pub(crate) async fn propose(
     tx: &mut Tx,
     machine: &MachineRef,
     proposal: Proposal,
-    stats: &Stats,
+    locked: &mut Locked,
     now: Timestamp,
 ) -> Result<Option<BlacklistRow>> {
     let scope = proposal.scope.map(|s| s.to_string());
@@ -219,7 +221,7 @@ pub(crate) async fn propose(
         actor: None,
         scope,
     };
-    write(tx, open.as_ref(), &new, Some(proposal.rule), stats, now)
+    write(tx, open.as_ref(), &new, Some(proposal.rule), locked, now)
         .await
         .map(Some)
 }
@@ -229,7 +231,8 @@ impl Store {
     /// A manual entry gives way to a manual one only; anything else is a `Conflict`.
     pub async fn add_blacklist(&self, new: &NewBlacklist, now: Timestamp) -> Result<(BlacklistRow, bool)> {
         transact!(self.db, |tx| {
-            let stats = machine::stats_for_update(tx, &new.machine).await?;
+            let mut locked = Locked::get(tx, &new.machine).await?;
+            locked.settle(now);
             let open = open_entry(tx, &new.machine, new.scope.as_deref(), now).await?;
             let manual = |kind| kind == BlacklistType::Manual;
             if open.as_ref().is_some_and(|o| manual(o.blacklist_type)) && !manual(new.blacklist_type) {
@@ -238,13 +241,15 @@ impl Store {
                     &new.machine.to_string(),
                 ));
             }
-            let row = write(tx, open.as_ref(), new, None, &stats, now).await?;
+            let row = write(tx, open.as_ref(), new, None, &mut locked, now).await?;
+            locked.save(tx).await?;
             Ok((row, open.is_none()))
         })
     }
 
     /// Lifts every block in force on the machine, scoped ones too, and gives them; `NotFound`
-    /// if there is none.
+    /// if there is none. What the machine did up to now is settled: the rules judge only what
+    /// comes after.
     pub async fn remove_blacklist(
         &self,
         machine: &MachineRef,
@@ -252,11 +257,16 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<BlacklistRow>> {
         transact!(self.db, |tx| {
+            let mut locked = Locked::get(tx, machine).await?;
             let args = args![&machine.provider, &machine.machine_id, actor, now];
             let removed: Vec<BlacklistRow> = tx.all(REMOVE, args).await?;
             if removed.is_empty() {
+                // Undone with the transaction: a machine is not met by being asked for.
                 return Err(Error::not_found("blacklist entry", &machine.to_string()));
             }
+            locked.blocked_until = None;
+            locked.window.restart(now);
+            locked.save(tx).await?;
             Ok(removed)
         })
     }
@@ -265,18 +275,6 @@ impl Store {
     pub async fn blocks_of(&self, machine: &MachineRef, now: Timestamp) -> Result<Vec<BlacklistRow>> {
         self.db
             .all(OF_MACHINE, args![&machine.provider, &machine.machine_id, now])
-            .await
-    }
-
-    /// The scoped blocks in force of many machines of one provider, in one query, oldest first.
-    pub async fn scoped_blocks(
-        &self,
-        provider: &str,
-        machine_ids: &[&str],
-        now: Timestamp,
-    ) -> Result<Vec<BlacklistRow>> {
-        self.db
-            .all(SCOPED_OF_MANY, args![provider, json(&machine_ids)?, now])
             .await
     }
 

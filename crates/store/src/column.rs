@@ -6,10 +6,11 @@
 
 use crate::engine::Row;
 use crate::error::{Error, Result};
-use dumont_core::blacklist::{BlacklistType, Rule};
+use dumont_core::blacklist::{BlacklistType, CudaVersion, LossCause, Rule};
 use dumont_core::history::{Level, Outcome, Reason, Stage};
 use dumont_core::id::{Digest, MachineRef, WorkspaceName};
 use dumont_core::offer::Offer;
+use dumont_core::reliability::Bucket;
 use dumont_core::snapshot::{ObjectRef, Progress, SnapshotHead, SnapshotType, Validation};
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::time::Timestamp;
@@ -160,6 +161,7 @@ derived! {
     Timestamp: i64 => |v| Ok::<_, Error>(Timestamp(v));
     Reason: String => |v| Ok::<_, Error>(Reason::from(v));
     Digest: String => |v| v.parse::<Digest>();
+    CudaVersion: String => |v| v.parse::<CudaVersion>();
     WorkspaceName: String => |v| v.parse::<WorkspaceName>();
     WorkspaceSpec: String => |v| serde_json::from_str::<WorkspaceSpec>(&v);
     Offer: String => |v| serde_json::from_str::<Offer>(&v);
@@ -193,4 +195,15 @@ impl Column for MachineRef {
     }
 }
 
-words_as_text!(Kind, Status, Step, Outcome, Stage, Level, BlacklistType, Rule);
+words_as_text!(
+    Kind,
+    Status,
+    Step,
+    Outcome,
+    Stage,
+    Level,
+    BlacklistType,
+    Rule,
+    LossCause,
+    Bucket
+);

@@ -12,6 +12,7 @@
 //! never before it.
 
 mod attempt;
+mod attempt_list;
 mod blacklist;
 mod census;
 mod column;
@@ -19,27 +20,36 @@ mod engine;
 mod error;
 mod failover_event;
 mod instance;
+mod interrupt;
 mod machine;
 mod meta;
 mod object_version;
+mod recent;
+mod rollup;
 mod snapshot;
+mod standing;
 mod summary;
 mod token;
+mod transfer;
 mod workflow;
 mod workspace;
 
-pub use attempt::{
-    AttemptCursor, AttemptFilter, AttemptRow, Counted, DayCount, NewAttempt, ReasonCount, Recorded,
-};
+pub use attempt::{AttemptRow, NewAttempt, Recorded};
+pub use attempt_list::{AttemptCursor, AttemptFilter, Counted, DayCount, ReasonCount};
 pub use blacklist::{BlacklistFilter, BlacklistRow, NewBlacklist};
 pub use engine::Inspection;
 pub use error::{Error, Result};
 pub use failover_event::FailoverEventRow;
 pub use instance::{InstanceRow, InstanceState, NewInstance};
+pub use interrupt::Interrupt;
 pub use machine::{Block, Extreme, MachineFilter, MachineRow, ScoreCursor};
+pub use recent::GuardVote;
+pub use rollup::Rollup;
 pub use snapshot::{NewSnapshot, SnapshotRow, SnapshotState};
+pub use standing::{Conditions, Priors, Standings};
 pub use summary::Summary;
 pub use token::TokenRow;
+pub use transfer::Imported;
 pub use workflow::{Advance, Finish, NewWorkflow, StartedWorkflow, StepTime, WorkflowRow};
 pub use workspace::{Effect, NewWorkspace, WorkspaceRow, WorkspaceState};
 
@@ -126,17 +136,23 @@ impl<T> Page<T> {
 pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, engine::Sql)])> {
     vec![
         ("attempt", attempt::STATEMENTS),
+        ("attempt_list", attempt_list::STATEMENTS),
         ("blacklist", blacklist::STATEMENTS),
         ("census", census::STATEMENTS),
         ("failover_event", failover_event::STATEMENTS),
         ("instance", instance::STATEMENTS),
+        ("interrupt", interrupt::STATEMENTS),
         ("lib", STATEMENTS),
         ("machine", machine::STATEMENTS),
         ("meta", meta::STATEMENTS),
         ("object_version", object_version::STATEMENTS),
+        ("recent", recent::STATEMENTS),
+        ("rollup", rollup::STATEMENTS),
         ("snapshot", snapshot::STATEMENTS),
+        ("standing", standing::STATEMENTS),
         ("summary", summary::STATEMENTS),
         ("token", token::STATEMENTS),
+        ("transfer", transfer::STATEMENTS),
         ("workflow", workflow::STATEMENTS),
         ("workspace", workspace::STATEMENTS),
     ]

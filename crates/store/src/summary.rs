@@ -3,7 +3,7 @@
 //! Levels are counted in SQL, a million machines being too many to fetch; the boundaries are
 //! those of `core`'s `Level::of`, and the contract suite holds the two against each other.
 
-use crate::attempt::ReasonCount;
+use crate::attempt_list::ReasonCount;
 use crate::column::{args, record};
 use crate::engine::statements;
 use crate::{Result, Store};
@@ -28,16 +28,26 @@ statements! {
               CAST(COALESCE(SUM(failed_attempts), 0) AS BIGINT) AS failed, \
               CAST(COALESCE(SUM(uncounted_attempts), 0) AS BIGINT) AS uncounted \
               FROM machine_stats WHERE provider = COALESCE($1, provider)"];
-    TOTALS_SINCE: ["SELECT CAST(COALESCE(SUM(CASE WHEN success THEN 1 ELSE 0 END), 0) AS BIGINT) AS successful, \
-              CAST(COALESCE(SUM(CASE WHEN success = FALSE THEN 1 ELSE 0 END), 0) AS BIGINT) AS failed, \
-              CAST(COALESCE(SUM(CASE WHEN success IS NULL THEN 1 ELSE 0 END), 0) AS BIGINT) AS uncounted \
-              FROM machine_attempts WHERE created_at >= $2 AND provider = COALESCE($1, provider)"];
+    TOTALS_SINCE: ["SELECT CAST(COALESCE(SUM(successful), 0) AS BIGINT) AS successful, \
+              CAST(COALESCE(SUM(failed), 0) AS BIGINT) AS failed, \
+              CAST(COALESCE(SUM(uncounted), 0) AS BIGINT) AS uncounted FROM (\
+              SELECT CASE WHEN success THEN 1 ELSE 0 END AS successful, \
+              CASE WHEN success = FALSE THEN 1 ELSE 0 END AS failed, \
+              CASE WHEN success IS NULL THEN 1 ELSE 0 END AS uncounted \
+              FROM machine_attempts WHERE created_at >= $2 AND provider = COALESCE($1, provider) UNION ALL \
+              SELECT CASE WHEN verdict = 'success' THEN attempts ELSE 0 END AS successful, \
+              CASE WHEN verdict = 'failure' THEN attempts ELSE 0 END AS failed, \
+              CASE WHEN verdict = 'uncounted' THEN attempts ELSE 0 END AS uncounted \
+              FROM machine_rollups WHERE day >= $3 AND provider = COALESCE($1, provider)) AS t"];
     BLOCKS: ["SELECT blacklist_type, COUNT(*) AS n FROM machine_blacklist WHERE is_active \
               AND (expires_at IS NULL OR expires_at > $1) AND provider = COALESCE($2, provider) \
               GROUP BY blacklist_type"];
-    REASONS_SINCE: ["SELECT reason, COUNT(*) AS n FROM machine_attempts WHERE success = FALSE \
-              AND created_at >= $1 AND provider = COALESCE($2, provider) \
-              GROUP BY reason ORDER BY n DESC, reason LIMIT $3"];
+    REASONS_SINCE: ["SELECT reason, CAST(SUM(n) AS BIGINT) AS n FROM (\
+              SELECT reason, COUNT(*) AS n FROM machine_attempts WHERE success = FALSE \
+              AND created_at >= $1 AND provider = COALESCE($2, provider) GROUP BY reason UNION ALL \
+              SELECT NULLIF(reason, '') AS reason, attempts AS n FROM machine_rollups \
+              WHERE verdict = 'failure' AND day >= $3 AND provider = COALESCE($2, provider)) AS r \
+              GROUP BY reason ORDER BY n DESC, reason LIMIT $4"];
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,14 +93,19 @@ impl Store {
         since: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<Summary> {
+        let from = since.unwrap_or(Timestamp(i64::MIN));
+        // What is rolled up is known by its day only.
+        let day = from.0.div_euclid(86_400_000_000);
         let levels: Vec<LevelCount> = self.db.all(LEVELS, args![now, provider]).await?;
         let totals: Option<Totals> = match since {
             None => self.db.first(TOTALS, args![provider]).await?,
-            Some(since) => self.db.first(TOTALS_SINCE, args![provider, since]).await?,
+            Some(_) => self.db.first(TOTALS_SINCE, args![provider, from, day]).await?,
         };
         let blocks: Vec<TypeCount> = self.db.all(BLOCKS, args![now, provider]).await?;
-        let from = since.unwrap_or(Timestamp(i64::MIN));
-        let reasons = self.db.all(REASONS_SINCE, args![from, provider, REASONS]).await?;
+        let reasons = self
+            .db
+            .all(REASONS_SINCE, args![from, provider, day, REASONS])
+            .await?;
         let (successful, failed, uncounted) =
             totals.map_or((0, 0, 0), |t| (t.successful, t.failed, t.uncounted));
         Ok(Summary {

@@ -1,7 +1,7 @@
 //! Bodies of `/api/v1/machines/history/…` and what offers carry of it. Times are integers,
 //! microseconds since the epoch, as everywhere in the API.
 
-use dumont_core::blacklist::{BlacklistType, CudaVersion};
+use dumont_core::blacklist::{BlacklistType, CudaVersion, LossCause};
 use dumont_core::history::Level;
 use dumont_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -285,8 +285,23 @@ pub struct MachineHistory {
     pub reasons: Vec<ReasonCount>,
     /// Rate over time: days with counted attempts, oldest first, the last 30 of them.
     pub days: Vec<DayRate>,
+    /// Losses after it was ready, of the last 30 days, newest first, at most 50.
+    pub interrupts: Vec<MachineInterrupt>,
     /// The entry in force and every earlier one, newest first, at most 50.
     pub blacklist: Vec<BlacklistEntry>,
+}
+
+/// The machine was ready, and was lost.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineInterrupt {
+    pub at: Timestamp,
+    /// `host` counts toward frequent_interrupts; `low_bid` and `user_stop` do not.
+    pub cause: LossCause,
+    /// The evidence that decided.
+    pub trigger: String,
+    /// From ready to lost.
+    pub lived_seconds: Option<f64>,
 }
 
 /// Counted attempts of one day.
@@ -317,4 +332,95 @@ pub struct MachinesQuery {
     pub limit: Option<u32>,
     /// `next` of the page before.
     pub after: Option<String>,
+}
+
+/// `?provider=&period=` of `export`.
+#[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]
+#[cfg_attr(feature = "openapi", into_params(parameter_in = Query))]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportQuery {
+    pub provider: Option<String>,
+    /// Attempts made within this long, e.g. `30d`; entries are those in force.
+    pub period: Option<String>,
+}
+
+/// `?blacklist=` of `import`.
+#[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]
+#[cfg_attr(feature = "openapi", into_params(parameter_in = Query))]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportQuery {
+    /// Take over blacklist entries as well; an import never blocks anything otherwise.
+    pub blacklist: Option<bool>,
+}
+
+/// One line of an export. Lines of a later version's kinds are refused, not skipped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ExportLine {
+    Attempt(Box<ExportedAttempt>),
+    Blacklist(ExportedBlock),
+}
+
+/// An attempt as it travels: with what the score needs, without what only its own installation
+/// understands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportedAttempt {
+    /// Unique for ever; the same attempt is never counted twice.
+    pub key: String,
+    pub provider: String,
+    pub machine_id: String,
+    pub attempt_type: String,
+    pub outcome: String,
+    pub stage: String,
+    pub reason: Option<String>,
+    pub error_message: Option<String>,
+    pub duration_seconds: f64,
+    pub ready_seconds: Option<f64>,
+    pub created_at: Timestamp,
+    pub host_id: Option<String>,
+    pub gpu_name: String,
+    pub price: f64,
+    pub region: Option<String>,
+    pub image: Option<String>,
+    pub image_digest: Option<String>,
+    pub cuda: Option<CudaVersion>,
+    pub provider_reliability: Option<f64>,
+    pub inet_down_mbps: Option<f64>,
+    #[serde(default)]
+    pub suspect: bool,
+    pub score: Option<f64>,
+    pub prior_mean: Option<f64>,
+    /// What it adds to the decayed successes and failures.
+    pub score_s: f64,
+    pub score_f: f64,
+}
+
+/// A blacklist entry as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportedBlock {
+    pub provider: String,
+    pub machine_id: String,
+    pub blacklist_type: BlacklistType,
+    pub reason: String,
+    pub scope: Option<String>,
+    pub blacklisted_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+}
+
+/// What an import did.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ImportReport {
+    pub attempts: u64,
+    /// Attempts that were here already.
+    pub known: u64,
+    /// Attempts made before what this server still keeps; they are counted already or nobody's.
+    pub too_old: u64,
+    pub blacklisted: u64,
+    /// Entries not taken over: not asked for, expired, or a manual one stands.
+    pub entries_skipped: u64,
 }

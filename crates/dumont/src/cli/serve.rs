@@ -106,6 +106,8 @@ pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
         s3,
         vast,
         race: dumont_core::plan::RaceSettings::default(),
+        adaptive: dumont_core::plan::adaptive::AdaptiveSettings::default(),
+        attempt_retention_days: settings.required("ATTEMPT_RETENTION_DAYS")?,
         blacklist: blacklist(&settings)?,
         timing: Timing::default(),
         crash_at: None,
@@ -125,6 +127,7 @@ fn public_url(text: &str) -> Result<String, String> {
 /// The rules, with the thresholds that are set.
 pub fn blacklist(settings: &Settings) -> Result<dumont_core::blacklist::Settings> {
     Ok(dumont_core::blacklist::Settings {
+        rules: settings.required("BLACKLIST_RULES")?,
         min_attempts: settings.required("MIN_ATTEMPTS_FOR_BLACKLIST")?,
         min_success_rate: settings.required("MIN_SUCCESS_RATE")?,
         automatic_days: settings.required("AUTOMATIC_BLACKLIST_DAYS")?,

@@ -45,7 +45,7 @@ pub struct SpecArgs {
     /// `ollama:MODEL` (more can be said in --spec)
     #[arg(long, value_name = "PROBE")]
     pub probe: Option<String>,
-    /// Machines to race for at once [default: 3]
+    /// Machines to race for at once [default: as many as pay, judged every few seconds]
     #[arg(long, value_name = "N")]
     pub racers: Option<u32>,
 }
@@ -87,7 +87,7 @@ pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
     Ok(spec)
 }
 
-const SPEC_HINT: &str = "fields: name, gpu {name, count, min_ram_gb}, image, disk_gb, max_price, path, start, \
+const SPEC_HINT: &str = "fields: name, gpu {name, count, min_ram_gb, cuda}, image, disk_gb, max_price, path, start, \
      env, ports, probe {kind = \"command\", command} or {kind = \"http\", port, path, status, contains} or \
      {kind = \"ollama\", model, prompt, contains, port} with timeout_s, snapshot {before, after, \
      hook_timeout_s, priority, keep {last, hourly, daily, weekly}}, failover {automatic, racers}";
@@ -139,7 +139,7 @@ fn apply(spec: &mut WorkspaceSpec, args: &SpecArgs) {
     if let Some(text) = &args.probe {
         spec.probe = Some(probe(text, spec.probe.as_ref().map(Probe::timeout_s)));
     }
-    set(&mut spec.failover.racers, &args.racers);
+    spec.failover.racers = args.racers.or(spec.failover.racers);
 }
 
 /// `http:8000/health` and `ollama:llama3.2:1b` are words of ours, all else is a command. The

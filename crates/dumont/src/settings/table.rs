@@ -157,6 +157,17 @@ pub const SETTINGS: &[Setting] = &[
         "how long one is blocked that failed just now",
     )
     .or("24"),
+    text(
+        "BLACKLIST_RULES",
+        "default (repaired), or literal: the document's own words",
+    )
+    .or("default"),
+    whole(
+        "ATTEMPT_RETENTION_DAYS",
+        1..=3_650,
+        "attempts older than this are only counted",
+    )
+    .or("180"),
 ];
 
 impl Setting {

@@ -1,9 +1,10 @@
 //! `/instances/offers`: what can be rented now, beside what we know of each machine.
 //!
 //! The provider is asked live and answers at most some dozens, so filters, order and pages are
-//! made here, of one answer. The machines' records come in one query, and blocks for the CUDA
-//! version asked for in a second, however many offers there are. A page is found again by the last offer shown; the market moves in between, and
-//! an offer that is gone is said to be gone instead of a page being skipped in silence.
+//! made here, of one answer. What is known of the machines comes in two queries, however many
+//! offers there are. A page is found again by the last offer shown; the market moves in
+//! between, and an offer that is gone is said to be gone instead of a page being skipped in
+//! silence.
 
 use super::error::{ApiError, ApiResult};
 use super::params::{Params, limit};
@@ -13,11 +14,13 @@ use crate::workflows::search::provider_words;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use dumont_core::blacklist::CudaVersion;
 use dumont_core::id::MachineRef;
 use dumont_core::level::Level;
 use dumont_core::offer::Offer;
-use dumont_core::rank::Standing;
-use dumont_store::MachineRow;
+use dumont_core::reliability::FLEET_MEAN;
+use dumont_core::time::Timestamp;
+use dumont_store::{MachineRow, Standings};
 use dumont_wire::offers::{self as wire, OfferOrder, OfferPage, OfferVerified};
 use dumont_wire::rest::{ErrorBody, PageQuery};
 use std::cmp::Ordering;
@@ -65,24 +68,9 @@ pub async fn list(
         .search(&wanted)
         .await
         .map_err(|e| provider_failed(&e))?;
-    let machines: BTreeSet<&str> = found.iter().map(|o| o.machine.machine_id.as_str()).collect();
-    let machines: Vec<&str> = machines.into_iter().collect();
     let now = app.now();
-    let mut known = Known {
-        machines: app.store.standings(PROVIDER, &machines, now).await?,
-        scoped: HashMap::new(),
-    };
-    if query.cuda.is_some() {
-        // Only a search that says what it needs can be in the way of such a block.
-        for block in app.store.scoped_blocks(PROVIDER, &machines, now).await? {
-            if block.concerns(query.cuda) {
-                known
-                    .scoped
-                    .entry(block.machine.machine_id)
-                    .or_insert(block.reason);
-            }
-        }
-    }
+    let standings = app.store.standings(PROVIDER, &found, now).await?;
+    let known = Known::of(&found, &standings, query.cuda, now);
     let offers = found.iter().map(|offer| annotated(offer, &known)).collect();
     Ok(Json(cut(arranged(offers, &query), most, page.after.as_deref())?))
 }
@@ -162,6 +150,31 @@ struct Known {
     machines: HashMap<String, MachineRow>,
     /// Why one is blocked for the CUDA version that was asked for.
     scoped: HashMap<String, String>,
+    /// What the ranking goes by, read now.
+    scores: HashMap<String, f64>,
+}
+
+impl Known {
+    fn of(offers: &[Offer], standings: &Standings, cuda: Option<CudaVersion>, now: Timestamp) -> Self {
+        let mut known = Self::default();
+        for offer in offers {
+            let id = &offer.machine.machine_id;
+            let score = standings.posterior(offer, now).score();
+            if known.scores.insert(id.clone(), score).is_some() {
+                continue;
+            }
+            if let Some(row) = standings.machine(&offer.machine) {
+                known.machines.insert(id.clone(), row.clone());
+            }
+            // Only a search that says what it needs can be in the way of such a block.
+            let scoped = standings.blocks(&offer.machine).iter();
+            let mut scoped = scoped.filter(|b| b.entry().1.is_some_and(|s| s.covers(cuda)));
+            if let Some(block) = scoped.next() {
+                known.scoped.insert(id.clone(), block.reason.clone());
+            }
+        }
+        known
+    }
 }
 
 fn annotated(offer: &Offer, known: &Known) -> wire::Offer {
@@ -196,7 +209,7 @@ fn annotated(offer: &Offer, known: &Known) -> wire::Offer {
         successful_attempts: stats.successful,
         failed_attempts: stats.failed,
         reliability_status: Level::of(stats.success_rate(), block.is_some()).to_string(),
-        reliability_score: row.map_or_else(Standing::default, MachineRow::standing).score(),
+        reliability_score: known.scores.get(id).copied().unwrap_or(FLEET_MEAN),
         predicted_ready_seconds: predicted(stats.ready, stats.ready_total_ms),
     }
 }

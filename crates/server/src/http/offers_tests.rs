@@ -1,7 +1,6 @@
 use super::*;
 use dumont_core::blacklist::BlacklistType;
 use dumont_core::history::Stats;
-use dumont_core::time::Timestamp;
 use dumont_store::Block;
 use proptest::prelude::*;
 
@@ -42,13 +41,19 @@ fn record(machine: u32, successful: i64, failed: i64, blocked: bool) -> (String,
             reason: "no good".into(),
             blacklisted_at: Timestamp(0),
             expires_at: None,
+            scope: None,
         }),
+        sums: Default::default(),
+        host_id: None,
+        bucket: None,
     };
     (machine.to_string(), row)
 }
 
 fn knowing<const N: usize>(rows: [(String, MachineRow); N]) -> Known {
+    let score = |r: &MachineRow| (r.stats.successful as f64 + 2.55) / (r.stats.counted() as f64 + 3.0);
     Known {
+        scores: rows.iter().map(|(id, row)| (id.clone(), score(row))).collect(),
         machines: HashMap::from(rows),
         ..Known::default()
     }

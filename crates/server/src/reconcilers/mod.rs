@@ -1,5 +1,6 @@
 //! What compares the wanted with the observed, over and over, without input.
 
+pub mod history;
 pub mod monitor;
 pub mod reaper;
 pub mod retention;

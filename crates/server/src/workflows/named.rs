@@ -1,6 +1,6 @@
 //! Search for a machine that somebody asked for by name: its cheapest offer, and no ranking.
 
-use super::search::ask;
+use super::search::{ask, candidates, choose};
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult};
 use dumont_core::id::MachineRef;
@@ -8,9 +8,8 @@ use dumont_core::id::MachineRef;
 pub async fn run(run: &mut Run, mut state: Placement, machine: &MachineRef) -> StepResult {
     let mut offers = ask(run, Some(machine)).await?;
     offers.retain(|o| o.machine == *machine);
-    offers.sort_by(|a, b| a.price.total_cmp(&b.price));
-    offers.truncate(1);
-    let Some(offer) = offers.first() else {
+    let found = candidates(run, offers).await?;
+    let Some(offer) = found.first().map(|c| &c.offer) else {
         return Err(StepError::failed(
             "machine_not_offered",
             format!("{machine} has no offer that fits this workspace"),
@@ -32,7 +31,7 @@ pub async fn run(run: &mut Run, mut state: Placement, machine: &MachineRef) -> S
     }
     run.say(format!("{machine} was asked for by name, ${:.3}/h", offer.price))
         .await;
-    state.offers = offers;
+    choose(&mut state, found.iter());
     run.keep(&state);
     Ok(Flow::Next)
 }

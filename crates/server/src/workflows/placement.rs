@@ -6,9 +6,11 @@
 
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, link_failure};
+use crate::history;
 use crate::link::{Fence, Granter, Link, LinkError};
 use crate::providers::SshEndpoint;
 use async_trait::async_trait;
+use dumont_core::blacklist::LossCause;
 use dumont_core::snapshot::Verdict;
 use dumont_core::spec::Probe;
 use dumont_core::workflow::{Kind, Step};
@@ -144,6 +146,10 @@ async fn machine_failed(run: &mut Run, state: &mut Placement, error: &LinkError)
         .await;
     run.still_ours().await?;
     if let Some(key) = state.winner.take() {
+        if let Some(row) = run.app.store.instance(&key).await? {
+            let app = &run.app;
+            history::lost(app, &row, "died_before_it_served", LossCause::Host, app.now()).await;
+        }
         run.app.sessions.remove(&key);
         super::dispose::owe(&run.app, &key).await?;
     }

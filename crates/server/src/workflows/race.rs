@@ -10,14 +10,17 @@ use super::ready::{NotReady, StageCell, clock_line};
 use super::search::provider_failure;
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, dispose};
+use crate::history::{self, Expected};
 use crate::link::Link;
 use crate::providers::{ErrorClass, ProviderError};
+use dumont_core::boot::{BootCurves, HORIZON_SECONDS};
 use dumont_core::history::{Outcome, Reason, Stage};
 use dumont_core::id::RentLabel;
 use dumont_core::offer::Offer;
+use dumont_core::plan::adaptive::{self, AdaptiveSettings, Bet};
 use dumont_core::plan::{self, Move, RaceSettings};
-use dumont_store::{InstanceRow, InstanceState, NewAttempt, NewInstance};
-use std::collections::HashSet;
+use dumont_store::{Conditions, InstanceRow, InstanceState, NewAttempt, NewInstance};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -68,10 +71,44 @@ pub async fn rented_by(run: &Run) -> Result<Vec<InstanceRow>, dumont_store::Erro
     Ok(rows)
 }
 
+/// How many to race: a number that was asked for, or as many as pay.
+enum Plan {
+    Fixed(RaceSettings),
+    Adaptive(AdaptiveSettings),
+}
+
+impl Plan {
+    /// A fixed race waits for each machine as long as good boots of such machines take.
+    fn of(run: &Run, state: &Placement, curves: &BootCurves) -> Self {
+        let Some(width) = run.workspace.spec.failover.racers else {
+            return Self::Adaptive(run.app.config.adaptive);
+        };
+        let settings = &run.app.config.race;
+        let strata: Vec<_> = state.expected.values().map(|e| e.stratum).collect();
+        Self::Fixed(RaceSettings {
+            width: width as usize,
+            racer_timeout: settings.racer_timeout.max(curves.fixed_timeout(&strata)),
+            ..settings.clone()
+        })
+    }
+
+    /// The longest that one machine is waited for.
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Fixed(settings) => settings.racer_timeout,
+            Self::Adaptive(_) => Duration::from_secs_f64(HORIZON_SECONDS),
+        }
+    }
+}
+
 struct Race<'a> {
     run: &'a Run,
-    settings: RaceSettings,
+    plan: Plan,
+    curves: BootCurves,
+    expected: BTreeMap<String, Expected>,
+    last_rent: Option<Instant>,
     lanes: Vec<Lane>,
+    /// Best promise first.
     offers: Vec<Offer>,
     tried: HashSet<String>,
     disk_bytes: u64,
@@ -83,14 +120,14 @@ struct Race<'a> {
 pub async fn run(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     let disk_bytes = super::placement::choose_snapshot(run, &mut state).await?;
-    let settings = RaceSettings {
-        width: run.workspace.spec.failover.racers as usize,
-        ..run.app.config.race.clone()
-    };
+    let curves = history::curves(&run.app).await?;
     let (ended, ends) = mpsc::channel(64);
     let mut race = Race {
         run,
-        settings,
+        plan: Plan::of(run, &state, &curves),
+        curves,
+        expected: state.expected.clone(),
+        last_rent: None,
         lanes: Vec::new(),
         offers: state.offers.clone(),
         tried: HashSet::new(),
@@ -128,15 +165,7 @@ impl Race<'_> {
 
     async fn until_won(&mut self) -> Result<usize, StepError> {
         loop {
-            let left = if self.account.is_some() {
-                0
-            } else {
-                self.offers
-                    .iter()
-                    .filter(|o| !self.tried.contains(&o.machine.machine_id))
-                    .count()
-            };
-            match plan::next(&self.settings, &self.view(), left) {
+            match self.next_move() {
                 Move::Win(at) => return Ok(at),
                 Move::Rent => self.rent_next().await?,
                 Move::GiveUp(at) => self.give_up(at).await?,
@@ -145,6 +174,36 @@ impl Race<'_> {
                 Move::Wait(most) => self.wait(most).await?,
             }
         }
+    }
+
+    fn next_move(&self) -> Move {
+        // An account that is out of credit rents nothing more.
+        let open = |o: &&Offer| self.account.is_none() && !self.tried.contains(&o.machine.machine_id);
+        match &self.plan {
+            Plan::Fixed(settings) => {
+                let left = self.offers.iter().filter(open).count();
+                plan::next(settings, &self.view(), left)
+            }
+            Plan::Adaptive(settings) => {
+                let racers = self.view();
+                let bets: Vec<Bet> = racers
+                    .iter()
+                    .zip(&self.lanes)
+                    .map(|(racer, lane)| Bet {
+                        racer: *racer,
+                        odds: self.expected_of(&lane.row.offer).odds(&self.curves),
+                    })
+                    .collect();
+                let best = self.offers.iter().find(open);
+                let best = best.map(|o| self.expected_of(o).odds(&self.curves));
+                adaptive::next(settings, &bets, best, self.last_rent.map(|at| at.elapsed()))
+            }
+        }
+    }
+
+    fn expected_of(&self, offer: &Offer) -> Expected {
+        let known = self.expected.get(&offer.machine.machine_id);
+        known.copied().unwrap_or_else(|| Expected::unknown(offer))
     }
 
     fn view(&self) -> Vec<plan::Racer> {
@@ -169,6 +228,7 @@ impl Race<'_> {
             return Ok(());
         };
         self.tried.insert(offer.machine.machine_id.clone());
+        self.last_rent = Some(Instant::now());
         let app = &self.run.app;
         let key = Ulid::generate().to_string();
         let label = RentLabel {
@@ -209,8 +269,7 @@ impl Race<'_> {
             .max(0)
             .unsigned_abs();
         // It gets a moment to be looked at, however long we were away ourselves.
-        let waited =
-            Duration::from_millis(waited).min(self.settings.racer_timeout.saturating_sub(SECOND_LOOK));
+        let waited = Duration::from_millis(waited).min(self.plan.patience().saturating_sub(SECOND_LOOK));
         let lane = Lane {
             started: Instant::now().checked_sub(waited).unwrap_or_else(Instant::now),
             stage: StageCell::default(),
@@ -297,7 +356,7 @@ impl Race<'_> {
             Stage::Hello => Reason::HelloFailed,
             Stage::Gpu | Stage::Ready => Reason::GpuNotReady,
         };
-        let message = format!("not ready within {} s", self.settings.racer_timeout.as_secs());
+        let message = format!("not ready within {} s", lane.started.elapsed().as_secs());
         self.fall_out(
             at,
             NotReady {
@@ -382,9 +441,25 @@ impl Race<'_> {
             .instance(&lane.row.key)
             .await?
             .and_then(|r| r.instance_id);
+        let expected = self.expected_of(&lane.row.offer);
+        attempt.conditions = history::Ended {
+            offer: &lane.row.offer,
+            image: &self.run.workspace.spec.image,
+            cuda: self.run.workspace.spec.gpu.cuda,
+            outcome,
+            reason: attempt.reason.as_ref(),
+            was_ready: matches!(lane.state, LaneState::Ready(_)),
+            seconds: attempt.duration_seconds,
+            at: attempt.created_at,
+        }
+        .conditions(app, expected, self.curves.curve(expected.stratum))
+        .await;
         let recorded = app.store.record_attempt(&attempt, &app.config.blacklist).await?;
         if recorded.first {
             crate::metrics::attempt(&attempt);
+        }
+        if let Some(entry) = recorded.blocked {
+            self.run.say(history::blocked(&entry, app.now())).await;
         }
         Ok(())
     }
@@ -414,6 +489,7 @@ impl Race<'_> {
             // After a crash the wait is partly our own absence, which is no boot time.
             ready_seconds: (ready && !lane.resumed).then_some(seconds),
             created_at: self.run.app.now(),
+            conditions: Conditions::default(),
         }
     }
 

@@ -1,17 +1,28 @@
 //! Search: offers, less the blacklisted, best first.
+//!
+//! Best is who is expected to be up soon: the score of the machine's history times the boot
+//! curve of machines like it. Where blocks would leave less than a race needs, `core` lets some
+//! in, and the workflow's log says so.
 
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, named};
+use crate::history::{self, Expected};
 use crate::providers::{ErrorClass, OfferQuery, ProviderError};
+use dumont_core::blacklist::{Bar, Selection, select};
+use dumont_core::boot::Stratum;
+use dumont_core::history::{Level, Stats};
 use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
 use dumont_core::rank::{Standing, rank};
-use dumont_store::MachineRow;
+use dumont_core::time::Timestamp;
+use dumont_store::Block;
 use std::time::Duration;
 use tokio::time::sleep;
 
 /// Offers kept: more than a race may ever rent.
 const KEPT: usize = 40;
+/// Machines that must be left to choose from where no width was asked for.
+const RACE: usize = 3;
 /// Tries when the provider itself fails, with doubling pauses.
 const TRIES: u32 = 6;
 
@@ -20,42 +31,125 @@ pub async fn run(run: &mut Run) -> StepResult {
     if let Some(machine) = state.machine.clone() {
         return named::run(run, state, &machine).await;
     }
-    let offers = ask(run, None).await?;
+    let mut offers = ask(run, None).await?;
     let found = offers.len();
-    let machines: Vec<&str> = offers.iter().map(|o| o.machine.machine_id.as_str()).collect();
-    let known = run.app.store.standings("vast", &machines, run.app.now()).await?;
-    let ranking = rank(offers, |machine| {
-        known
-            .get(&machine.machine_id)
-            .map_or_else(Standing::default, MachineRow::standing)
-    });
-    let lost = state.loss.as_ref().and_then(|l| l.machine_id.clone());
-    let usable: Vec<Offer> = ranking
-        .offers
-        .into_iter()
-        .map(|r| r.offer)
-        .filter(|o| Some(&o.machine.machine_id) != lost.as_ref())
-        .take(KEPT)
-        .collect();
-    if usable.is_empty() {
+    if let Some(lost) = state.loss.as_ref().and_then(|l| l.machine_id.as_deref()) {
+        offers.retain(|o| o.machine.machine_id != lost);
+    }
+    let candidates = candidates(run, offers).await?;
+    let now = run.app.now();
+    let bars: Vec<Bar> = candidates.iter().map(|c| c.bar).collect();
+    let blocked = bars.iter().filter(|b| b.entry.is_some()).count();
+    let width = run.workspace.spec.failover.racers.map_or(RACE, |n| n as usize);
+    let selection = select(&bars, run.app.config.blacklist.keep(width), now);
+    if selection.usable.is_empty() {
         return Err(StepError::failed(
             "no_offers",
-            format!(
-                "no offer fits: {found} found, {} of their machines blacklisted",
-                ranking.blacklisted.len()
-            ),
-            "raise the price, take another GPU (names as the marketplace writes them, e.g. \"RTX 4090\") or less disk, or try again in a minute; `dumont machines` shows the blacklist",
+            format!("no offer fits: {found} found, {blocked} of their machines blacklisted"),
+            "raise the price, take another GPU (names as the marketplace writes them, e.g. \"RTX 4090\") or less disk, or try again in a minute; `dumont history blacklist list` shows what is blocked",
         ));
     }
     run.say(format!(
-        "{found} offers, {} machines to choose from, {} blacklisted",
-        usable.len(),
-        ranking.blacklisted.len()
+        "{found} offers, {} machines to choose from, {blocked} blacklisted",
+        selection.usable.len().min(KEPT),
     ))
     .await;
-    state.offers = usable;
+    for line in warnings(&candidates, &selection, now) {
+        run.say(line).await;
+    }
+    let chosen = selection.usable.iter().take(KEPT).map(|at| &candidates[*at]);
+    choose(&mut state, chosen);
     run.keep(&state);
     Ok(Flow::Next)
+}
+
+/// Keeps offers for the race, with what is expected of each.
+pub(super) fn choose<'a>(state: &mut Placement, chosen: impl Iterator<Item = &'a Candidate> + Clone) {
+    let expected = |c: &Candidate| (c.offer.machine.machine_id.clone(), c.expected);
+    state.expected = chosen.clone().map(expected).collect();
+    state.offers = chosen.map(|c| c.offer.clone()).collect();
+}
+
+/// One machine to choose, by its best offer.
+pub(super) struct Candidate {
+    pub offer: Offer,
+    expected: Expected,
+    bar: Bar,
+    /// The entry's own words, and the record behind the level.
+    reason: Option<String>,
+    stats: Stats,
+    promise: f64,
+}
+
+/// One per machine, best promise first: the time that it is expected to be up soon.
+pub(super) async fn candidates(run: &Run, offers: Vec<Offer>) -> Result<Vec<Candidate>, StepError> {
+    let (app, now) = (&run.app, run.app.now());
+    // Equal promises stand in this order: the provider's own uptime, then the price.
+    let ranked = rank(offers, |_| Standing::default()).offers;
+    let offers: Vec<Offer> = ranked.into_iter().map(|r| r.offer).collect();
+    let ids: Vec<&str> = offers.iter().map(|o| o.machine.machine_id.as_str()).collect();
+    let known = app.store.standings("vast", &offers, now).await?;
+    let image = &run.workspace.spec.image;
+    let since = now.minus(history::WARM);
+    let warm = app.store.warm_machines("vast", &ids, image, since).await?;
+    let curves = history::curves(app).await?;
+    let one = |offer: &Offer| {
+        let posterior = known.posterior(offer, now);
+        let blocks = known.blocks(&offer.machine);
+        let expected = Expected {
+            score: posterior.score(),
+            prior_mean: known.prior_mean(offer, now),
+            stratum: Stratum::of(offer.inet_down_mbps, warm.contains(&offer.machine.machine_id)),
+        };
+        let entry = Bar::entry(blocks.iter().map(Block::entry), run.workspace.spec.gpu.cuda, now);
+        Candidate {
+            expected,
+            bar: Bar {
+                soft: posterior.soft_blocked(),
+                entry,
+            },
+            reason: blocks.first().map(|b| b.reason.clone()),
+            stats: known.machine(&offer.machine).map(|m| m.stats).unwrap_or_default(),
+            promise: expected.odds(&curves).promise(),
+            offer: offer.clone(),
+        }
+    };
+    let mut all: Vec<Candidate> = offers.iter().map(one).collect();
+    all.sort_by(|a, b| b.promise.total_cmp(&a.promise));
+    Ok(all)
+}
+
+/// What a person should know before one of these is rented.
+fn warnings(candidates: &[Candidate], selection: &Selection, now: Timestamp) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !selection.released.is_empty() {
+        let free = selection.usable.len() - selection.released.len();
+        let named = selection.released.iter().take(5).map(|at| {
+            let c = &candidates[*at];
+            let why = c.reason.as_deref().unwrap_or("a bad record");
+            let until = c.bar.entry.and_then(|e| e.expires_at);
+            let left = until.map_or_else(String::new, |end| {
+                format!(", for {} h more", (end.millis_since(now) / 3_600_000).max(1))
+            });
+            format!("{} ({why}{left})", c.offer.machine)
+        });
+        lines.push(format!(
+            "went below the bar: only {free} machines are free, so blocked ones are tried too: {}",
+            named.collect::<Vec<_>>().join(", ")
+        ));
+    }
+    if let Some(best) = selection.usable.first().map(|at| &candidates[*at]) {
+        let level = best.stats.level(false);
+        if matches!(level, Level::Fair | Level::Poor) {
+            lines.push(format!(
+                "the best that is left is {level}: {} became ready in {} of {} attempts",
+                best.offer.machine,
+                best.stats.successful,
+                best.stats.counted()
+            ));
+        }
+    }
+    lines
 }
 
 pub(super) async fn ask(run: &Run, machine: Option<&MachineRef>) -> Result<Vec<Offer>, StepError> {
@@ -67,6 +161,8 @@ pub(super) async fn ask(run: &Run, machine: Option<&MachineRef>) -> Result<Vec<O
         max_price: spec.max_price,
         disk_gb: spec.disk_gb,
         machine_id: machine.map(|m| m.machine_id.clone()),
+        // As the provider writes it: a number.
+        min_cuda: spec.gpu.cuda.and_then(|v| v.to_string().parse().ok()),
         ..OfferQuery::default()
     };
     let market = run.market("vast")?;

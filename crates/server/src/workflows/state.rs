@@ -1,10 +1,12 @@
 //! What workflows remember between steps, as it stands in the database.
 
+use crate::history::Expected;
 use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
 use dumont_core::snapshot::{RestoreReport, SnapshotReport};
 use dumont_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Deploy, failover and restore: putting a workspace on a machine.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -18,6 +20,8 @@ pub struct Placement {
     pub allow_blacklisted: bool,
     /// Ranked, best first; one per machine.
     pub offers: Vec<Offer>,
+    /// What was expected of their machines then, by machine id.
+    pub expected: BTreeMap<String, Expected>,
     /// Key of the instance that won the race.
     pub winner: Option<String>,
     /// The snapshot to restore; chosen once, so that a resumed workflow restores the same.

@@ -108,6 +108,8 @@ impl World {
             vast: VastConfig::new(&self.market.url(), ApiKey::new("test-key").expect("a key"))
                 .expect("a URL"),
             race: self.race.clone(),
+            adaptive: Default::default(),
+            attempt_retention_days: 180,
             blacklist: Default::default(),
             timing: self.timing.clone(),
             crash_at: None,
@@ -176,6 +178,15 @@ impl World {
             .body(body.to_owned());
         let response = request.send().await.expect("the server answers");
         (response.status().as_u16(), response.json().await.expect("JSON"))
+    }
+
+    /// A body that is not one JSON value.
+    pub async fn text(&self, path: &str) -> String {
+        let request = self.http.get(format!("{}/api/v1{path}", self.url));
+        let response = request.bearer_auth(self.token.trim()).send().await;
+        let response = response.expect("the server answers");
+        assert_eq!(response.status(), 200, "GET {path}");
+        response.text().await.expect("text")
     }
 
     pub async fn get(&self, path: &str) -> Value {

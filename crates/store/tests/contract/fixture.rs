@@ -35,6 +35,24 @@ impl Fixture {
         }
     }
 
+    /// The column `line` of what plain SQL answers, by another program's connection.
+    pub async fn lines(&self, sql: &'static str) -> Vec<String> {
+        match self {
+            Self::Sqlite(dir) => {
+                let options =
+                    sqlx::sqlite::SqliteConnectOptions::new().filename(dir.path().join("dumont.db"));
+                let mut conn = sqlx::ConnectOptions::connect(&options).await.unwrap();
+                sqlx::query_scalar(sql).fetch_all(&mut conn).await.unwrap()
+            }
+            Self::Postgres { url, .. } => {
+                let mut conn = <sqlx::PgConnection as sqlx::Connection>::connect(url)
+                    .await
+                    .unwrap();
+                sqlx::query_scalar(sql).fetch_all(&mut conn).await.unwrap()
+            }
+        }
+    }
+
     /// A new connection, as another process would make it.
     pub async fn open(&self) -> Store {
         match self {

@@ -8,6 +8,7 @@
 
 mod attempts;
 mod fixture;
+mod history;
 mod instances;
 mod restart;
 mod small;
@@ -44,6 +45,17 @@ on_every_engine! {
         a_manual_entry_outlives_the_rules,
         machines_are_paged_and_asked_for_in_bulk,
         attempts_are_read_as_written;
+    history:
+        old_failures_do_not_block_twice,
+        what_others_say_counts_and_never_blocks,
+        three_losses_in_a_week_block_for_a_day,
+        incidents_and_drivers_are_not_charged,
+        scores_are_what_a_recount_gives,
+        thirty_two_writers_lose_and_double_nothing,
+        rolled_up_attempts_stay_in_the_numbers,
+        what_is_exported_can_be_imported_elsewhere,
+        the_summary_agrees_with_the_levels,
+        lists_are_filtered_and_paged;
     instances:
         an_intent_comes_before_the_contract,
         states_only_move_forward,

@@ -1,15 +1,23 @@
 //! `/machines/history/attempts`: every try, ours and reported ones.
 
-use super::{after, machine, page, provider, since};
+use super::{after, machine, page, provider, since, text};
 use crate::app::App;
+use crate::http::auth::Caller;
+use crate::http::body::Body;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::params::{Params, limit};
-use axum::Json;
 use axum::extract::State;
-use dumont_store::{AttemptFilter, AttemptRow, Counted};
-use dumont_wire::history::{AttemptsQuery, MachineAttempt};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use dumont_core::history::{Outcome, Reason, Stage, success_of};
+use dumont_core::id::MachineRef;
+use dumont_core::reliability::Counts;
+use dumont_core::time::Timestamp;
+use dumont_store::{AttemptFilter, AttemptRow, Conditions, Counted, NewAttempt};
+use dumont_wire::history::{AttemptsQuery, MachineAttempt, ReportAttempt, Reported};
 use dumont_wire::rest::{ErrorBody, Page, PageQuery};
 use std::sync::Arc;
+use ulid::Ulid;
 
 /// Every try on every machine, newest first.
 #[utoipa::path(
@@ -53,6 +61,138 @@ pub async fn list(
     Ok(Json(page(rows, from.is_some(), shown)?))
 }
 
+/// Tells what happened on a machine. The first report of a token, machine and day counts in its
+/// rate; a report alone never blocks.
+#[utoipa::path(
+    post,
+    path = "/machines/history/attempts",
+    tag = "attempts",
+    request_body = ReportAttempt,
+    responses((status = 201, description = "Recorded", body = Reported)),
+)]
+pub async fn report(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Body(wanted): Body<ReportAttempt>,
+) -> ApiResult<(StatusCode, Json<Reported>)> {
+    let machine = machine(&app, &wanted.provider, &wanted.machine_id)?;
+    let reason = reason(&wanted)?;
+    let now = app.now();
+    // The key makes "one a day" hold however many requests come at once.
+    let day = now.0.div_euclid(86_400_000_000);
+    let key = format!("report/{}/{machine}/{day}", caller.name);
+    let new = reported(&wanted, machine, &caller, reason, key, now)?;
+    let settings = &app.config.blacklist;
+    let counts = success_of(new.outcome).is_some();
+    let first = counts && app.store.record_foreign_attempt(&new, settings).await?.first;
+    let (key, note) = if first {
+        (new.attempt_key, None)
+    } else {
+        // Kept all the same, as something that was said.
+        let again = NewAttempt {
+            attempt_key: Ulid::generate().to_string(),
+            outcome: Outcome::NotHost,
+            conditions: Conditions {
+                counts: Counts::default(),
+                ..new.conditions.clone()
+            },
+            ..new
+        };
+        app.store.record_foreign_attempt(&again, settings).await?;
+        let note = if counts {
+            "this token has reported this machine today already; the first report counts"
+        } else {
+            "this reason says nothing about the machine"
+        };
+        (again.attempt_key, Some(note.to_owned()))
+    };
+    let row = app
+        .store
+        .attempt_by_key(&key)
+        .await?
+        .ok_or_else(|| ApiError::internal("the report is not there"))?;
+    let answer = Reported {
+        counted: row.success.is_some(),
+        attempt: shown(row),
+        note,
+    };
+    Ok((StatusCode::CREATED, Json(answer)))
+}
+
+/// A failure needs a word; a success has none.
+fn reason(wanted: &ReportAttempt) -> ApiResult<Option<Reason>> {
+    let Some(word) = wanted.reason.as_deref().map(str::trim).filter(|w| !w.is_empty()) else {
+        return if wanted.success {
+            Ok(None)
+        } else {
+            Err(ApiError::invalid(
+                "a failure without a reason says nothing",
+                "send a reason, e.g. ssh_failed, boot_timeout, gpu_not_ready or driver_mismatch",
+            ))
+        };
+    };
+    let plain = word
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if wanted.success || !plain || word.len() > 50 {
+        return Err(ApiError::invalid(
+            "reason is not a word for a failure",
+            "use up to 50 of a-z, 0-9 and _, e.g. ssh_failed; leave it out where success is true",
+        ));
+    }
+    Ok(Some(Reason::from(word)))
+}
+
+fn reported(
+    wanted: &ReportAttempt,
+    machine: MachineRef,
+    caller: &Caller,
+    reason: Option<Reason>,
+    attempt_key: String,
+    now: Timestamp,
+) -> ApiResult<NewAttempt> {
+    let seconds = wanted.ready_seconds;
+    if seconds.is_some_and(|s| !s.is_finite() || !(0.0..=86_400.0).contains(&s)) {
+        return Err(ApiError::invalid(
+            "ready_seconds is not between 0 and 86400",
+            "send the seconds from the request to ready, or leave it out",
+        ));
+    }
+    let outcome = reason.as_ref().map_or(Outcome::Won, Reason::outcome);
+    let counts = match outcome {
+        Outcome::Won => Counts::new(1.0, 0.0),
+        Outcome::Failed => Counts::new(0.0, 1.0),
+        _ => Counts::default(),
+    };
+    let optional = |what, given: Option<&String>| given.map(|t| text(what, t)).transpose();
+    Ok(NewAttempt {
+        attempt_key,
+        machine,
+        attempt_type: "report".into(),
+        workflow_id: None,
+        workspace_id: None,
+        host_id: None,
+        offer_id: None,
+        instance_id: None,
+        gpu_name: optional("gpu_name", wanted.gpu_name.as_ref())?.unwrap_or_default(),
+        price: 0.0,
+        region: None,
+        image: None,
+        stage: if wanted.success { Stage::Ready } else { Stage::Boot },
+        outcome,
+        reason,
+        error_message: optional("error_message", wanted.error_message.as_ref())?,
+        duration_seconds: seconds.unwrap_or(0.0),
+        ready_seconds: seconds.filter(|_| wanted.success),
+        created_at: now,
+        conditions: Conditions {
+            reporter: Some(caller.name.clone()),
+            counts,
+            ..Conditions::default()
+        },
+    })
+}
+
 fn counted(word: &str) -> ApiResult<Counted> {
     match word {
         "true" => Ok(Counted::Succeeded),
@@ -90,6 +230,6 @@ pub fn shown(row: AttemptRow) -> MachineAttempt {
         region: a.region,
         image: a.image,
         workflow_id: a.workflow_id,
-        reporter: None,
+        reporter: a.conditions.reporter,
     }
 }

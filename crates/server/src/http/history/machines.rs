@@ -7,10 +7,15 @@ use crate::http::params::{Params, Path, limit};
 use axum::Json;
 use axum::extract::State;
 use dumont_core::time::Timestamp;
-use dumont_store::{DayCount, Extreme, MachineFilter, MachineRow, ReasonCount as ReasonRow, ScoreCursor};
-use dumont_wire::history::{DayRate, MachineHistory, MachineStats, MachinesQuery, ReasonCount};
+use dumont_store::{
+    DayCount, Extreme, Interrupt, MachineFilter, MachineRow, ReasonCount as ReasonRow, ScoreCursor,
+};
+use dumont_wire::history::{
+    DayRate, MachineHistory, MachineInterrupt, MachineStats, MachinesQuery, ReasonCount,
+};
 use dumont_wire::rest::{ErrorBody, Page, PageQuery};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Days of the rate over time.
 const DAYS: u32 = 30;
@@ -44,11 +49,14 @@ pub async fn stats(
     let reasons = app.store.failure_reasons(&machine).await?;
     let mut days = app.store.counted_days(&machine, DAYS).await?;
     days.reverse();
+    let month = now.minus(Duration::from_secs(u64::from(DAYS) * 86_400));
+    let interrupts = app.store.interrupts_of(&machine, month, ENTRIES).await?;
     let entries = app.store.blacklist_ever(&machine, ENTRIES).await?;
     Ok(Json(MachineHistory {
         stats: shown(row),
         reasons: reasons.into_iter().map(reason).collect(),
         days: days.into_iter().map(day).collect(),
+        interrupts: interrupts.into_iter().map(interrupt).collect(),
         blacklist: entries.into_iter().map(|e| blacklist::shown(e, now)).collect(),
     }))
 }
@@ -113,6 +121,15 @@ pub fn reason(row: ReasonRow) -> ReasonCount {
     ReasonCount {
         reason: row.reason.unwrap_or_else(|| "unknown".into()),
         count: row.n,
+    }
+}
+
+fn interrupt(row: Interrupt) -> MachineInterrupt {
+    MachineInterrupt {
+        at: row.created_at,
+        cause: row.cause,
+        trigger: row.trigger_name,
+        lived_seconds: row.lived_seconds,
     }
 }
 

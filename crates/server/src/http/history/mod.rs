@@ -7,6 +7,7 @@ pub mod attempts;
 pub mod blacklist;
 pub mod machines;
 pub mod summary;
+pub mod transfer;
 
 use super::error::{ApiError, ApiResult};
 use crate::app::App;

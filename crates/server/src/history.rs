@@ -1,0 +1,192 @@
+//! The history as workflows use it: what is expected of a machine before it is rented, and
+//! what is written down when its attempt has ended.
+//!
+//! Everything is judged by `core`; this file only fetches what the judgement needs. The boot
+//! curves are fitted anew for every search: it takes a few milliseconds, and whoever reads a
+//! cache would have to say how old it is.
+
+use crate::app::App;
+use dumont_core::blacklist::{CudaVersion, LossCause};
+use dumont_core::boot::{BootCurves, Curve, Stratum};
+use dumont_core::guard::{Guard, Vote, WINDOW};
+use dumont_core::history::{Outcome, Reason};
+use dumont_core::offer::Offer;
+use dumont_core::plan::adaptive::Odds;
+use dumont_core::reliability::{Exit, FLEET_MEAN, contribution};
+use dumont_core::time::Timestamp;
+use dumont_store::{BlacklistRow, Conditions, Error as StoreError, InstanceRow, Interrupt};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// How long a machine's copy of an image is taken to stay.
+pub const WARM: Duration = Duration::from_secs(7 * 86_400);
+
+/// What was known of one machine when it was chosen; kept with the offer, so that a race that
+/// is resumed judges by the same.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Expected {
+    pub score: f64,
+    pub prior_mean: f64,
+    pub stratum: Stratum,
+}
+
+impl Expected {
+    /// Of a machine that nobody looked up.
+    pub fn unknown(offer: &Offer) -> Self {
+        Self {
+            score: FLEET_MEAN,
+            prior_mean: FLEET_MEAN,
+            stratum: Stratum::of(offer.inet_down_mbps, false),
+        }
+    }
+
+    pub fn odds(self, curves: &BootCurves) -> Odds<'_> {
+        Odds {
+            score: self.score,
+            curve: curves.curve(self.stratum),
+        }
+    }
+}
+
+/// Fitted to the last attempts.
+pub async fn curves(app: &App) -> Result<BootCurves, StoreError> {
+    Ok(BootCurves::fit(&app.store.boot_observations().await?))
+}
+
+/// How an attempt ended, as far as its weight depends on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended<'a> {
+    pub offer: &'a Offer,
+    pub image: &'a str,
+    /// The CUDA version asked for.
+    pub cuda: Option<CudaVersion>,
+    pub outcome: Outcome,
+    pub reason: Option<&'a Reason>,
+    pub was_ready: bool,
+    pub seconds: f64,
+    pub at: Timestamp,
+}
+
+impl Ended<'_> {
+    /// What to write down beside it.
+    pub async fn conditions(&self, app: &App, expected: Expected, curve: &Curve) -> Conditions {
+        let suspect = self.outcome == Outcome::Failed && self.suspected(app, expected.score).await;
+        let exit = Exit::of(self.outcome, self.reason, self.was_ready, suspect);
+        Conditions {
+            image_digest: digest(self.image),
+            reporter: None,
+            cuda: self.cuda,
+            provider_reliability: Some(self.offer.provider_reliability),
+            inet_down_mbps: Some(self.offer.inet_down_mbps),
+            warm: expected.stratum.warm,
+            suspect,
+            score: Some(expected.score),
+            prior_mean: Some(expected.prior_mean),
+            counts: contribution(exit, curve.g(self.seconds), expected.score),
+        }
+    }
+
+    /// Whether so much fails at this moment, or with this image, that it is hardly the machine.
+    /// This very failure has its vote. A history that cannot be read suspects nothing.
+    async fn suspected(&self, app: &App, score: f64) -> bool {
+        let machine = &self.offer.machine;
+        let operator = self.offer.host_id.as_ref().map_or_else(
+            || machine.to_string(),
+            |host| format!("{}/{host}", machine.provider),
+        );
+        let votes = match app.store.guard_votes(self.at.minus(WINDOW)).await {
+            Ok(votes) => votes,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for an incident");
+                return false;
+            }
+        };
+        let this = Vote {
+            operator: &operator,
+            image: Some(self.image),
+            at: self.at,
+            ready: false,
+            score,
+        };
+        let all: Vec<Vote> = votes.iter().map(|v| v.as_vote()).chain([this]).collect();
+        Guard::of(&all, self.at).suspects(Some(self.image))
+    }
+}
+
+/// Whether losses of this moment are suspect, whatever the image.
+async fn incident(app: &App, now: Timestamp) -> bool {
+    let Ok(votes) = app.store.guard_votes(now.minus(WINDOW)).await else {
+        return false;
+    };
+    let all: Vec<Vote> = votes.iter().map(|v| v.as_vote()).collect();
+    Guard::of(&all, now).incident()
+}
+
+/// Writes down that a machine was lost after it was ready. Whatever comes of it, the caller's
+/// own work goes on: a history that cannot be written must not hold up a failover.
+pub async fn lost(app: &App, row: &InstanceRow, trigger: &str, cause: LossCause, at: Timestamp) {
+    let interrupt = Interrupt {
+        interrupt_key: row.key.clone(),
+        machine: row.machine.clone(),
+        cause,
+        trigger_name: trigger.to_owned(),
+        workspace_id: Some(row.workspace_id.clone()),
+        lived_seconds: row
+            .ready_at
+            .map(|ready| at.millis_since(ready).max(0) as f64 / 1_000.0),
+        suspect: incident(app, at).await,
+        created_at: at,
+    };
+    match app
+        .store
+        .record_interrupt(&interrupt, &app.config.blacklist)
+        .await
+    {
+        Ok(recorded) => {
+            if let Some(entry) = recorded.blocked {
+                tracing::warn!("{}", blocked(&entry, at));
+            }
+        }
+        Err(error) => tracing::warn!(machine = %row.machine, %error, "the loss could not be recorded"),
+    }
+}
+
+/// A new block in a person's words.
+pub fn blocked(entry: &BlacklistRow, now: Timestamp) -> String {
+    let what = entry
+        .scope
+        .as_ref()
+        .map_or(String::new(), |s| format!(" for {s}"));
+    let end = entry.expires_at.map_or_else(
+        || "for good".to_owned(),
+        |end| format!("for {} h", (end.millis_since(now) / 3_600_000).max(1)),
+    );
+    let rule = entry.rule.map_or("", |r| r.as_str());
+    format!(
+        "{} is blacklisted{what} {end}: {} ({rule})",
+        entry.machine, entry.reason
+    )
+}
+
+/// The digest of an image that is named by one.
+fn digest(image: &str) -> Option<String> {
+    let (_, digest) = image.split_once("@sha256:")?;
+    let hex = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
+    hex.then(|| format!("sha256:{digest}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_image_named_by_its_digest_has_one() {
+        let hex = "a".repeat(64);
+        assert_eq!(
+            digest(&format!("pytorch/pytorch@sha256:{hex}")),
+            Some(format!("sha256:{hex}"))
+        );
+        assert_eq!(digest("pytorch/pytorch:latest"), None);
+        assert_eq!(digest("x@sha256:short"), None);
+    }
+}
