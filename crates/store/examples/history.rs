@@ -90,7 +90,7 @@ async fn postgres(size: &Size) {
     pool.execute("CREATE TABLE bare (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, k TEXT, v TEXT)")
         .await
         .unwrap();
-    let bare = rate(size.seconds, |key| {
+    let bare = rate(size.seconds, move |key| {
         let pool = pool.clone();
         async move {
             sqlx::query("INSERT INTO bare (k, v) VALUES ($1, 'a row')")
@@ -261,7 +261,8 @@ async fn checks(store: &Store, size: &Size, per_second: u64) -> Vec<Duration> {
 async fn writes(store: &Store, size: &Size) -> f64 {
     let settings = Arc::new(Settings::default());
     let most = size.machines.min(WRITTEN);
-    rate(size.seconds, |key| {
+    let store = store.clone();
+    rate(size.seconds, move |key| {
         let (store, settings) = (store.clone(), settings.clone());
         async move {
             let new = attempt(key, (key.wrapping_mul(2_654_435_761) >> 7) % most);

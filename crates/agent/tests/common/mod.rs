@@ -44,7 +44,12 @@ pub struct Agent {
 impl Agent {
     /// `home` stands for the machine: agents with the same one are on the same machine.
     pub fn spawn(home: &Path) -> Self {
-        Self::spawn_as(Command::new(BINARY).env("HOME", home).arg("session"))
+        // A clock that cannot be set: a test may tell the agent any time, and run as root.
+        Self::spawn_as(
+            Command::new(BINARY)
+                .env("HOME", home)
+                .args(["session", "--clock-offset-ms", "0"]),
+        )
     }
 
     pub fn spawn_as(command: &mut Command) -> Self {

@@ -6,7 +6,7 @@
 use crate::fixture::{at, machine};
 use dumont_core::blacklist::Settings;
 use dumont_core::history::{Outcome, Stage};
-use dumont_store::{AttemptFilter, Error, NewAttempt, Store};
+use dumont_store::{AttemptFilter, Conditions, Error, NewAttempt, Store};
 use dumont_temp_postgres::{Cluster, Stop};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,6 +36,7 @@ fn attempt(key: &str) -> NewAttempt {
         duration_seconds: 1.0,
         ready_seconds: Some(1.0),
         created_at: at(1),
+        conditions: Conditions::default(),
     }
 }
 

@@ -320,7 +320,7 @@ impl Display for MachineChoice {
 
 /// Machines looked at as those that a race takes; by default the race widens as it goes.
 fn racers(spec: &WorkspaceSpec) -> usize {
-    Option::<u32>::from(spec.failover.racers).map_or(RACE, |n| n as usize)
+    spec.failover.racers.map_or(RACE, |n| n as usize)
 }
 
 fn machine_choices(offers: &[Offer], racers: usize) -> Vec<MachineChoice> {
