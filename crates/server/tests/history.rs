@@ -216,6 +216,7 @@ async fn bad_input_is_refused_and_writes_nothing() {
         (body("\"1\"", r#","cuda":"new""#), "invalid_request"),
         (body("\"1\"", r#","colour":"red""#), "invalid_request"),
         ("not json".to_owned(), "invalid_request"),
+        (r#"["vast","1","r"]"#.to_owned(), "invalid_request"),
         (String::new(), "invalid_request"),
     ];
     for (line, code) in posts {
@@ -371,6 +372,9 @@ async fn a_team_shares_what_it_learned() {
         there.get(&format!("{HISTORY}/attempts")).await["items"],
         json!([])
     );
+
+    let (status, error) = there.curl("POST", &import, "").await;
+    assert_eq!((status, &error["code"]), (400, &json!("invalid_request")));
 
     let (status, report) = there.curl("POST", &import, &lines).await;
     assert_eq!(status, 200, "{report}");

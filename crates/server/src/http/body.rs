@@ -30,6 +30,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         } else {
             &bytes
         };
+        // serde also reads a list as a structure, field by field; nobody means that.
+        if !text.trim_ascii_start().starts_with(b"{") {
+            return Err(ApiError::invalid(
+                "the body is not a JSON object",
+                "send {\"field\": value, …}, with the names of the documentation",
+            ));
+        }
         serde_json::from_slice(text).map(Body).map_err(|e| {
             ApiError::invalid(
                 format!("the body is not what this endpoint takes: {e}"),

@@ -191,6 +191,12 @@ pub async fn import(
             "send the file in parts; lines may be split anywhere and sent twice",
         )
     })?;
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(ApiError::invalid(
+            "there is nothing to import",
+            "send lines as `GET /api/v1/machines/history/export` writes them",
+        ));
+    }
     let (attempts, blocks) = parse(&app, &caller, &bytes)?;
     let mut report = ImportReport::default();
     for batch in attempts.chunks(BATCH) {
