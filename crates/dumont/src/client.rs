@@ -17,6 +17,9 @@ pub struct Client {
     token: String,
 }
 
+/// For what moves many bytes.
+const LONG: Duration = Duration::from_secs(600);
+
 /// A request without a body.
 pub const NOTHING: Option<&()> = None;
 
@@ -168,6 +171,38 @@ impl Client {
         ))
     }
 
+    /// Writes an answer of any length as it comes; how many bytes it was.
+    pub async fn download(&self, path: &str, out: &mut impl std::io::Write) -> Result<u64> {
+        let request = self
+            .http
+            .get(format!("{}/api/v1{path}", self.base))
+            .bearer_auth(&self.token)
+            .timeout(LONG);
+        let mut response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(error_of(status, &response.bytes().await.unwrap_or_default()));
+        }
+        let mut written = 0;
+        while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(&e))? {
+            out.write_all(&chunk)?;
+            written += chunk.len() as u64;
+        }
+        Ok(written)
+    }
+
+    /// POST of JSON lines.
+    pub async fn post_lines<T: DeserializeOwned>(&self, path: &str, lines: Vec<u8>) -> Result<T> {
+        let request = self
+            .http
+            .post(format!("{}/api/v1{path}", self.base))
+            .bearer_auth(&self.token)
+            .header(reqwest::header::CONTENT_TYPE, "application/x-ndjson")
+            .timeout(LONG)
+            .body(lines);
+        self.answer(&format!("POST {path}"), request).await
+    }
+
     async fn call<B: Serialize, T: DeserializeOwned>(
         &self,
         method: Method,
@@ -183,6 +218,10 @@ impl Client {
         } else if method == Method::POST {
             request = request.json(&serde_json::json!({}));
         }
+        self.answer(&format!("{method} {path}"), request).await
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, what: &str, request: reqwest::RequestBuilder) -> Result<T> {
         let response = request.send().await.map_err(|e| self.unreachable(&e))?;
         let status = response.status();
         let bytes = response.bytes().await.map_err(|e| self.unreachable(&e))?;
@@ -194,7 +233,7 @@ impl Client {
         serde_json::from_slice(&bytes).map_err(|e| {
             fail(
                 "unexpected_answer",
-                format!("{method} {path}: the server's answer is not understood: {e}"),
+                format!("{what}: the server's answer is not understood: {e}"),
                 "server and CLI may be of different versions: compare `dumont --version` on both sides",
             )
         })

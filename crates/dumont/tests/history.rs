@@ -246,3 +246,88 @@ fn offers_hide_what_is_blocked_and_say_so() {
     );
     assert_eq!(plain.out, all.out);
 }
+
+#[test]
+fn reports_reach_the_record_and_never_block_alone() {
+    let world = World::start(12);
+    let machine = &world.machines()[0];
+    let told = world.json(&[
+        "history",
+        "report",
+        machine,
+        "--reason",
+        "ssh_failed",
+        "--message",
+        "refused",
+    ]);
+    assert_eq!(told["counted"], true, "{told:#}");
+    let again = world.json(&["history", "report", machine, "--reason", "ssh_failed"]);
+    assert_eq!(
+        again["counted"], false,
+        "once per machine, reporter and day: {again:#}"
+    );
+    assert_eq!(world.run(&["history", "check", machine]).code, 0);
+
+    let shown = world.run(&["history", "show", machine]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    for text in [
+        "0 % of 1",
+        "● poor",
+        "ssh_failed",
+        "refused",
+        "▁",
+        "1 not counted",
+        "never seen to come up",
+    ] {
+        assert!(shown.out.contains(text), "{text}: {}", shown.out);
+    }
+    let summary = world.run(&["history", "summary"]);
+    assert!(
+        summary.out.contains("● poor") && summary.out.contains("ssh_failed"),
+        "{summary:?}"
+    );
+    let worst = world.run(&["history", "problematic"]);
+    assert!(worst.out.contains(machine.as_str()), "{worst:?}");
+}
+
+#[test]
+fn what_one_server_learned_another_takes_over() {
+    let (one, other) = (World::start(12), World::start(12));
+    let machines = one.machines();
+    let (known, blocked) = (machines[0].as_str(), machines[1].as_str());
+    one.json(&["history", "report", known, "--reason", "ssh_failed"]);
+    one.json(&["history", "blacklist", "add", blocked, "--reason", "burns"]);
+    let file = one.dir.path().join("learned.jsonl");
+    let file = file.to_str().unwrap();
+    let run = one.run(&["history", "export", file]);
+    assert_eq!(run.code, 0, "{run:?}");
+    let lines = std::fs::read_to_string(file).unwrap();
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    let piped = one.run(&["history", "export"]);
+    assert_eq!(piped.out, lines);
+
+    let first = other.json(&["history", "import", file]);
+    assert_eq!(
+        (&first["attempts"], &first["blacklisted"]),
+        (&1.into(), &0.into()),
+        "{first:#}"
+    );
+    assert_eq!(
+        other.run(&["history", "check", blocked]).code,
+        0,
+        "an import blocks nothing by itself"
+    );
+    assert!(other.run(&["history", "show", known]).out.contains("ssh_failed"));
+
+    let again = other.json(&["history", "import", file, "--blacklist"]);
+    assert_eq!(
+        (&again["known"], &again["blacklisted"]),
+        (&1.into(), &1.into()),
+        "{again:#}"
+    );
+    assert_eq!(other.run(&["history", "check", blocked]).code, 3);
+
+    std::fs::write(file, "{\"kind\": \"nonsense\"}\n").unwrap();
+    let bad = other.run(&["history", "import", file]);
+    assert!(bad.code == 1 && bad.err.contains("hint:"), "{bad:?}");
+}

@@ -3,6 +3,7 @@
 mod blacklist;
 mod machines;
 pub mod show;
+mod transfer;
 
 use crate::client::{Client, encode, query_of};
 use crate::config::Globals;
@@ -52,6 +53,16 @@ pub enum HistoryCommand {
     /// At most one report per machine, reporter and day counts, and a report alone never
     /// blocks a machine.
     Report(ReportArgs),
+    /// Write everything that was learned as JSON lines, for a colleague to import
+    Export {
+        /// Where to [default: standard output]
+        file: Option<std::path::PathBuf>,
+        /// Attempts of this long only, e.g. 30d
+        #[arg(long, value_name = "TIME")]
+        period: Option<String>,
+    },
+    /// Take over what a colleague exported; what is known already is skipped
+    Import(transfer::ImportArgs),
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +99,8 @@ pub async fn run(globals: &Globals, command: HistoryCommand) -> Result<()> {
         HistoryCommand::Reliable(a) => machines::run(globals, "reliable", a).await,
         HistoryCommand::Problematic(a) => machines::run(globals, "problematic", a).await,
         HistoryCommand::Report(a) => report(globals, a).await,
+        HistoryCommand::Export { file, period } => transfer::export(globals, file.as_deref(), period).await,
+        HistoryCommand::Import(a) => transfer::import(globals, &a).await,
     }
 }
 
