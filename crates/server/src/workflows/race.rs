@@ -78,7 +78,8 @@ enum Plan {
 }
 
 impl Plan {
-    /// A fixed race waits for each machine as long as good boots of such machines take.
+    /// A fixed race waits for each machine as long as good boots of such machines take, and
+    /// before that is known as long as it is told.
     fn of(run: &Run, state: &Placement, curves: &BootCurves) -> Self {
         let Some(width) = run.workspace.spec.failover.racers else {
             return Self::Adaptive(run.app.config.adaptive);
@@ -87,7 +88,11 @@ impl Plan {
         let strata: Vec<_> = state.expected.values().map(|e| e.stratum).collect();
         Self::Fixed(RaceSettings {
             width: width as usize,
-            racer_timeout: settings.racer_timeout.max(curves.fixed_timeout(&strata)),
+            racer_timeout: if curves.is_cold() {
+                settings.racer_timeout
+            } else {
+                curves.fixed_timeout(&strata)
+            },
             ..settings.clone()
         })
     }
