@@ -3,9 +3,9 @@
 
 -- What stood around an attempt. `score_s` and `score_f` are what it adds to the sums of its
 -- machine, operator and bucket: fixed when it ends, so that a recount gives the same sums.
-ALTER TABLE machine_attempts ADD COLUMN image_digest TEXT;
-ALTER TABLE machine_attempts ADD COLUMN reporter TEXT;
-ALTER TABLE machine_attempts ADD COLUMN cuda TEXT;
+ALTER TABLE machine_attempts ADD COLUMN image_digest TEXT COLLATE "C";
+ALTER TABLE machine_attempts ADD COLUMN reporter TEXT COLLATE "C";
+ALTER TABLE machine_attempts ADD COLUMN cuda TEXT COLLATE "C";
 ALTER TABLE machine_attempts ADD COLUMN provider_reliability DOUBLE PRECISION;
 ALTER TABLE machine_attempts ADD COLUMN inet_down_mbps DOUBLE PRECISION;
 ALTER TABLE machine_attempts ADD COLUMN warm BOOLEAN NOT NULL DEFAULT FALSE;
@@ -30,8 +30,8 @@ ALTER TABLE machine_stats ADD COLUMN sum_s DOUBLE PRECISION NOT NULL DEFAULT 0;
 ALTER TABLE machine_stats ADD COLUMN sum_f DOUBLE PRECISION NOT NULL DEFAULT 0;
 ALTER TABLE machine_stats ADD COLUMN sums_at BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE machine_stats ADD COLUMN prior_mean DOUBLE PRECISION;
-ALTER TABLE machine_stats ADD COLUMN host_id TEXT;
-ALTER TABLE machine_stats ADD COLUMN bucket TEXT;
+ALTER TABLE machine_stats ADD COLUMN host_id TEXT COLLATE "C";
+ALTER TABLE machine_stats ADD COLUMN bucket TEXT COLLATE "C";
 ALTER TABLE machine_stats ADD COLUMN window_since BIGINT;
 ALTER TABLE machine_stats ADD COLUMN window_successful BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE machine_stats ADD COLUMN window_failed BIGINT NOT NULL DEFAULT 0;
@@ -48,9 +48,9 @@ UPDATE machine_stats SET sum_s = successful_attempts, sum_f = failed_attempts,
 -- the epoch's begin, so that adding one is a plain addition that needs no reading and no lock
 -- beyond its own. Buckets are four rows for everybody, so each is spread over shards.
 CREATE TABLE reliability_sums (
-    provider TEXT NOT NULL,
-    kind     TEXT NOT NULL,
-    name     TEXT NOT NULL,
+    provider TEXT COLLATE "C" NOT NULL,
+    kind     TEXT COLLATE "C" NOT NULL,
+    name     TEXT COLLATE "C" NOT NULL,
     epoch    BIGINT NOT NULL,
     shard    BIGINT NOT NULL,
     s        DOUBLE PRECISION NOT NULL,
@@ -62,12 +62,12 @@ CREATE TABLE reliability_sums (
 -- Losses after ready; whether one counts is its cause's to say.
 CREATE TABLE machine_interrupts (
     id            BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    provider      TEXT NOT NULL,
-    machine_id    TEXT NOT NULL,
-    interrupt_key TEXT NOT NULL UNIQUE,
-    cause         TEXT NOT NULL,
-    trigger_name  TEXT NOT NULL,
-    workspace_id  TEXT,
+    provider      TEXT COLLATE "C" NOT NULL,
+    machine_id    TEXT COLLATE "C" NOT NULL,
+    interrupt_key TEXT COLLATE "C" NOT NULL UNIQUE,
+    cause         TEXT COLLATE "C" NOT NULL,
+    trigger_name  TEXT COLLATE "C" NOT NULL,
+    workspace_id  TEXT COLLATE "C",
     lived_seconds DOUBLE PRECISION,
     suspect       BOOLEAN NOT NULL,
     created_at    BIGINT NOT NULL
@@ -76,11 +76,11 @@ CREATE INDEX machine_interrupts_machine ON machine_interrupts (provider, machine
 
 -- Attempts past the retention, per machine, day, verdict and reason.
 CREATE TABLE machine_rollups (
-    provider       TEXT NOT NULL,
-    machine_id     TEXT NOT NULL,
+    provider       TEXT COLLATE "C" NOT NULL,
+    machine_id     TEXT COLLATE "C" NOT NULL,
     day            BIGINT NOT NULL,
-    verdict        TEXT NOT NULL,
-    reason         TEXT NOT NULL,
+    verdict        TEXT COLLATE "C" NOT NULL,
+    reason         TEXT COLLATE "C" NOT NULL,
     attempts       BIGINT NOT NULL,
     ready_attempts BIGINT NOT NULL,
     ready_total_ms BIGINT NOT NULL,
