@@ -13,7 +13,13 @@
     reason = "a test that cannot run the binary fails"
 )]
 
+#[path = "../../server/tests/world/bucket.rs"]
+#[allow(dead_code, reason = "the server's tests use the rest")]
+mod bucket;
+
+use bucket::InProcess;
 use dumont_market::{Market, MarketConfig};
+use dumont_temp_postgres::Cluster;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,6 +37,8 @@ struct World {
     market: Market,
     server: Child,
     http: reqwest::Client,
+    /// Secrets of the parts that only some worlds have.
+    more: Vec<(&'static str, String)>,
 }
 
 impl Drop for World {
@@ -41,7 +49,33 @@ impl Drop for World {
 }
 
 impl World {
-    async fn start() -> Self {
+    /// State and objects in the data directory.
+    async fn embedded() -> Self {
+        Self::start(&[], Vec::new()).await
+    }
+
+    /// State in PostgreSQL, over the network with a password; objects in a bucket.
+    async fn on_services(cluster: &Cluster, bucket: &InProcess) -> Self {
+        cluster.create_database("secrets").unwrap();
+        let (url, endpoint) = (cluster.tcp_url("secrets"), format!("http://{}", bucket.addr));
+        let more = vec![
+            ("the database's password", cluster.password().to_owned()),
+            ("the database's URL", url.clone()),
+            ("the bucket's key", bucket::SECRET.to_owned()),
+        ];
+        let environment = [
+            ("DATABASE_URL", url.as_str()),
+            ("S3_BUCKET", bucket::BUCKET),
+            ("S3_ADDRESSING", "path"),
+            ("AWS_ENDPOINT_URL", &endpoint),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", bucket::KEY),
+            ("AWS_SECRET_ACCESS_KEY", bucket::SECRET),
+        ];
+        Self::start(&environment, more).await
+    }
+
+    async fn start(environment: &[(&str, &str)], more: Vec<(&'static str, String)>) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let mut config = MarketConfig::new(dir.path().join("market"));
@@ -56,6 +90,7 @@ impl World {
             .env("VAST_URL", market.url())
             .env("VAST_API_KEY", PROVIDER_KEY)
             .env("DUMONT_LOG", "debug")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -66,6 +101,7 @@ impl World {
             market,
             server,
             http: reqwest::Client::new(),
+            more,
         };
         until("the server listens", || world.data().join("server.json").exists()).await;
         world
@@ -104,9 +140,12 @@ impl World {
         let read = |name: &str| fs::read(self.data().join(name)).unwrap();
         let mut held = vec![("the provider's key", PROVIDER_KEY.to_owned())];
         held.push(("the admin token", text(read("admin.token").trim_ascii())));
-        let signing = read("objects.key");
-        held.push(("the store's signing key, hex", hex(&signing)));
-        held.push(("the store's signing key", text(&signing)));
+        if self.more.is_empty() {
+            let signing = read("objects.key");
+            held.push(("the store's signing key, hex", hex(&signing)));
+            held.push(("the store's signing key", text(&signing)));
+        }
+        held.extend(self.more.iter().cloned());
         let key = String::from_utf8(read("id_ed25519")).unwrap();
         let secret: Vec<&str> = key.lines().filter(|l| !l.starts_with("-----")).collect();
         // The last lines hold the private half; the first ones the public one, which all know.
@@ -258,7 +297,23 @@ async fn check_machine(world: &World, id: &str, whose: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_know_their_own_workspace_and_nothing_else() {
-    let world = World::start().await;
+    a_life_tells_no_secret(World::embedded().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_know_nothing_of_the_database_and_the_bucket() {
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start().unwrap())
+        .await
+        .unwrap();
+    let bucket = InProcess::start().await;
+    a_life_tells_no_secret(World::on_services(&cluster, &bucket).await).await;
+    assert!(
+        !bucket.requests.lock().unwrap().is_empty(),
+        "the objects went to the bucket"
+    );
+}
+
+async fn a_life_tells_no_secret(world: World) {
     for (at, name) in NAMES.into_iter().enumerate() {
         let env = format!("WORKSPACE_SECRET={}", ENVIRONMENTS[at]);
         let start = "exec sleep 100000";

@@ -15,8 +15,8 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 pub const BUCKET: &str = "snapshots";
-const KEY: &str = "TESTKEY";
-const SECRET: &str = "testsecret";
+pub const KEY: &str = "TESTKEY";
+pub const SECRET: &str = "testsecret-of-the-bucket";
 
 pub fn config(addr: SocketAddr) -> S3Config {
     S3Config {
