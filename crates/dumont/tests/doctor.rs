@@ -6,6 +6,11 @@
     reason = "a test that cannot run the binary fails"
 )]
 
+#[path = "../../server/tests/world/bucket.rs"]
+#[allow(dead_code, reason = "the server's tests use the rest")]
+mod bucket;
+
+use bucket::InProcess;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -133,6 +138,44 @@ fn on_nothing_it_says_what_the_first_start_will_make() {
     assert_eq!(level(&report, "provider balance"), ["ok"]);
     assert_eq!(level(&report, "provider clock"), ["ok"]);
     assert!(!market.dir.path().join("new").exists(), "it makes nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bucket_that_is_set_is_looked_at() {
+    let market = Market::open("0");
+    let store = InProcess::start().await;
+    let looked = |secret: &str| {
+        let mut doctor = market.doctor(&[]);
+        doctor
+            .env("S3_BUCKET", bucket::BUCKET)
+            .env("S3_ADDRESSING", "path")
+            .env("AWS_ENDPOINT_URL", format!("http://{}", store.addr))
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ACCESS_KEY_ID", bucket::KEY)
+            .env("AWS_SECRET_ACCESS_KEY", secret);
+        doctor.output().unwrap()
+    };
+    let output = looked(bucket::SECRET);
+    let found = report(&output);
+    assert!(output.status.success(), "{found:#}");
+    for name in [
+        "store",
+        "store list",
+        "store put",
+        "store get",
+        "store delete",
+        "store clock",
+        "store conditions",
+        "store versions",
+        "store lengths",
+    ] {
+        assert_eq!(level(&found, name).len(), 1, "{name}: {found:#}");
+        assert_ne!(level(&found, name), ["failed"], "{name}: {found:#}");
+    }
+    let output = looked("not-the-secret");
+    let found = report(&output);
+    assert_eq!(output.status.code(), Some(1), "{found:#}");
+    assert_eq!(level(&found, "store list"), ["failed"], "{found:#}");
 }
 
 #[test]

@@ -2,11 +2,15 @@
 
 use super::Check;
 use crate::objects::file::FileStore;
-use crate::objects::{ObjectError, ObjectStore};
+use crate::objects::s3::{S3Config, S3Store};
+use crate::objects::{self, ObjectError, ObjectStore};
 use crate::settings::ServerConfig;
 use ulid::Ulid;
 
 pub async fn examine(config: &ServerConfig) -> Vec<Check> {
+    if let Some(bucket) = &config.s3 {
+        return examine_bucket(bucket).await;
+    }
     let root = config.data_dir.join("objects");
     if !root.exists() {
         return vec![Check::warning(
@@ -23,6 +27,41 @@ pub async fn examine(config: &ServerConfig) -> Vec<Check> {
             checks
         }
         Err(e) => vec![failed("store", &e)],
+    }
+}
+
+/// The bucket that `serve` would use, by the store's own look at itself. No database is opened
+/// for it: what was found out earlier is tried again.
+async fn examine_bucket(config: &S3Config) -> Vec<Check> {
+    let store = match S3Store::new(config.clone(), None) {
+        Ok(store) => store,
+        Err(e) => {
+            let hint = "`dumont config show` prints the bucket's settings; correct the one that is named";
+            return vec![Check::failed("store", e.to_string(), hint)];
+        }
+    };
+    let mut checks = vec![Check::ok("store", format!("objects in {}", store.describe()))];
+    checks.extend(store.examine().await.into_iter().map(shown));
+    checks
+}
+
+fn shown(found: objects::Check) -> Check {
+    let name = match found.name {
+        "list" => "store list",
+        "put" => "store put",
+        "get" => "store get",
+        "delete" => "store delete",
+        "clock" => "store clock",
+        "reach" => "store reach",
+        "conditions" => "store conditions",
+        "versions" => "store versions",
+        "signed_lengths" => "store lengths",
+        other => other,
+    };
+    match found.level {
+        objects::Level::Ok => Check::ok(name, found.detail),
+        objects::Level::Warning => Check::warning(name, found.detail, found.hint),
+        objects::Level::Failed => Check::failed(name, found.detail, found.hint),
     }
 }
 
