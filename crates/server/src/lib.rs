@@ -4,6 +4,7 @@
 //! store; everything in [`app::App`] besides can be lost at any line.
 
 pub mod app;
+mod check;
 pub mod doctor;
 pub mod files;
 pub mod history;

@@ -1,93 +1,70 @@
-//! What `dumont doctor` finds out about a store, one line each.
+//! What a store finds out about itself, one line each: what every store must do, tried with one
+//! small object under a name of its own.
 
 use super::{ObjectError, ObjectStore};
-use serde::Serialize;
+use crate::check::Check;
 use ulid::Ulid;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    Ok,
-    /// It works, but less safely or less well than it could.
-    Warning,
-    Failed,
+/// What went wrong, with the store's own word and its hint.
+pub fn failed(name: &'static str, error: &ObjectError) -> Check {
+    Check::failed(name, format!("{error} ({})", error.code()), error.hint())
 }
 
-/// One thing that was tried.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Check {
-    pub name: &'static str,
-    pub level: Level,
-    pub detail: String,
-    /// Empty where nothing is to be done.
-    pub hint: String,
-}
-
-impl Check {
-    pub fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Self::new(name, Level::Ok, detail, "")
-    }
-
-    pub fn warning(name: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::new(name, Level::Warning, detail, hint)
-    }
-
-    pub fn failed(name: &'static str, error: &ObjectError) -> Self {
-        Self::new(
-            name,
-            Level::Failed,
-            format!("{} ({})", error, error.code()),
-            error.hint(),
-        )
-    }
-
-    fn new(name: &'static str, level: Level, detail: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            name,
-            level,
-            detail: detail.into(),
-            hint: hint.into(),
-        }
-    }
-}
-
-/// List, put, get, delete: what every store must do. Stops at the first that fails, since the
-/// others build on it.
+/// List, put, get, delete. Stops at the first that fails, since the others build on it.
 pub async fn basics(store: &dyn ObjectStore) -> Vec<Check> {
     let key = format!("doctor/{}", Ulid::generate());
     let mut checks = Vec::new();
     if let Err((name, error)) = try_basics(store, &key, &mut checks).await {
-        checks.push(Check::failed(name, &error));
+        checks.push(failed(name, &error));
         // Whatever was left behind; it is ours alone.
         let _ = store.delete(&key).await;
     }
     checks
 }
 
-async fn try_basics(
-    store: &dyn ObjectStore,
-    key: &str,
-    checks: &mut Vec<Check>,
-) -> Result<(), (&'static str, ObjectError)> {
+/// Whether a key that is taken is refused, where the store itself promises it.
+pub async fn refuses_to_overwrite(store: &dyn ObjectStore) -> Check {
+    const NAME: &str = "store conditions";
+    let key = format!("doctor/{}", Ulid::generate());
+    let tried = async {
+        store.put(&key, b"one").await?;
+        store.put(&key, b"another").await
+    };
+    let found = match tried.await {
+        Err(ObjectError::Exists(_)) => Check::ok(NAME, "an object is never overwritten"),
+        Err(e) => failed(NAME, &e),
+        Ok(()) => Check::failed(
+            NAME,
+            "a second write under the same key was taken",
+            "the store must refuse to overwrite; look at what else writes there",
+        ),
+    };
+    let _ = store.delete(&key).await;
+    found
+}
+
+type Tried<T> = Result<T, (&'static str, ObjectError)>;
+
+async fn try_basics(store: &dyn ObjectStore, key: &str, checks: &mut Vec<Check>) -> Tried<()> {
     let body = b"dumont doctor";
     let differs = |what: &str| ObjectError::Io(std::io::Error::other(what.to_owned()));
-    store.list("doctor/").await.map_err(|e| ("list", e))?;
-    checks.push(Check::ok("list", store.describe()));
-    store.put(key, body).await.map_err(|e| ("put", e))?;
-    checks.push(Check::ok("put", key));
-    let got = store.get(key).await.map_err(|e| ("get", e))?;
-    let listed = store.list("doctor/").await.map_err(|e| ("list", e))?;
-    if got != body {
-        return Err(("get", differs("what was read is not what was written")));
-    }
+    // First, as it needs the least: a wrong key or bucket shows here.
+    store.list("doctor/").await.map_err(|e| ("store list", e))?;
+    store.put(key, body).await.map_err(|e| ("store put", e))?;
+    let listed = store.list("doctor/").await.map_err(|e| ("store list", e))?;
     if !listed.iter().any(|o| o.key == key && o.size == body.len() as u64) {
-        return Err(("list", differs("what was just written is not listed")));
+        return Err(("store list", differs("what was just written is not listed")));
     }
-    checks.push(Check::ok("get", format!("{} bytes, as written", got.len())));
-    store.delete(key).await.map_err(|e| ("delete", e))?;
-    if store.head(key).await.map_err(|e| ("delete", e))?.is_some() {
-        return Err(("delete", differs("what was deleted is still there")));
+    checks.push(Check::ok("store list", "shows what was written"));
+    checks.push(Check::ok("store put", format!("{} bytes", body.len())));
+    if store.get(key).await.map_err(|e| ("store get", e))? != body {
+        return Err(("store get", differs("what was read is not what was written")));
     }
-    checks.push(Check::ok("delete", "gone"));
+    checks.push(Check::ok("store get", "the bytes that were written"));
+    store.delete(key).await.map_err(|e| ("store delete", e))?;
+    if store.head(key).await.map_err(|e| ("store delete", e))?.is_some() {
+        return Err(("store delete", differs("what was deleted is still there")));
+    }
+    checks.push(Check::ok("store delete", "gone"));
     Ok(())
 }

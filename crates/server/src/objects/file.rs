@@ -20,7 +20,7 @@ mod refusal;
 mod serve;
 mod sign;
 
-use super::{Check, ObjectError, ObjectMeta, ObjectStore, Ticket, check};
+use super::{Check, Level, ObjectError, ObjectMeta, ObjectStore, Ticket, check};
 use async_trait::async_trait;
 use disk::Disk;
 use dumont_core::time::Timestamp;
@@ -175,7 +175,11 @@ impl ObjectStore for FileStore {
     }
 
     async fn examine(&self) -> Vec<Check> {
-        check::basics(self).await
+        let mut checks = check::basics(self).await;
+        if checks.iter().all(|c| c.level == Level::Ok) {
+            checks.push(check::refuses_to_overwrite(self).await);
+        }
+        checks
     }
 
     fn describe(&self) -> String {

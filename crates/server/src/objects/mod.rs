@@ -9,7 +9,8 @@ pub mod engine;
 pub mod file;
 pub mod s3;
 
-pub use check::{Check, Level};
+pub use crate::check::{Check, Level};
+pub use check::failed;
 
 use async_trait::async_trait;
 use dumont_core::id::Digest;

@@ -115,15 +115,15 @@ async fn the_doctor_finds_it_well(store: &S3Store) {
     assert_eq!(
         names,
         [
-            "list",
-            "put",
-            "get",
-            "delete",
-            "clock",
-            "reach",
-            "conditions",
-            "versions",
-            "signed_lengths"
+            "store list",
+            "store put",
+            "store get",
+            "store delete",
+            "store clock",
+            "store reach",
+            "store conditions",
+            "store versions",
+            "store lengths"
         ]
     );
     assert!(checks.iter().all(|c| c.level != Level::Failed), "{checks:#?}");

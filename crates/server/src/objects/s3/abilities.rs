@@ -7,7 +7,7 @@
 use super::S3Store;
 use super::client::Answer;
 use super::refusal::refused;
-use crate::objects::{Check, ObjectError, ObjectStore};
+use crate::objects::{Check, ObjectError, ObjectStore, failed};
 use bytes::Bytes;
 use reqwest::Method;
 use rusty_s3::S3Action;
@@ -123,7 +123,7 @@ impl S3Store {
     pub(super) async fn examine_more(&self) -> Vec<Check> {
         let mut checks = vec![self.examine_clock().await, self.examine_reach().await];
         match self.probe().await {
-            Err(error) => checks.push(Check::failed("conditions", &error)),
+            Err(error) => checks.push(failed("store conditions", &error)),
             Ok(can) => checks.extend(judge(can)),
         }
         checks
@@ -135,14 +135,14 @@ impl S3Store {
         let url = list.sign(Duration::from_secs(60));
         let answer = match self.client.send_url("list", Method::GET, url).await {
             Ok(answer) => answer,
-            Err(error) => return Check::failed("clock", &error),
+            Err(error) => return failed("store clock", &error),
         };
         let theirs = answer
             .header("date")
             .and_then(|d| httpdate::parse_http_date(d).ok());
         let Some(theirs) = theirs else {
             return Check::warning(
-                "clock",
+                "store clock",
                 "the store does not tell its time",
                 "keep this machine's clock set",
             );
@@ -155,29 +155,29 @@ impl S3Store {
         let detail = format!("{} s {word} the store's", skew.as_secs());
         if skew > CLOCK_TOLERANCE {
             return Check::warning(
-                "clock",
+                "store clock",
                 detail,
                 "set this machine's clock: signatures fail beyond 15 minutes",
             );
         }
-        Check::ok("clock", detail)
+        Check::ok("store clock", detail)
     }
 
     /// Rented machines are elsewhere: an address of this machine or network is not theirs.
     async fn examine_reach(&self) -> Check {
         match self.addresses().await {
-            Err(error) => Check::failed("reach", &error),
+            Err(error) => failed("store reach", &error),
             Ok(found) => {
                 let detail: Vec<_> = found.iter().map(ToString::to_string).collect();
                 let detail = detail.join(", ");
                 if found.iter().all(|ip| is_private(*ip)) {
                     return Check::warning(
-                        "reach",
+                        "store reach",
                         format!("{detail}: an address that rented machines cannot reach"),
                         "use an endpoint with a public address, unless the machines are in this network",
                     );
                 }
-                Check::ok("reach", detail)
+                Check::ok("store reach", detail)
             }
         }
     }
@@ -193,27 +193,27 @@ fn is_private(ip: std::net::IpAddr) -> bool {
 fn judge(can: Abilities) -> Vec<Check> {
     let mut checks = Vec::new();
     checks.push(if can.create_only {
-        Check::ok("conditions", "an existing key is refused")
+        Check::ok("store conditions", "an existing key is refused")
     } else {
         Check::ok(
-            "conditions",
+            "store conditions",
             "not honoured; keys are unique and uploads are completed by the controller",
         )
     });
     checks.push(match (can.versions, can.create_only) {
-        (true, _) => Check::ok("versions", "kept; each object is read back by its version"),
-        (false, true) => Check::ok("versions", "not kept; conditions guard what exists"),
+        (true, _) => Check::ok("store versions", "kept; each object is read back by its version"),
+        (false, true) => Check::ok("store versions", "not kept; conditions guard what exists"),
         (false, false) => Check::warning(
-            "versions",
+            "store versions",
             "neither versions nor conditions: an overwrite by another holder of the key is noticed, not undone",
             "switch the bucket's versioning on",
         ),
     });
     checks.push(if can.signed_lengths {
-        Check::ok("signed_lengths", "a machine can send exactly what was granted")
+        Check::ok("store lengths", "a machine can send exactly what was granted")
     } else {
         Check::warning(
-            "signed_lengths",
+            "store lengths",
             "not checked: a hostile machine could send more than was granted",
             "what is larger than announced is refused when it is completed",
         )
