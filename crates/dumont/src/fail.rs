@@ -71,6 +71,14 @@ fn chain(error: &anyhow::Error) -> String {
     out
 }
 
+/// Errors quote providers and hosts; lines of ours stay lines.
+fn quoted(text: &str) -> String {
+    text.lines()
+        .map(output::safe)
+        .collect::<Vec<_>>()
+        .join("\n       ")
+}
+
 /// Prints the error on stderr and says what to exit with.
 pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     if let Some(Leave(code)) = error.downcast_ref() {
@@ -80,9 +88,13 @@ pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     if json {
         output::note(&serde_json::to_string_pretty(&body).unwrap_or(body.message));
     } else {
-        output::note(&format!("{} {}", output::red_err("error:"), body.message));
+        output::note(&format!(
+            "{} {}",
+            output::red_err("error:"),
+            quoted(&body.message)
+        ));
         if !body.hint.is_empty() {
-            output::note(&format!("{} {}", output::dim_err(" hint:"), body.hint));
+            output::note(&format!("{} {}", output::dim_err(" hint:"), quoted(&body.hint)));
         }
     }
     if body.code == USAGE {

@@ -164,11 +164,12 @@ pub fn table_lines(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> Ve
     styled_lines(header, right, &rows, *COLOUR_OUT)
 }
 
-/// The lines of [`styled_table`], with colours or without.
+/// The lines of [`styled_table`], with colours or without. Every cell is somebody's text, so
+/// each goes through [`safe`] here and no table can forget it.
 pub fn styled_lines(header: &[&str], right: &[usize], rows: &[Vec<Styled>], colour: bool) -> Vec<String> {
     use comfy_table::{Cell, CellAlignment, Color, Table};
     let cell = |s: &Styled| {
-        let cell = Cell::new(&s.text);
+        let cell = Cell::new(safe(&s.text));
         match s.colour {
             Some(c) if colour && !s.text.is_empty() => cell.fg(Color::AnsiValue(badge::code(c))),
             _ => cell,
@@ -307,6 +308,12 @@ mod tests {
         let colour = styled_lines(&["A", "N"], &[1], &rows, true);
         assert_eq!(colour[1], "\u{1b}[38;5;34mok\u{1b}[39m         1");
         assert!(colour[0].starts_with("\u{1b}[1m"), "{:?}", colour[0]);
+    }
+
+    #[test]
+    fn a_table_escapes_whatever_is_in_it() {
+        let rows = vec![vec!["a\u{1b}[2J".into(), "1\n2".into()]];
+        assert_eq!(table_lines(&["A", "B"], &[], &rows)[1], "a\\u{1b}[2J   1\\n2");
     }
 
     #[test]

@@ -185,7 +185,8 @@ fn show(globals: &Globals, event: &FailoverEvent) -> Result<()> {
         ("when", output::ago(event.detected_at)),
     ];
     if let Some(why) = &event.failure_reason {
-        pairs.push(("why", why.clone()));
+        // It quotes providers and hosts.
+        pairs.push(("why", output::safe(why)));
     }
     pairs.extend(what_moved(event));
     output::facts(&pairs);

@@ -4,7 +4,7 @@ use super::workspace::gpu;
 use crate::badge;
 use crate::client::{Client, query_of};
 use crate::config::Globals;
-use crate::output::{self, Styled, safe};
+use crate::output::{self, Styled};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use dumont_core::blacklist::CudaVersion;
@@ -166,14 +166,14 @@ pub fn rows(offers: &[Offer]) -> Vec<Vec<Styled>> {
 
 fn row(o: &Offer) -> Vec<Styled> {
     vec![
-        Styled::plain(safe(&format!("{}:{}", o.provider, o.machine_id))),
+        Styled::plain(format!("{}:{}", o.provider, o.machine_id)),
         badge::level(badge::level_of(&o.reliability_status)),
         badge::rate(o.successful_attempts, o.failed_attempts),
         Styled::plain(format!("{:.3}", o.dph_total)),
         Styled::plain(format!("{:.0} s", o.predicted_ready_seconds)),
-        Styled::plain(safe(&gpu(&o.gpu_name, o.num_gpus))),
+        Styled::plain(gpu(&o.gpu_name, o.num_gpus)),
         Styled::plain(format!("{} GB", o.gpu_ram / 1000)),
-        Styled::plain(output::or_dash(o.geolocation.as_deref().map(safe))),
+        Styled::plain(output::or_dash(o.geolocation.as_ref())),
         note(o),
     ]
 }
@@ -184,7 +184,7 @@ fn note(o: &Offer) -> Styled {
     let text = match level.action() {
         Action::Block => {
             let reason = o.blacklist_reason.as_deref().unwrap_or("no reason given");
-            format!("blocked: {}", safe(reason))
+            format!("blocked: {reason}")
         }
         Action::Alert => "low reliability".into(),
         Action::Warn => "some failures".into(),

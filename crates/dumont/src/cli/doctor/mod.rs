@@ -115,9 +115,17 @@ fn show(checks: &[Check]) {
             Level::Warning => output::bold("WARN"),
             Level::Failed => output::red("FAIL"),
         };
-        output::line(&format!("{word}  {:<width$}  {}", check.name, check.detail));
+        output::line(&format!(
+            "{word}  {:<width$}  {}",
+            check.name,
+            output::safe(&check.detail)
+        ));
         if !check.hint.is_empty() {
-            output::line(&format!("      {:<width$}  {}", "", output::dim(&check.hint)));
+            output::line(&format!(
+                "      {:<width$}  {}",
+                "",
+                output::dim(&output::safe(&check.hint))
+            ));
         }
     }
 }

@@ -131,22 +131,22 @@ const RIGHT: [usize; 1] = [4];
 fn row(e: &BlacklistEntry) -> Vec<Styled> {
     let (until, colour) = match (&e.closed_by, e.is_active) {
         (_, true) => (end(e.expires_at), Some(Colour::Red)),
-        (Some(by), false) => (format!("lifted by {}", safe(by)), None),
+        (Some(by), false) => (format!("lifted by {by}"), None),
         (None, false) => ("expired".into(), None),
     };
     let by = e.actor.as_deref().or(e.rule.as_deref()).unwrap_or("-");
     vec![
-        Styled::plain(safe(&format!("{}:{}", e.provider, e.machine_id))),
+        Styled::plain(format!("{}:{}", e.provider, e.machine_id)),
         Styled {
             text: e.blacklist_type.to_string(),
             colour,
         },
         Styled::plain(until),
-        Styled::plain(e.scope.as_deref().map_or_else(|| "everything".into(), safe)),
+        Styled::plain(e.scope.as_deref().unwrap_or("everything")),
         Styled::plain(format!("{} of {}", e.failed_attempts, e.total_attempts)),
-        Styled::plain(safe(by)),
+        Styled::plain(by),
         Styled::plain(output::ago(e.blacklisted_at)),
-        Styled::plain(safe(&e.reason)),
+        Styled::plain(e.reason.clone()),
     ]
 }
 

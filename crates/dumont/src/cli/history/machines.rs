@@ -3,7 +3,7 @@
 use crate::badge;
 use crate::client::query_of;
 use crate::config::Globals;
-use crate::output::{self, Styled, paint, safe};
+use crate::output::{self, Styled, paint};
 use anyhow::Result;
 use clap::Args;
 use dumont_core::level::Level;
@@ -50,13 +50,13 @@ const RIGHT: [usize; 3] = [2, 3, 4];
 
 fn row(s: &MachineStats) -> Vec<Styled> {
     vec![
-        Styled::plain(safe(&format!("{}:{}", s.provider, s.machine_id))),
+        Styled::plain(format!("{}:{}", s.provider, s.machine_id)),
         badge::level(s.reliability_status),
         badge::rate(s.successful_attempts, s.failed_attempts),
         Styled::plain(format!("{:.2}", s.reliability_score)),
         Styled::plain(output::or_dash(s.avg_boot_time.map(|t| format!("{t:.0} s")))),
         Styled::plain(output::or_dash(s.last_attempt_at.map(output::ago))),
-        Styled::plain(s.blacklist_reason.as_deref().map(safe).unwrap_or_default()),
+        Styled::plain(s.blacklist_reason.as_deref().unwrap_or_default()),
     ]
 }
 
@@ -113,7 +113,7 @@ pub async fn summary(globals: &Globals, period: Option<String>) -> Result<()> {
         let rows: Vec<_> = s
             .top_reasons
             .iter()
-            .map(|r| vec![safe(&r.reason), r.count.to_string()])
+            .map(|r| vec![r.reason.clone(), r.count.to_string()])
             .collect();
         output::table(&["FAILED BECAUSE", "TIMES"], &[1], &rows);
     }

@@ -154,7 +154,7 @@ fn reasons(history: &MachineHistory) {
     let rows: Vec<_> = history
         .reasons
         .iter()
-        .map(|r| vec![safe(&r.reason), r.count.to_string()])
+        .map(|r| vec![r.reason.clone(), r.count.to_string()])
         .collect();
     output::table(&["FAILED BECAUSE", "TIMES"], &[1], &rows);
 }
@@ -166,18 +166,18 @@ const RIGHT: [usize; 3] = [5, 6, 7];
 
 fn attempt_row(a: &MachineAttempt) -> Vec<Styled> {
     let outcome = match a.success {
-        Some(true) => Styled::new(safe(&a.outcome), rate_colour(1, 1)),
-        Some(false) => Styled::new(safe(&a.outcome), rate_colour(0, 1)),
-        None => Styled::new(safe(&a.outcome), rate_colour(0, 0)),
+        Some(true) => Styled::new(&a.outcome, rate_colour(1, 1)),
+        Some(false) => Styled::new(&a.outcome, rate_colour(0, 1)),
+        None => Styled::new(&a.outcome, rate_colour(0, 0)),
     };
     let seconds = |s: f64| format!("{s:.1} s");
     let message: String = a.error_message.as_deref().map(safe).unwrap_or_default();
     vec![
         Styled::plain(output::ago(a.created_at)),
-        Styled::plain(safe(&a.attempt_type)),
+        Styled::plain(&a.attempt_type),
         outcome,
-        Styled::plain(safe(&a.stage)),
-        Styled::plain(output::or_dash(a.reason.as_deref().map(safe))),
+        Styled::plain(&a.stage),
+        Styled::plain(output::or_dash(a.reason.as_ref())),
         Styled::plain(seconds(a.duration_seconds)),
         Styled::plain(output::or_dash(a.ready_seconds.map(seconds))),
         Styled::plain(format!("{:.3}", a.price)),
