@@ -71,6 +71,32 @@ async fn instance(world: &World) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn health_says_503_while_the_database_is_away_and_nothing_of_why() {
+    let cluster = Cluster::start().unwrap();
+    let world = on(&cluster).await;
+    let health = async || {
+        // As a load balancer asks: without a token.
+        let url = format!("{}/healthz", world.url());
+        let answer = world.http.get(url).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let well = health().await;
+    assert_eq!((well.0, &well.1["status"]), (200, &json!("ok")), "{well:?}");
+    cluster.stop(Stop::Immediate);
+    let (status, body) = health().await;
+    assert_eq!(
+        (status, &body["status"]),
+        (503, &json!("database_unavailable")),
+        "{body}"
+    );
+    let mut names: Vec<_> = body.as_object().unwrap().keys().map(String::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["status", "version"]);
+    cluster.resume().unwrap();
+    assert_eq!(health().await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_not_there_at_the_start_is_said_so() {
     let cluster = Cluster::start().unwrap();
     let mut world = on(&cluster).await;
