@@ -2,9 +2,11 @@
 
 use crate::client::{Client, is_loopback};
 use crate::fail::{fail, usage};
+use crate::output::{self, Styled, safe};
 use crate::settings::{Settings, Source, Surroundings, Value};
 use anyhow::{Context, Result};
 use clap::Args;
+use dumont_core::level::Colour;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -28,13 +30,8 @@ pub struct Globals {
     #[arg(long, value_name = "TOKEN", global = true, help_heading = "Common options")]
     pub token: Option<String>,
     /// Trust only this authority's certificates (PEM) for a server with https
-    #[arg(
-        long,
-        env = "DUMONT_CA_FILE",
-        value_name = "FILE",
-        global = true,
-        help_heading = "Common options"
-    )]
+    /// [env: DUMONT_CA_FILE]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Common options")]
     pub ca_file: Option<PathBuf>,
     /// Where data, keys and the server's address are kept [default: $XDG_DATA_HOME/dumont]
     /// [env: DUMONT_DATA_DIR]
@@ -91,6 +88,8 @@ impl Globals {
         let mut settings = Settings::load(&surroundings)?;
         settings.given("DUMONT_URL", "--url", given(&self.url));
         settings.given("DUMONT_TOKEN", "--token", given(&self.token));
+        let ca_file = self.ca_file.as_ref().map(|p| p.display().to_string());
+        settings.given("DUMONT_CA_FILE", "--ca-file", ca_file);
         Ok(settings)
     }
 
@@ -108,11 +107,19 @@ impl Globals {
 
     /// A client of the server these options lead to.
     pub fn client(&self) -> Result<Client> {
-        Client::new(
-            &self.server_url()?,
-            &self.server_token()?,
-            self.ca_file.as_deref(),
-        )
+        let url = self.server_url()?;
+        let token = self.server_token()?;
+        if !self.quiet && crosses_in_the_clear(&url) {
+            output::note(&output::paint_err(&Styled::new(
+                format!(
+                    "warning: the API token goes to {} unencrypted; use https, or a tunnel to this machine (ssh -L)",
+                    safe(&url)
+                ),
+                Colour::Orange,
+            )));
+        }
+        let ca = self.settings()?.text("DUMONT_CA_FILE").map(PathBuf::from);
+        Client::new(&url, &token, ca.as_deref())
     }
 
     fn server_url(&self) -> Result<String> {
@@ -135,7 +142,9 @@ impl Globals {
     fn server_token(&self) -> Result<String> {
         let settings = self.settings()?;
         if let Some(token) = settings.value("DUMONT_TOKEN") {
-            refuse_planted_url(settings.value("DUMONT_URL"), token)?;
+            for name in ["DUMONT_URL", "DUMONT_CA_FILE"] {
+                refuse_planted(name, settings.value(name), settings.text("DUMONT_URL"), token)?;
+            }
             return Ok(token.text.trim().to_owned());
         }
         self.refuse_foreign_url(settings.text("DUMONT_URL"))?;
@@ -173,24 +182,29 @@ impl Globals {
 }
 
 /// A `.env` comes with whatever folder one happens to be in: it may not send a token that it
-/// does not hold itself to another host.
-fn refuse_planted_url(url: Option<&Value>, token: &Value) -> Result<()> {
-    match url {
-        Some(url) if matches!(url.source, Source::DotEnv(_)) => {
-            if url.source == token.source || is_loopback(&url.text) {
+/// does not hold itself to another host, nor say who vouches for that host.
+fn refuse_planted(name: &str, value: Option<&Value>, url: Option<&str>, token: &Value) -> Result<()> {
+    match value {
+        Some(value) if matches!(value.source, Source::DotEnv(_)) => {
+            if value.source == token.source || url.is_none_or(is_loopback) {
                 return Ok(());
             }
             Err(fail(
                 "foreign_url",
                 format!(
-                    "{} sets DUMONT_URL, but the token comes from elsewhere ({})",
-                    url.source, token.source
+                    "{} sets {name}, but the token comes from elsewhere ({})",
+                    value.source, token.source
                 ),
-                "set both in the same place, or pass --url",
+                "set both in the same place, or pass it as an option",
             ))
         }
         _ => Ok(()),
     }
+}
+
+/// Whether somebody between here and there could read what is sent.
+fn crosses_in_the_clear(url: &str) -> bool {
+    url.trim().to_ascii_lowercase().starts_with("http:") && !is_loopback(url)
 }
 
 /// An option's value; an empty one counts as none.
@@ -253,6 +267,20 @@ mod tests {
             config: None,
             surroundings: Some(Surroundings::default()),
             die_with_parent: false,
+        }
+    }
+
+    #[test]
+    fn a_token_that_crosses_a_network_in_the_clear_is_noticed() {
+        for (url, clear) in [
+            ("http://10.0.0.7:7070", true),
+            ("HTTP://dumont.example.org", true),
+            ("https://dumont.example.org", false),
+            ("http://127.0.0.1:7070", false),
+            ("http://localhost:7070", false),
+            ("http://[::1]:7070", false),
+        ] {
+            assert_eq!(crosses_in_the_clear(url), clear, "{url}");
         }
     }
 

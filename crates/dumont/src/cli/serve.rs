@@ -7,6 +7,7 @@ use crate::settings::Settings;
 use anyhow::Result;
 use clap::Args;
 use dumont_agent_embed::{AGENT_DIGEST, AGENT_GZ};
+use dumont_core::history::Reason;
 use dumont_server::objects::s3::S3Config;
 use dumont_server::providers::vast::VastConfig;
 use dumont_server::tls::TlsFiles;
@@ -24,13 +25,16 @@ pub struct ServeArgs {
     #[arg(long)]
     pub allow_remote: bool,
     /// Serve HTTPS with this certificate (PEM, the chain after it); read again on SIGHUP
-    #[arg(long, env = "DUMONT_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    /// [env: DUMONT_TLS_CERT]
+    #[arg(long, value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
     /// The certificate's private key (PEM, not encrypted)
-    #[arg(long, env = "DUMONT_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    /// [env: DUMONT_TLS_KEY]
+    #[arg(long, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
     /// How others call this server, e.g. https://dumont.example.org:7070
-    #[arg(long, env = "DUMONT_PUBLIC_URL", value_name = "URL", value_parser = public_url)]
+    /// [env: DUMONT_PUBLIC_URL]
+    #[arg(long, value_name = "URL")]
     pub public_url: Option<String>,
     /// Kill this process hard at that step of a failover (for drills)
     #[arg(long, value_name = "STEP", hide = true)]
@@ -39,12 +43,13 @@ pub struct ServeArgs {
 
 pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
     let mut settings = globals.settings()?;
+    let path = |p: Option<PathBuf>| p.map(|p| p.display().to_string());
     settings.given("DUMONT_LISTEN", "--listen", args.listen);
+    settings.given("DUMONT_TLS_CERT", "--tls-cert", path(args.tls_cert));
+    settings.given("DUMONT_TLS_KEY", "--tls-key", path(args.tls_key));
+    settings.given("DUMONT_PUBLIC_URL", "--public-url", args.public_url);
     let listen: SocketAddr = settings.required("DUMONT_LISTEN")?;
-    let tls = args
-        .tls_cert
-        .zip(args.tls_key)
-        .map(|(cert, key)| TlsFiles { cert, key });
+    let tls = tls_files(&settings)?;
     if !listen.ip().is_loopback() && tls.is_none() && !args.allow_remote {
         return Err(usage(
             format!(
@@ -56,7 +61,7 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
     let data_dir = globals.data_dir()?;
     let config = ServerConfig {
         tls,
-        public_url: args.public_url,
+        public_url: settings.text("DUMONT_PUBLIC_URL").map(public_url).transpose()?,
         crash_at: args.crash_at,
         ..config(globals, listen)?
     };
@@ -114,14 +119,40 @@ pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
     })
 }
 
-/// An address of a server, without a path.
-fn public_url(text: &str) -> Result<String, String> {
-    let parsed = reqwest::Url::parse(text).map_err(|e| e.to_string())?;
-    let whole = matches!(parsed.scheme(), "http" | "https") && parsed.has_host();
-    if !whole || parsed.path() != "/" || parsed.query().is_some() {
-        return Err("write it like https://dumont.example.org:7070".into());
+/// Both, or neither.
+fn tls_files(settings: &Settings) -> Result<Option<TlsFiles>> {
+    let file = |name| settings.text(name).map(PathBuf::from);
+    match (file("DUMONT_TLS_CERT"), file("DUMONT_TLS_KEY")) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(usage(
+            "there is a certificate, but no private key for it",
+            "give --tls-key (DUMONT_TLS_KEY) as well",
+        )),
+        (None, Some(_)) => Err(usage(
+            "there is a private key, but no certificate",
+            "give --tls-cert (DUMONT_TLS_CERT) as well",
+        )),
     }
-    Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// An address of a server, without a path.
+fn public_url(text: &str) -> Result<String> {
+    let whole = reqwest::Url::parse(text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.path() == "/"
+            && url.query().is_none()
+            && url.username().is_empty()
+            && url.password().is_none()
+    });
+    if whole {
+        return Ok(text.trim_end_matches('/').to_owned());
+    }
+    Err(usage(
+        "--public-url (DUMONT_PUBLIC_URL) is not the address of a server",
+        "write it like https://dumont.example.org:7070",
+    ))
 }
 
 /// The rules, with the thresholds that are set.
@@ -132,8 +163,20 @@ pub fn blacklist(settings: &Settings) -> Result<dumont_core::blacklist::Settings
         min_success_rate: settings.required("MIN_SUCCESS_RATE")?,
         automatic_days: settings.required("AUTOMATIC_BLACKLIST_DAYS")?,
         temporary_hours: settings.required("TEMPORARY_BLACKLIST_HOURS")?,
-        ..Default::default()
+        consecutive_failures: settings.required("CONSECUTIVE_FAILURES_FOR_BLACKLIST")?,
+        interrupts: settings.required("INTERRUPTS_FOR_BLACKLIST")?,
+        interrupt_days: settings.required("INTERRUPT_WINDOW_DAYS")?,
+        critical: critical(settings.text("CRITICAL_FAILURE_REASONS").unwrap_or_default()),
+        release_when_below: settings.optional("RELEASE_BLACKLIST_BELOW")?,
     })
+}
+
+fn critical(words: &str) -> Vec<Reason> {
+    let words = words.split(',').map(str::trim);
+    words
+        .filter(|w| !w.is_empty() && *w != "none")
+        .map(Reason::from)
+        .collect()
 }
 
 fn refused(e: ServerError) -> anyhow::Error {

@@ -29,6 +29,9 @@ enum Check {
     Whole(u64, u64),
     Share,
     Address,
+    OneOf(&'static [&'static str]),
+    /// Words of a-z, 0-9 and _ with commas between them.
+    Words,
 }
 
 const fn text(name: &'static str, about: &'static str) -> Setting {
@@ -78,6 +81,20 @@ const fn address(name: &'static str, about: &'static str) -> Setting {
     }
 }
 
+const fn one_of(name: &'static str, words: &'static [&'static str], about: &'static str) -> Setting {
+    Setting {
+        check: Check::OneOf(words),
+        ..text(name, about)
+    }
+}
+
+const fn words(name: &'static str, about: &'static str) -> Setting {
+    Setting {
+        check: Check::Words,
+        ..text(name, about)
+    }
+}
+
 impl Setting {
     const fn or(self, default: &'static str) -> Self {
         Self {
@@ -93,8 +110,21 @@ pub const SETTINGS: &[Setting] = &[
         "where data, keys and the server's address are kept",
     ),
     address("DUMONT_LISTEN", "where the server listens").or("127.0.0.1:7070"),
+    text(
+        "DUMONT_TLS_CERT",
+        "serve HTTPS with this certificate (PEM, the chain after it)",
+    ),
+    text("DUMONT_TLS_KEY", "the certificate's private key (PEM)"),
+    url(
+        "DUMONT_PUBLIC_URL",
+        "how others call this server, where it is not where it listens",
+    ),
     url("DUMONT_URL", "the server that the commands talk to"),
     secret("DUMONT_TOKEN", "the API token of the commands"),
+    text(
+        "DUMONT_CA_FILE",
+        "trust only this authority (PEM) for a server with https",
+    ),
     text(
         "DUMONT_LOG",
         "what the server logs, e.g. info,dumont_server=debug",
@@ -157,11 +187,35 @@ pub const SETTINGS: &[Setting] = &[
         "how long one is blocked that failed just now",
     )
     .or("24"),
-    text(
+    one_of(
         "BLACKLIST_RULES",
+        &["default", "literal"],
         "default (repaired), or literal: the document's own words",
     )
     .or("default"),
+    whole(
+        "CONSECUTIVE_FAILURES_FOR_BLACKLIST",
+        1..=1_000,
+        "failures in a row that block a machine",
+    )
+    .or("3"),
+    words(
+        "CRITICAL_FAILURE_REASONS",
+        "reasons that block at the first failure, with commas; none for none",
+    )
+    .or("hardware_error"),
+    whole(
+        "INTERRUPTS_FOR_BLACKLIST",
+        1..=1_000,
+        "times a machine is lost after it was ready before it is blocked",
+    )
+    .or("3"),
+    whole("INTERRUPT_WINDOW_DAYS", 1..=365, "days in which they are counted").or("7"),
+    whole(
+        "RELEASE_BLACKLIST_BELOW",
+        0..=64,
+        "machines a search keeps by passing over blocks; 0: never [as many as race]",
+    ),
     whole(
         "ATTEMPT_RETENTION_DAYS",
         1..=3_650,
@@ -196,6 +250,24 @@ impl Setting {
                 Ok(n) if (0.0..=1.0).contains(&n) => Ok(()),
                 _ => Err(wrong(name, value, "must be a number from 0 to 1, e.g. 0.3")),
             },
+            Check::OneOf(words) if words.contains(&text) => Ok(()),
+            Check::OneOf(words) => Err(wrong(
+                name,
+                value,
+                &format!("must be one of: {}", words.join(", ")),
+            )),
+            Check::Words => {
+                let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+                let fine = |w: &str| (1..=50).contains(&w.len()) && w.bytes().all(plain);
+                if text.split(',').map(str::trim).all(fine) {
+                    return Ok(());
+                }
+                Err(wrong(
+                    name,
+                    value,
+                    "must be words with commas, e.g. hardware_error,gpu_not_ready",
+                ))
+            }
             Check::Address => match text.parse::<SocketAddr>() {
                 Ok(_) => Ok(()),
                 Err(_) => Err(wrong(

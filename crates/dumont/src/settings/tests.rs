@@ -123,6 +123,14 @@ fn mistakes_name_their_place_and_no_secret() {
         (USER, "db_password = ['hidden']", "text or a number"),
         (USER, "min_success_rate = 1.5", "MIN_SUCCESS_RATE"),
         (USER, "temporary_blacklist_hours = -1", "from 1 to 87600"),
+        (USER, "blacklist_rules = 'strict'", "one of: default, literal"),
+        (
+            USER,
+            "critical_failure_reasons = 'It broke!'",
+            "words with commas",
+        ),
+        (USER, "release_blacklist_below = 1000", "from 0 to 64"),
+        ("cwd/.env", "INTERRUPT_WINDOW_DAYS=0", "from 1 to 365"),
         ("cwd/.env", "DB_PASSWORD=hidden word", "DB_PASSWORD"),
         ("cwd/.env", "DB_PORT=70000", "from 1 to 65535"),
         ("cwd/.env", "DUMONT_LISTEN=everywhere", "DUMONT_LISTEN"),
@@ -242,4 +250,33 @@ fn the_table_is_consistent() {
         dumont_core::blacklist::Settings::default(),
         "what the documents say"
     );
+}
+
+#[test]
+fn every_threshold_of_the_rules_can_be_set() {
+    let text = "blacklist_rules = 'literal'\nmin_attempts_for_blacklist = 4\nmin_success_rate = 0.25\n\
+                automatic_blacklist_days = 5\ntemporary_blacklist_hours = 6\n\
+                consecutive_failures_for_blacklist = 7\ninterrupts_for_blacklist = 8\n\
+                interrupt_window_days = 9\ncritical_failure_reasons = 'hardware_error, their_word'\n\
+                release_blacklist_below = 0";
+    let settings = Place::new().file(USER, text).load().unwrap();
+    // Every field is named, so that a new one is missed here.
+    let expected = dumont_core::blacklist::Settings {
+        rules: dumont_core::blacklist::RuleSet::Literal,
+        min_attempts: 4,
+        min_success_rate: 0.25,
+        automatic_days: 5,
+        temporary_hours: 6,
+        consecutive_failures: 7,
+        interrupts: 8,
+        interrupt_days: 9,
+        critical: vec!["hardware_error".into(), "their_word".into()],
+        release_when_below: Some(0),
+    };
+    assert_eq!(crate::cli::serve::blacklist(&settings).unwrap(), expected);
+    let none = Place::new()
+        .file(USER, "critical_failure_reasons = 'none'")
+        .load()
+        .unwrap();
+    assert_eq!(crate::cli::serve::blacklist(&none).unwrap().critical, []);
 }
