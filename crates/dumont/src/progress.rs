@@ -9,6 +9,7 @@ use crate::output::{self, Styled};
 use anyhow::Result;
 use dumont_core::level::Colour;
 use dumont_core::snapshot::Progress;
+use dumont_core::workflow::Step;
 use dumont_wire::rest::{ErrorBody, Workflow, WorkflowStatus};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -17,6 +18,9 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(150);
 /// How long a server may be away (a restart) before waiting for it is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a search is looked at by one who does not wait.
+const SEARCH_SHOWN: Duration = Duration::from_secs(10);
 
 /// What moves on the terminal.
 pub struct Show {
@@ -174,9 +178,38 @@ pub async fn follow(client: &Client, id: &str, quiet: bool) -> Result<Workflow> 
     }
 }
 
+/// For whoever does not wait for a deploy: what it says while it looks for machines, warnings
+/// among them, and its error if it finds none. A server that goes away meanwhile, or a search
+/// that takes long, ends the looking and is no error.
+pub async fn until_chosen(client: &Client, id: &str, quiet: bool) -> Result<()> {
+    if quiet {
+        return Ok(());
+    }
+    let mut show = Show::new(quiet);
+    let path = workflow_path(id);
+    let begin = Instant::now();
+    while begin.elapsed() < SEARCH_SHOWN {
+        let Ok(wf) = client.get::<Workflow>(&path).await else {
+            break;
+        };
+        show.workflow(&wf);
+        match wf.status {
+            WorkflowStatus::Failed => return Err(error_of(&wf)),
+            WorkflowStatus::Running if wf.step == Step::Search.as_str() => {}
+            _ => break,
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+fn workflow_path(id: &str) -> String {
+    format!("/workflows/{}", encode(id))
+}
+
 async fn watch(client: &Client, id: &str, quiet: bool) -> Result<Workflow> {
     let mut show = Show::new(quiet);
-    let path = format!("/workflows/{}", encode(id));
+    let path = workflow_path(id);
     let mut away: Option<Instant> = None;
     loop {
         match client.get::<Workflow>(&path).await {

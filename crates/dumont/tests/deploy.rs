@@ -63,6 +63,79 @@ fn a_machine_by_name_is_shown_rented_and_kept_out_if_blocked() {
     assert!(nowhere.code == 1 && nowhere.err.contains("vast:1"), "{nowhere:?}");
 }
 
+/// Two of four attempts on every machine: fair.
+fn makes_all_fair(world: &World) {
+    let mut lines = String::new();
+    for machine in world.machines() {
+        let id = machine.strip_prefix("vast:").unwrap();
+        for (n, outcome) in ["won", "failed", "won", "failed"].iter().enumerate() {
+            let line = serde_json::json!({
+                "kind": "attempt", "key": format!("{id}-{n}"), "provider": "vast", "machine_id": id,
+                "attempt_type": "deploy", "outcome": outcome, "stage": "ready", "duration_seconds": 9.0,
+                "created_at": 1_790_000_000_000_000_i64 + n as i64, "gpu_name": "RTX 4090", "price": 0.3,
+                "score_s": 0.0, "score_f": 0.0,
+            });
+            lines.push_str(&format!("{line}\n"));
+        }
+    }
+    let file = world.dir.path().join("learned.jsonl");
+    std::fs::write(&file, lines).unwrap();
+    world.json(&["history", "import", file.to_str().unwrap()]);
+}
+
+#[test]
+fn one_who_does_not_wait_is_warned_too() {
+    let world = World::start(12);
+    makes_all_fair(&world);
+    let run = world.run(&["deploy", "hasty", "--no-wait"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(
+        run.err.contains("the best that is left is fair: vast:") && run.err.contains("2 of 4 attempts"),
+        "{run:?}"
+    );
+    assert!(run.out.contains("hasty"), "{run:?}");
+    // Scripts are left alone.
+    let run = world.run(&["deploy", "silent", "--no-wait", "--json"]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""), "{run:?}");
+    // A search that finds nothing is an error at once.
+    let run = world.run(&["deploy", "nowhere", "--no-wait", "--max-price", "0.0001"]);
+    assert!(run.code == 1 && run.err.contains("no offer fits"), "{run:?}");
+    for name in ["hasty", "silent", "nowhere"] {
+        world.run(&["workspace", "delete", name, "--yes"]);
+    }
+}
+
+#[test]
+fn the_wizard_warns_of_what_is_fair_and_shows_it_in_its_colour() {
+    let world = World::start(40);
+    makes_all_fair(&world);
+    let mut terminal = wizard(&world);
+    for (question, answer) in [
+        ("Which GPU?", "\r"),
+        ("The most to pay", "\r"),
+        ("Directory to start from", "\r"),
+        ("What to call the workspace", "\r"),
+        ("Container image", "\r"),
+        ("Command that starts your workload", "\r"),
+    ] {
+        terminal.sees(question);
+        terminal.types(answer);
+    }
+    terminal.sees("Which machines?");
+    let screen = terminal.text();
+    for text in [
+        "● fair",
+        "50 % of 4",
+        "some failures",
+        "warning: only machines with a poor record",
+    ] {
+        assert!(screen.contains(text), "{text}:\n{screen}");
+    }
+    terminal.types("\u{1b}");
+    terminal.sees("nothing was rented");
+    assert_eq!(terminal.exit_code(), 1);
+}
+
 fn wizard(world: &World) -> Terminal {
     Terminal::of("\"$DUMONT\" deploy", |command| {
         world.clean(command).env("DUMONT", world::BINARY);

@@ -3,6 +3,7 @@
 use crate::fail::usage;
 use anyhow::{Context, Result};
 use clap::Args;
+use dumont_core::blacklist::CudaVersion;
 use dumont_core::id::WorkspaceName;
 use dumont_core::spec::{Probe, WorkspaceSpec};
 use serde_json::Value;
@@ -20,6 +21,9 @@ pub struct SpecArgs {
     /// GPUs on the machine [default: 1]
     #[arg(long, value_name = "N")]
     pub gpu_count: Option<u32>,
+    /// CUDA version the workload needs, e.g. 12.4: the machine's driver must serve it [default: any]
+    #[arg(long, value_name = "VERSION")]
+    pub cuda: Option<CudaVersion>,
     /// Container image [default: pytorch/pytorch:latest]
     #[arg(long)]
     pub image: Option<String>,
@@ -123,6 +127,7 @@ fn apply(spec: &mut WorkspaceSpec, args: &SpecArgs) {
         spec.gpu.name.clone_from(&args.gpu);
     }
     set(&mut spec.gpu.count, &args.gpu_count);
+    spec.gpu.cuda = args.cuda.or(spec.gpu.cuda);
     set(&mut spec.image, &args.image);
     set(&mut spec.disk_gb, &args.disk);
     if args.max_price.is_some() {
@@ -189,6 +194,7 @@ mod tests {
         let toml = "disk_gb = 50\nstart = \"python train.py\"\nports = [8000]\n[env]\nA = \"1\"\n[gpu]\nname = \"H100\"\n";
         let spec = with_file("toml", toml, |a| {
             a.disk = Some(80);
+            a.cuda = Some("12.8".parse().unwrap());
             a.env = vec![("B".into(), "2=3".into())];
         })
         .unwrap();
@@ -196,6 +202,7 @@ mod tests {
             (spec.disk_gb, spec.gpu.name.as_deref(), spec.ports.as_slice()),
             (80, Some("H100"), &[8000][..])
         );
+        assert_eq!(spec.gpu.cuda.map(|v| v.to_string()).as_deref(), Some("12.8"));
         assert_eq!(spec.env.len(), 2);
         assert_eq!(spec.name.as_str(), "box");
     }

@@ -5,7 +5,8 @@ use super::{confirm, import, spec};
 use crate::client::{Client, encode};
 use crate::config::Globals;
 use crate::fail::{fail, usage};
-use crate::{output, progress};
+use crate::output::{self, safe};
+use crate::progress;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use dumont_core::id::WorkspaceName;
@@ -22,7 +23,7 @@ pub enum WorkspaceCommand {
         name: WorkspaceName,
         #[command(flatten)]
         on: OnArgs,
-        /// Return at once
+        /// Return as soon as machines are chosen
         #[arg(long)]
         no_wait: bool,
     },
@@ -54,7 +55,7 @@ pub struct CreateArgs {
     /// Rent nothing yet
     #[arg(long)]
     pub no_deploy: bool,
-    /// Return as soon as the server has begun
+    /// Return as soon as machines are chosen
     #[arg(long)]
     pub no_wait: bool,
 }
@@ -64,7 +65,10 @@ pub async fn run(globals: &Globals, command: WorkspaceCommand) -> Result<()> {
         WorkspaceCommand::Create(args) => create_verb(globals, &args).await,
         WorkspaceCommand::Deploy { name, on, no_wait } => {
             let client = globals.client()?;
-            show_record(globals, &client, &on).await?;
+            if on.machine.is_some() {
+                let there: Workspace = client.get(&path_of(&name)).await?;
+                show_record(globals, &client, &on, there.spec.gpu.cuda).await?;
+            }
             deploy(&client, &name, &on.body(), !no_wait, globals.quiet).await?;
             show(globals, &client, &name).await
         }
@@ -120,10 +124,8 @@ pub async fn create(globals: &Globals, client: &Client, wanted: Creation) -> Res
         if let Some(target) = &wanted.deploy {
             deploy(client, &name, target, wanted.wait, globals.quiet).await?;
         }
-    } else if let Some(id) = made.workflow_id.as_deref().filter(|_| wanted.wait) {
-        progress::follow(client, id, globals.quiet)
-            .await
-            .map_err(|e| left_over(&e, &name))?;
+    } else if let Some(id) = made.workflow_id.as_deref() {
+        began(client, id, &name, wanted.wait, globals.quiet).await?;
     }
     show(globals, client, &name).await
 }
@@ -173,12 +175,17 @@ pub async fn deploy(
     quiet: bool,
 ) -> Result<()> {
     let started: Started = client.post(&format!("{}/deploy", path_of(name)), target).await?;
-    if wait {
-        progress::follow(client, &started.workflow_id, quiet)
-            .await
-            .map_err(|e| left_over(&e, name))?;
-    }
-    Ok(())
+    began(client, &started.workflow_id, name, wait, quiet).await
+}
+
+/// Follows a deploy to its end, or to its choice of machines.
+async fn began(client: &Client, id: &str, name: &WorkspaceName, wait: bool, quiet: bool) -> Result<()> {
+    let done = if wait {
+        progress::follow(client, id, quiet).await.map(drop)
+    } else {
+        progress::until_chosen(client, id, quiet).await
+    };
+    done.map_err(|e| left_over(&e, name))
 }
 
 /// A failed deploy leaves the workspace there: say how to go on.
@@ -240,14 +247,16 @@ async fn show(globals: &Globals, client: &Client, name: &WorkspaceName) -> Resul
     }
     let mut pairs = vec![("workspace", output::bold(w.name.as_str())), ("state", state(&w))];
     if let Some(message) = &w.message {
-        pairs.push(("why", message.clone()));
+        // It may quote a provider or a host.
+        pairs.push(("why", safe(message)));
     }
     if let Some(i) = &w.instance {
-        pairs.push(("machine", format!("{}, instance {}", i.machine, i.instance_id)));
-        pairs.push(("gpu", gpu(&i.gpu_name, i.gpu_count)));
+        let machine = format!("{}, instance {}", i.machine, i.instance_id);
+        pairs.push(("machine", safe(&machine)));
+        pairs.push(("gpu", safe(&gpu(&i.gpu_name, i.gpu_count))));
         pairs.push(("price", format!("${:.3} per hour", i.price)));
         if let (Some(host), Some(port)) = (&i.ssh_host, i.ssh_port) {
-            pairs.push(("ssh", format!("{host}:{port}  (dumont ssh {})", w.name)));
+            pairs.push(("ssh", format!("{}:{port}  (dumont ssh {})", safe(host), w.name)));
         }
         pairs.push(("rented", output::ago(i.created_at)));
     }

@@ -16,6 +16,7 @@ use crate::fail::{fail, usage};
 use crate::output::{self, Styled, safe};
 use anyhow::Result;
 use clap::Args;
+use dumont_core::blacklist::CudaVersion;
 use dumont_core::id::{MachineRef, WorkspaceName};
 use dumont_core::level::Action;
 use dumont_wire::rest::DeployWorkspace;
@@ -32,7 +33,7 @@ pub struct DeployArgs {
     pub from: Option<PathBuf>,
     #[command(flatten)]
     pub on: OnArgs,
-    /// Return as soon as the server has begun
+    /// Return as soon as machines are chosen
     #[arg(long)]
     pub no_wait: bool,
 }
@@ -75,15 +76,20 @@ pub async fn run(globals: &Globals, args: DeployArgs) -> Result<()> {
         wait: !args.no_wait,
     };
     let client = globals.client()?;
-    show_record(globals, &client, &args.on).await?;
+    show_record(globals, &client, &args.on, wanted.spec.gpu.cuda).await?;
     workspace::create(globals, &client, wanted).await
 }
 
-/// Before a machine is rented by name: what is known of it; an error if it is blocked and
-/// that was not allowed.
-pub async fn show_record(globals: &Globals, client: &Client, on: &OnArgs) -> Result<()> {
+/// Before a machine is rented by name: what is known of it; an error if it is blocked for a
+/// workload that needs `cuda` and that was not allowed.
+pub async fn show_record(
+    globals: &Globals,
+    client: &Client,
+    on: &OnArgs,
+    cuda: Option<CudaVersion>,
+) -> Result<()> {
     let Some(machine) = &on.machine else { return Ok(()) };
-    let check = history::check(client, machine, None).await?;
+    let check = history::check(client, machine, cuda).await?;
     let known = show::of(client, machine).await?;
     let say = |text: Styled| {
         if !globals.quiet {
@@ -118,7 +124,11 @@ pub async fn show_record(globals: &Globals, client: &Client, on: &OnArgs) -> Res
         return Err(fail(
             "machine_blacklisted",
             format!(
-                "{machine} is blacklisted: {}",
+                "{machine} is blacklisted{}: {}",
+                check
+                    .scope
+                    .as_deref()
+                    .map_or_else(String::new, |s| format!(" for {}", safe(s))),
                 safe(check.reason.as_deref().unwrap_or("no reason given"))
             ),
             format!(

@@ -60,7 +60,7 @@ pub async fn run(globals: &Globals) -> Result<()> {
     )?;
     let page = shown_offers(&client, &spec).await?;
     let on = ask_machine(&page.items, &spec)?;
-    show_record(globals, &client, &on).await?;
+    show_record(globals, &client, &on, spec.gpu.cuda).await?;
     if !confirmed(&spec, &on, &page.items)? {
         return Err(nothing_rented());
     }
@@ -261,6 +261,7 @@ async fn shown_offers(client: &Client, spec: &WorkspaceSpec) -> Result<OfferPage
         gpu_count: Some(spec.gpu.count),
         max_price: spec.max_price,
         disk_gb: Some(spec.disk_gb),
+        cuda: spec.gpu.cuda,
         limit: Some(SHOWN),
         ..OfferQuery::default()
     };
