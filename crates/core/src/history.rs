@@ -283,6 +283,33 @@ impl Stats {
         }
     }
 
+    /// Folds in old attempts of one verdict that are only counted: how many, how many of them
+    /// became ready with their boot times together, and the last one's time. A row of failures
+    /// is of the newest attempts, so these neither lengthen nor end it.
+    pub fn record_counted(
+        &mut self,
+        success: Option<bool>,
+        attempts: i64,
+        ready: (i64, i64),
+        last: Timestamp,
+    ) {
+        self.total += attempts;
+        self.last_attempt_at = self.last_attempt_at.max(Some(last));
+        match success {
+            Some(true) => {
+                self.successful += attempts;
+                self.last_success_at = self.last_success_at.max(Some(last));
+            }
+            Some(false) => {
+                self.failed += attempts;
+                self.last_failure_at = self.last_failure_at.max(Some(last));
+            }
+            None => self.uncounted += attempts,
+        }
+        self.ready += ready.0;
+        self.ready_total_ms = self.ready_total_ms.saturating_add(ready.1);
+    }
+
     /// Attempts that say something about the machine.
     pub const fn counted(&self) -> i64 {
         self.successful + self.failed
@@ -347,6 +374,19 @@ mod tests {
             // Only the row of failures depends on the order, by its nature.
             prop_assert_eq!(Stats { consecutive_failures: 0, ..a }, Stats { consecutive_failures: 0, ..b });
             prop_assert!(a.success_rate().is_none_or(|r| (0.0..=1.0).contains(&r)));
+        }
+
+        #[test]
+        fn counting_in_groups_gives_what_one_by_one_gives(all in attempts()) {
+            let mut groups = Stats::default();
+            for verdict in [Some(true), Some(false), None] {
+                let of: Vec<_> = all.iter().filter(|a| success_of(a.outcome) == verdict).cloned().collect();
+                let one = fold(&of);
+                if let Some(last) = one.last_attempt_at {
+                    groups.record_counted(verdict, one.total, (one.ready, one.ready_total_ms), last);
+                }
+            }
+            prop_assert_eq!(groups, Stats { consecutive_failures: 0, ..fold(&all) });
         }
 
         #[test]

@@ -59,6 +59,8 @@ pub struct Conditions {
     pub image_digest: Option<String>,
     /// Who reported it: a token's name. `None` for our own.
     pub reporter: Option<String>,
+    /// The server that it came from. `None` where it was recorded here first.
+    pub source: Option<String>,
     /// The CUDA version that was asked for.
     pub cuda: Option<CudaVersion>,
     /// The provider's own uptime figure then.
@@ -80,6 +82,7 @@ impl Column for Conditions {
         Ok(Self {
             image_digest: row.get("image_digest")?,
             reporter: row.get("reporter")?,
+            source: row.get("source")?,
             cuda: Column::read(row, "cuda")?,
             provider_reliability: row.get("provider_reliability")?,
             inet_down_mbps: row.get("inet_down_mbps")?,

@@ -83,6 +83,7 @@ pub async fn import(globals: &Globals, args: &ImportArgs) -> Result<()> {
     while let Some(part) = next_part(source.as_mut())? {
         let one: ImportReport = client.post_lines(&path, part).await?;
         all.attempts += one.attempts;
+        all.counted += one.counted;
         all.known += one.known;
         all.too_old += one.too_old;
         all.blacklisted += one.blacklisted;
@@ -92,8 +93,9 @@ pub async fn import(globals: &Globals, args: &ImportArgs) -> Result<()> {
         return output::json(&all);
     }
     output::line(&format!(
-        "{} taken over, {} known already, {} too old; {} taken over, {} left out.",
+        "{} taken over, {} more as counts, {} known already, {} too old; {} taken over, {} left out.",
         output::count(all.attempts, "attempt"),
+        all.counted,
         all.known,
         all.too_old,
         output::count(all.blacklisted, "block"),

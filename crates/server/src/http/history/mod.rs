@@ -5,9 +5,10 @@
 
 pub mod attempts;
 pub mod blacklist;
+pub mod export;
+pub mod import;
 pub mod machines;
 pub mod summary;
-pub mod transfer;
 
 use super::error::{ApiError, ApiResult};
 use crate::app::App;

@@ -1,169 +1,34 @@
-//! `/machines/history/export` and `…/import`: JSON lines, so that a team can share what it
-//! learned.
+//! `/machines/history/import`: takes over what another server has exported.
 //!
-//! An export is written as it is read, page by page, whatever its length. An import checks
-//! every line before it writes the first; what it writes is batches that repeat safely, so a
-//! broken connection is mended by sending the same file again.
+//! Every line is checked before the first is written; what is written is batches that repeat
+//! safely, so a broken connection is mended by sending the same file again.
 
-use super::{LONGEST, known, provider, since, text};
+use super::{LONGEST, known, text};
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::params::Params;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::to_bytes;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
 use axum::{Extension, Json};
 use dumont_core::id::MachineRef;
 use dumont_core::reliability::Counts;
 use dumont_core::time::Timestamp;
 use dumont_store::{
-    AttemptRow, BlacklistFilter, BlacklistRow, Conditions, Error as StoreError, NewAttempt, NewBlacklist,
+    Conditions, Error as StoreError, ForeignRollup, NewAttempt, NewBlacklist, Rollup, word_of,
 };
 use dumont_wire::history::{
-    ExportLine, ExportQuery, ExportedAttempt, ExportedBlock, ImportQuery, ImportReport,
+    ExportLine, ExportedAttempt, ExportedBlock, ExportedRollup, ImportQuery, ImportReport,
 };
 use dumont_wire::rest::ErrorBody;
-use futures::stream;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Rows read at a time.
-const PAGE: u32 = 500;
 /// Attempts written in one transaction.
 const BATCH: usize = 100;
 /// Largest import in one request, bytes; the command line sends longer files in parts.
 const LARGEST: usize = 32 << 20;
-
-/// Every attempt that is kept, then every block in force, one JSON object a line.
-#[utoipa::path(
-    get,
-    path = "/machines/history/export",
-    tag = "history",
-    params(ExportQuery),
-    responses((status = 200, description = "JSON lines", body = String, content_type = "application/x-ndjson")),
-)]
-pub async fn export(State(app): State<Arc<App>>, Params(query): Params<ExportQuery>) -> ApiResult<Response> {
-    let place = Place {
-        provider: provider(&app, query.provider.as_ref())?,
-        since: since(&app, query.period.as_ref())?,
-        next: Some(Next::Attempts(0)),
-        app,
-    };
-    let pages = stream::try_unfold(place, |mut place| async move {
-        let lines = place.page().await?;
-        Ok::<_, StoreError>(lines.map(|lines| (lines, place)))
-    });
-    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((kind, Body::from_stream(pages)).into_response())
-}
-
-/// Where an export is.
-struct Place {
-    app: Arc<App>,
-    provider: Option<String>,
-    since: Option<Timestamp>,
-    next: Option<Next>,
-}
-
-enum Next {
-    /// After the attempt with this id.
-    Attempts(i64),
-    /// After the entry with this id.
-    Entries(Option<i64>),
-}
-
-impl Place {
-    /// The next lines; `None` at the end.
-    async fn page(&mut self) -> Result<Option<Bytes>, StoreError> {
-        let Some(next) = self.next.take() else {
-            return Ok(None);
-        };
-        let mut out = Vec::new();
-        match next {
-            Next::Attempts(after) => {
-                let provider = self.provider.as_deref();
-                let rows = self
-                    .app
-                    .store
-                    .export_attempts(provider, self.since, after, PAGE)
-                    .await?;
-                self.next = Some(match rows.last() {
-                    Some(last) => Next::Attempts(last.id),
-                    None => Next::Entries(None),
-                });
-                rows.into_iter()
-                    .for_each(|row| line(&mut out, &ExportLine::Attempt(Box::new(exported(row)))));
-            }
-            Next::Entries(after) => {
-                let filter = BlacklistFilter {
-                    provider: self.provider.clone(),
-                    ..BlacklistFilter::default()
-                };
-                let now = self.app.now();
-                let page = self.app.store.list_blacklist(&filter, after, PAGE, now).await?;
-                self.next = page
-                    .next
-                    .and_then(|n| n.parse().ok())
-                    .map(|id| Next::Entries(Some(id)));
-                page.items
-                    .into_iter()
-                    .for_each(|row| line(&mut out, &ExportLine::Blacklist(entry(row))));
-            }
-        }
-        Ok(Some(out.into()))
-    }
-}
-
-fn line(out: &mut Vec<u8>, line: &ExportLine) {
-    if serde_json::to_writer(&mut *out, line).is_ok() {
-        out.push(b'\n');
-    }
-}
-
-fn exported(row: AttemptRow) -> ExportedAttempt {
-    let (a, c) = (row.attempt.clone(), row.attempt.conditions);
-    ExportedAttempt {
-        key: a.attempt_key,
-        provider: a.machine.provider,
-        machine_id: a.machine.machine_id,
-        attempt_type: a.attempt_type,
-        outcome: a.outcome.as_str().to_owned(),
-        stage: a.stage.as_str().to_owned(),
-        reason: a.reason.map(String::from),
-        error_message: a.error_message,
-        duration_seconds: a.duration_seconds,
-        ready_seconds: a.ready_seconds,
-        created_at: a.created_at,
-        host_id: a.host_id,
-        gpu_name: a.gpu_name,
-        price: a.price,
-        region: a.region,
-        image: a.image,
-        image_digest: c.image_digest,
-        cuda: c.cuda,
-        provider_reliability: c.provider_reliability,
-        inet_down_mbps: c.inet_down_mbps,
-        suspect: c.suspect,
-        score: c.score,
-        prior_mean: c.prior_mean,
-        score_s: c.counts.s,
-        score_f: c.counts.f,
-    }
-}
-
-fn entry(row: BlacklistRow) -> ExportedBlock {
-    ExportedBlock {
-        provider: row.machine.provider,
-        machine_id: row.machine.machine_id,
-        blacklist_type: row.blacklist_type,
-        reason: row.reason,
-        scope: row.scope,
-        blacklisted_at: row.blacklisted_at,
-        expires_at: row.expires_at,
-    }
-}
 
 /// Takes over an export. What is here already is left alone, so it may be sent again.
 #[utoipa::path(
@@ -197,8 +62,16 @@ pub async fn import(
             "send lines as `GET /api/v1/machines/history/export` writes them",
         ));
     }
-    let (attempts, blocks) = parse(&app, &caller, &bytes)?;
+    let Parsed {
+        rollups,
+        attempts,
+        blocks,
+    } = parse(&app, &caller, &bytes)?;
     let mut report = ImportReport::default();
+    // Counts first: they say which attempts are among them.
+    for batch in rollups.chunks(BATCH) {
+        report.counted += app.store.import_rollups(batch).await?;
+    }
     for batch in attempts.chunks(BATCH) {
         let done = app.store.import_attempts(batch, &app.config.blacklist).await?;
         report.attempts += done.new;
@@ -230,9 +103,16 @@ async fn take_over(app: &App, block: &NewBlacklist, now: Timestamp) -> ApiResult
     }
 }
 
+#[derive(Default)]
+struct Parsed {
+    rollups: Vec<ForeignRollup>,
+    attempts: Vec<NewAttempt>,
+    blocks: Vec<NewBlacklist>,
+}
+
 /// Every line, or the first that is wrong.
-fn parse(app: &App, caller: &Caller, bytes: &[u8]) -> ApiResult<(Vec<NewAttempt>, Vec<NewBlacklist>)> {
-    let (mut attempts, mut blocks) = (Vec::new(), Vec::new());
+fn parse(app: &App, caller: &Caller, bytes: &[u8]) -> ApiResult<Parsed> {
+    let mut all = Parsed::default();
     for (n, line) in bytes.split(|b| *b == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -247,15 +127,76 @@ fn parse(app: &App, caller: &Caller, bytes: &[u8]) -> ApiResult<(Vec<NewAttempt>
         };
         let parsed: ExportLine = serde_json::from_slice(line).map_err(|e| wrong(e.to_string()))?;
         match parsed {
+            ExportLine::Rollup(r) => {
+                all.rollups
+                    .push(rollup(app, r).map_err(|e| wrong(e.body.message))?);
+            }
             ExportLine::Attempt(a) => {
-                attempts.push(attempt(app, caller, *a).map_err(|e| wrong(e.body.message))?);
+                all.attempts
+                    .push(attempt(app, caller, *a).map_err(|e| wrong(e.body.message))?);
             }
             ExportLine::Blacklist(b) => {
-                blocks.push(block(app, caller, b).map_err(|e| wrong(e.body.message))?);
+                all.blocks
+                    .push(block(app, caller, b).map_err(|e| wrong(e.body.message))?);
             }
         }
     }
-    Ok((attempts, blocks))
+    Ok(all)
+}
+
+/// The name of another server; empty where it is this one's own.
+fn source(app: &App, given: &str) -> ApiResult<String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if given.is_empty() || given.len() > 64 || !given.bytes().all(plain) {
+        return Err(ApiError::invalid("source is not the id of a server", ""));
+    }
+    Ok(Some(given)
+        .filter(|s| *s != app.controller_id)
+        .unwrap_or_default()
+        .to_owned())
+}
+
+/// Not after tomorrow: a clock that runs ahead must not outweigh every attempt to come.
+fn past(app: &App, what: &str, at: Timestamp) -> ApiResult<Timestamp> {
+    let until = app.now().plus(Duration::from_secs(86_400));
+    if (Timestamp(0)..=until).contains(&at) {
+        return Ok(at);
+    }
+    Err(ApiError::invalid(format!("{what} is not a time of the past"), ""))
+}
+
+fn rollup(app: &App, r: ExportedRollup) -> ApiResult<ForeignRollup> {
+    let machine = MachineRef::new(&r.provider, &r.machine_id)?;
+    known(app, &r.provider)?;
+    let last_at = past(app, "last_at", r.last_at)?;
+    let until = past(app, "until", r.until)?;
+    let day = last_at.0.div_euclid(86_400_000_000);
+    let longest = i128::from(r.ready_attempts) * LONGEST.as_millis().cast_signed();
+    let fits = r.day == day
+        && last_at < until
+        && (1..=1_000_000_000).contains(&r.attempts)
+        && (0..=r.attempts).contains(&r.ready_attempts)
+        && (0..=longest).contains(&i128::from(r.ready_total_ms));
+    if !fits {
+        return Err(ApiError::invalid(
+            "its counts, day and times do not fit together",
+            "",
+        ));
+    }
+    Ok(ForeignRollup {
+        until,
+        rollup: Rollup {
+            machine,
+            day,
+            verdict: word_of(r.success).to_owned(),
+            reason: r.reason.map_or(Ok(String::new()), |t| text("reason", &t))?,
+            attempts: r.attempts,
+            ready_attempts: r.ready_attempts,
+            ready_total_ms: r.ready_total_ms,
+            last_at,
+            source: source(app, &r.source)?,
+        },
+    })
 }
 
 fn attempt(app: &App, caller: &Caller, a: ExportedAttempt) -> ApiResult<NewAttempt> {
@@ -272,10 +213,7 @@ fn attempt(app: &App, caller: &Caller, a: ExportedAttempt) -> ApiResult<NewAttem
     let word = |e: dumont_core::history::UnknownWord| ApiError::invalid(e.to_string(), "");
     let required =
         |what: &str, v: f64, range: &std::ops::RangeInclusive<f64>| within(what, Some(v), range).map(|_| v);
-    // A clock that runs ahead must not outweigh every attempt to come.
-    if a.created_at > app.now().plus(Duration::from_secs(86_400)) || a.created_at < Timestamp(0) {
-        return Err(ApiError::invalid("created_at is not a time of the past", ""));
-    }
+    let source = a.source.map(|s| source(app, &s)).transpose()?;
     Ok(NewAttempt {
         attempt_key: short("key", a.key)?,
         machine,
@@ -299,8 +237,9 @@ fn attempt(app: &App, caller: &Caller, a: ExportedAttempt) -> ApiResult<NewAttem
         error_message: optional("error_message", a.error_message)?,
         duration_seconds: required("duration_seconds", a.duration_seconds, &seconds)?,
         ready_seconds: within("ready_seconds", a.ready_seconds, &seconds)?,
-        created_at: a.created_at,
+        created_at: past(app, "created_at", a.created_at)?,
         conditions: Conditions {
+            source: source.filter(|s| !s.is_empty()),
             image_digest: optional("image_digest", a.image_digest)?,
             // Not ours: it teaches rates and scores, not how long we may wait.
             reporter: Some(format!("import:{}", caller.name)),
