@@ -12,7 +12,7 @@ mod rules;
 mod scope;
 mod select;
 
-pub use rules::{Circumstances, LossCause, Window, judge, judge_losses};
+pub use rules::{Circumstances, LossCause, Window, counts, judge, judge_losses};
 pub use scope::{CudaVersion, InvalidScope, Scope};
 pub use select::{Bar, Selection, select};
 
@@ -44,7 +44,7 @@ words! {
         LowSuccessRate => "low_success_rate",
         /// Its driver cannot serve the CUDA version asked for; blocks for that version only.
         DriverMismatch => "driver_mismatch",
-        /// The container ran and something that the host answers for was missing in it.
+        /// The container ran, and the GPU could not be used in it.
         SuspectedFault => "suspected_fault",
         /// Lost too often after it was ready.
         FrequentInterrupts => "frequent_interrupts",

@@ -8,6 +8,7 @@
 pub mod blacklist;
 pub mod boot;
 pub mod detect;
+pub mod driver;
 pub mod guard;
 pub mod history;
 pub mod id;

@@ -16,6 +16,7 @@
 //! so nothing has to be rewritten as time passes and a stored score cannot be stale. Sums are
 //! linear: attempts may be added in any order, and subtracted (an operator's other machines).
 
+use crate::blacklist::Circumstances;
 use crate::history::{Outcome, Reason};
 use crate::time::Timestamp;
 use crate::words;
@@ -76,11 +77,14 @@ pub enum Exit {
 
 impl Exit {
     /// `was_ready`: it came, be it after the winner. A boot timeout is us giving up, however
-    /// late: what it counts is then the curve's to say. A driver that does not fit says
-    /// nothing about other images, and blocks by its own rule.
-    pub fn of(outcome: Outcome, reason: Option<&Reason>, was_ready: bool, suspect: bool) -> Self {
+    /// late: what it counts is then the curve's to say. A driver too old for the CUDA version
+    /// asked for says nothing about other images, and blocks by its own rule; one that serves
+    /// nobody is a failure like others.
+    pub fn of(outcome: Outcome, reason: Option<&Reason>, was_ready: bool, around: &Circumstances) -> Self {
+        let suspect = around.suspect;
         match (outcome, reason) {
-            (Outcome::NotHost, _) | (Outcome::Failed, Some(Reason::DriverMismatch)) => Self::NotHost,
+            (Outcome::NotHost, _) => Self::NotHost,
+            (Outcome::Failed, _) if around.scope_of(reason).is_some() => Self::NotHost,
             (Outcome::Won, _) => Self::Ready,
             (Outcome::LostRace | Outcome::GaveUp, _) if was_ready => Self::Ready,
             (Outcome::Failed, Some(Reason::BootTimeout)) | (Outcome::GaveUp, _) => Self::GaveUp { suspect },

@@ -164,7 +164,11 @@ fn the_soft_block_needs_evidence() {
 #[test]
 fn each_outcome_is_one_exit() {
     use Outcome::{Failed, GaveUp, LostRace, NotHost, Won};
-    let of = |o, r: Option<Reason>, ready| Exit::of(o, r.as_ref(), ready, false);
+    let asked = |cuda: Option<&str>| Circumstances {
+        suspect: false,
+        cuda: cuda.map(|c| c.parse().expect("a version")),
+    };
+    let of = |o, r: Option<Reason>, ready| Exit::of(o, r.as_ref(), ready, &asked(None));
     assert_eq!(of(Won, None, true), Exit::Ready);
     assert_eq!(of(LostRace, None, true), Exit::Ready, "it was seen to come");
     assert_eq!(of(LostRace, None, false), Exit::LostRace);
@@ -177,6 +181,15 @@ fn each_outcome_is_one_exit() {
         of(Failed, Some(Reason::SshFailed), false),
         Exit::Explicit { suspect: false }
     );
-    assert_eq!(of(Failed, Some(Reason::DriverMismatch), false), Exit::NotHost);
+    // Too old for what was asked is not charged; serving nobody is.
+    let driver = Some(&Reason::DriverMismatch);
+    assert_eq!(
+        Exit::of(Failed, driver, false, &asked(Some("12.8"))),
+        Exit::NotHost
+    );
+    assert_eq!(
+        Exit::of(Failed, driver, false, &asked(None)),
+        Exit::Explicit { suspect: false }
+    );
     assert_eq!(of(NotHost, Some(Reason::NoSuchAsk), false), Exit::NotHost);
 }

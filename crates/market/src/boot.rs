@@ -18,6 +18,9 @@ use crate::sshd::openssh::{self, KeyLines};
 use crate::sshd::{self, KeyCheck};
 use crate::state::{BootTicket, Instance, Order, Refusal, Rented, State, Status};
 
+/// What the fault of that name puts in place of the machine's own driver and CUDA version.
+const OLD_DRIVER: (&str, f64) = ("470.256.02", 11.4);
+
 impl Inner {
     /// Rents an offer and sets its boot going.
     pub fn create(self: &Arc<Self>, offer: u64, order: Order) -> Result<(Rented, String), Refusal> {
@@ -276,6 +279,10 @@ impl Inner {
         let machine = universe.machines.get(instance.machine)?;
         let id = instance.id;
         let measure = |kind| instance.suffers(kind);
+        let (driver, cuda) = match measure(FaultKind::OldDriver) {
+            Some(_) => OLD_DRIVER,
+            None => (machine.driver_version, machine.cuda_max_good),
+        };
         let text = |k: &str, v: String| (k.to_owned(), v);
         Some(Spec {
             instance: id,
@@ -284,8 +291,8 @@ impl Inner {
             gpus: Gpus {
                 name: machine.gpu_name.to_owned(),
                 memory_mb: machine.gpu_ram_mb,
-                driver: machine.driver_version.to_owned(),
-                cuda: machine.cuda_max_good,
+                driver: driver.to_owned(),
+                cuda,
                 watts: machine.gpu_watts,
                 compute_cap: machine.compute_cap,
                 machine_id: machine.machine_id,

@@ -25,6 +25,8 @@ pub enum FaultKind {
     KeyLag,
     /// `nvidia-smi`: `Driver/library version mismatch`.
     DriverMismatch,
+    /// Its driver is older than the one on offer: 470.256.02, which serves CUDA 11.4.
+    OldDriver,
     /// `nvidia-smi` finds no device.
     GpuMissing,
     /// The workspace's file system has only `size_mb`.

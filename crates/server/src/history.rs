@@ -6,7 +6,7 @@
 //! cache would have to say how old it is.
 
 use crate::app::App;
-use dumont_core::blacklist::{CudaVersion, LossCause};
+use dumont_core::blacklist::{Circumstances, CudaVersion, LossCause};
 use dumont_core::boot::{BootCurves, Curve, Stratum};
 use dumont_core::guard::{Guard, Vote, WINDOW};
 use dumont_core::history::{Outcome, Reason};
@@ -71,10 +71,15 @@ impl Ended<'_> {
     /// What to write down beside it.
     pub async fn conditions(&self, app: &App, expected: Expected, curve: &Curve) -> Conditions {
         let suspect = self.outcome == Outcome::Failed && self.suspected(app, expected.score).await;
-        let exit = Exit::of(self.outcome, self.reason, self.was_ready, suspect);
+        let around = Circumstances {
+            suspect,
+            cuda: self.cuda,
+        };
+        let exit = Exit::of(self.outcome, self.reason, self.was_ready, &around);
         Conditions {
             image_digest: digest(self.image),
             reporter: None,
+            source: None,
             cuda: self.cuda,
             provider_reliability: Some(self.offer.provider_reliability),
             inet_down_mbps: Some(self.offer.inet_down_mbps),

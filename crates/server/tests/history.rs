@@ -275,7 +275,7 @@ async fn reports_count_once_a_day_and_never_block() {
         ),
         (&json!(true), &json!(false), &json!("admin"))
     );
-    for _ in 0..4 {
+    for _ in 0..8 {
         let again = world.post(&attempts, report("ssh_failed")).await;
         assert_eq!(
             (&again["counted"], &again["attempt"]["success"]),
@@ -293,7 +293,7 @@ async fn reports_count_once_a_day_and_never_block() {
             &stats["failed_attempts"],
             &stats["uncounted_attempts"]
         ),
-        (&json!(6), &json!(1), &json!(5))
+        (&json!(10), &json!(1), &json!(9))
     );
     assert_eq!(
         (
@@ -314,7 +314,7 @@ async fn reports_count_once_a_day_and_never_block() {
             .unwrap()
             .len()
     };
-    assert_eq!(list("provider=vast&machine_id=777").await, 6);
+    assert_eq!(list("provider=vast&machine_id=777").await, 10);
     assert_eq!(list("success=false&period=1h").await, 1);
     assert_eq!(list("success=true").await, 0);
     assert_eq!(
@@ -324,7 +324,7 @@ async fn reports_count_once_a_day_and_never_block() {
     let summary = world.get(&format!("{HISTORY}/summary?period=1h")).await;
     assert_eq!(
         (&summary["total_attempts"], &summary["success_rate"]),
-        (&json!(6), &json!(0.0))
+        (&json!(10), &json!(0.0))
     );
 
     for (body, why) in [
@@ -346,7 +346,156 @@ async fn reports_count_once_a_day_and_never_block() {
         let (status, error) = world.call("POST", &attempts, Some(body)).await;
         assert_eq!(status, 400, "{why}: {error}");
     }
-    assert_eq!(list("provider=vast").await, 6, "nothing of it was written");
+    // Said often enough: refused, and nothing grows.
+    for reason in ["ssh_failed", "no_money"] {
+        let (status, error) = world.call("POST", &attempts, Some(report(reason))).await;
+        assert_eq!(
+            (status, &error["code"]),
+            (429, &json!("too_many_reports")),
+            "{error}"
+        );
+        assert!(
+            error["hint"].as_str().unwrap().contains("blacklist add"),
+            "{error}"
+        );
+    }
+    assert_eq!(list("provider=vast").await, 10, "nothing of it was written");
+
+    // A driver too old for what was asked is not charged to the machine.
+    let driver =
+        json!({"provider": "vast", "machine_id": "778", "reason": "driver_mismatch", "cuda": "12.8"});
+    assert_eq!(world.post(&attempts, driver).await["counted"], false);
+    let driver = json!({"provider": "vast", "machine_id": "778", "reason": "driver_mismatch"});
+    assert_eq!(world.post(&attempts, driver).await["counted"], true);
+}
+
+/// Lines of an export that say what a machine did elsewhere.
+fn lines_of(machine: &str, won: usize, failed: usize) -> String {
+    let line = |n: usize, outcome: &str| {
+        json!({
+            "kind": "attempt", "key": format!("{machine}-{outcome}-{n}"), "source": "elsewhere",
+            "provider": "vast", "machine_id": machine, "attempt_type": "deploy", "outcome": outcome,
+            "stage": "ready", "reason": (outcome == "failed").then_some("ssh_failed"),
+            "error_message": null, "duration_seconds": 30.0, "ready_seconds": null,
+            "created_at": 1_790_000_000_000_000_i64, "host_id": null, "gpu_name": "RTX 4090",
+            "price": 0.3, "region": null, "image": null, "image_digest": null, "cuda": null,
+            "provider_reliability": null, "inet_down_mbps": null, "score": null, "prior_mean": null,
+            "score_s": 0.0, "score_f": 0.0,
+        })
+    };
+    let all = (0..won)
+        .map(|n| line(n, "won"))
+        .chain((0..failed).map(|n| line(n, "failed")));
+    all.map(|l| format!("{l}\n")).collect()
+}
+
+async fn machines_on_offer(world: &World) -> Vec<String> {
+    let page = world.get("/instances/offers?limit=500").await;
+    let items = page["items"].as_array().unwrap();
+    items
+        .iter()
+        .map(|o| o["machine_id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+async fn deploy_one(world: &World, name: &str) -> Value {
+    let mut spec = world::spec(name);
+    spec["failover"] = json!({ "racers": 1 });
+    let created = world.post("/workspaces", json!({ "spec": spec })).await;
+    world.ended(created["workflow_id"].as_str().unwrap()).await
+}
+
+fn said<'a>(workflow: &'a Value, start: &str) -> Option<&'a str> {
+    let log = workflow["log"].as_array().unwrap();
+    let mut lines = log.iter().filter_map(Value::as_str);
+    lines.find(|l| l.starts_with(start))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_best_that_is_left_is_warned_of_where_it_is_fair_or_poor() {
+    for (won, failed, level, numbers) in [
+        (2, 2, "fair", "2 of 4"),
+        (2, 4, "poor", "2 of 6"),
+        (3, 1, "good", ""),
+    ] {
+        let world = World::instant().await;
+        let lines: String = machines_on_offer(&world)
+            .await
+            .iter()
+            .map(|m| lines_of(m, won, failed))
+            .collect();
+        let (status, report) = world.curl("POST", &format!("{HISTORY}/import"), &lines).await;
+        assert_eq!(status, 200, "{report}");
+        let workflow = deploy_one(&world, "w").await;
+        assert_eq!(workflow["status"], "done", "{workflow:#}");
+        let warning = said(&workflow, "the best that is left");
+        if numbers.is_empty() {
+            assert_eq!(warning, None, "{workflow:#}");
+            continue;
+        }
+        let warning = warning.unwrap_or_else(|| panic!("{workflow:#}"));
+        assert!(
+            warning.starts_with(&format!("the best that is left is {level}: vast:"))
+                && warning.ends_with(&format!("became ready in {numbers} attempts")),
+            "{warning}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_too_few_are_left_the_search_goes_below_the_bar_and_says_so() {
+    let world = World::instant().await;
+    let machines = machines_on_offer(&world).await;
+    assert!(machines.len() > 2, "{machines:?}");
+    let block = async |machine: &str, kind: &str| {
+        let entry = json!({"provider": "vast", "machine_id": machine, "reason": "ssh_failed", "blacklist_type": kind});
+        world.post(&format!("{HISTORY}/blacklist"), entry).await
+    };
+    // By hand all but the last two, of which one ends sooner.
+    for machine in &machines[2..] {
+        block(machine, "manual").await;
+    }
+    block(&machines[0], "automatic").await;
+    block(&machines[1], "temporary").await;
+    let workflow = deploy_one(&world, "w").await;
+    assert_eq!(workflow["status"], "done", "{workflow:#}");
+    let line = said(&workflow, "went below the bar").unwrap_or_else(|| panic!("{workflow:#}"));
+    let soonest = format!("vast:{} (ssh_failed, for 2", machines[1]);
+    assert!(
+        line.contains("only 0 machines are free") && line.contains(&soonest),
+        "{line}"
+    );
+    assert_eq!(
+        world.get("/workspaces/w").await["instance"]["machine"],
+        format!("vast:{}", machines[1])
+    );
+    // The entry stands; and what a person blocked is never passed over.
+    let check = format!("{HISTORY}/blacklist/check/vast/{}", machines[1]);
+    assert_eq!(world.get(&check).await["is_blacklisted"], true);
+    for machine in &machines[..2] {
+        block(machine, "manual").await;
+    }
+    let starved = deploy_one(&world, "x").await;
+    assert_eq!(
+        (&starved["status"], &starved["error"]["code"]),
+        (&json!("failed"), &json!("no_offers")),
+        "{starved:#}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn taken_literally_nothing_is_released() {
+    let world = World::instant().await;
+    let world = world
+        .reconfigured(|w| w.blacklist.rules = dumont_core::blacklist::RuleSet::Literal)
+        .await;
+    for machine in machines_on_offer(&world).await {
+        let entry =
+            json!({"provider": "vast", "machine_id": machine, "reason": "x", "blacklist_type": "automatic"});
+        world.post(&format!("{HISTORY}/blacklist"), entry).await;
+    }
+    let starved = deploy_one(&world, "w").await;
+    assert_eq!(starved["error"]["code"], "no_offers", "{starved:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -403,6 +552,67 @@ async fn a_team_shares_what_it_learned() {
         (summary["success_rate"].clone(), summary["total_attempts"].clone())
     };
     assert_eq!(rates(&here).await, rates(&there).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_only_counted_travels_too_and_never_twice() {
+    let (here, there) = (quiet().await, quiet().await);
+    let import = format!("{HISTORY}/import");
+    let take = async |world: &World, lines: &str| {
+        let (status, report) = world.curl("POST", &import, lines).await;
+        assert_eq!(status, 200, "{report}");
+        report
+    };
+    let stats = async |world: &World| {
+        let s = world.get(&format!("{HISTORY}/stats/vast/7")).await;
+        (
+            s["total_attempts"].clone(),
+            s["successful_attempts"].clone(),
+            s["reasons"].clone(),
+        )
+    };
+    let export = async |world: &World| world.text(&format!("{HISTORY}/export")).await;
+    // Learned one by one, and sent so.
+    take(&here, &lines_of("7", 3, 2)).await;
+    let young = export(&here).await;
+    assert_eq!(take(&there, &young).await["attempts"], 5);
+    // Then it grows old here, and is only counted.
+    let store = here.store().await;
+    let later = dumont_core::time::Timestamp(1_791_000_000_000_000);
+    assert_eq!(store.roll_up_attempts(later).await.unwrap(), 5);
+    let old = export(&here).await;
+    assert!(
+        old.contains(r#""kind":"rollup""#) && !old.contains(r#""kind":"attempt""#),
+        "{old}"
+    );
+    let again = take(&there, &old).await;
+    assert_eq!(
+        (&again["counted"], &again["attempts"]),
+        (&json!(0), &json!(0)),
+        "{again}"
+    );
+    assert_eq!(stats(&there).await, stats(&here).await);
+    // Who never had the attempts takes the counts, once, and not the attempts after them.
+    let third = quiet().await;
+    assert_eq!(take(&third, &old).await["counted"], 5);
+    assert_eq!(take(&third, &old).await["counted"], 0);
+    assert_eq!(take(&third, &young).await["known"], 5);
+    assert_eq!(stats(&third).await, stats(&here).await);
+    assert_eq!(stats(&third).await.0, 5);
+    let check = third.get(&format!("{HISTORY}/blacklist/check/vast/7")).await;
+    assert_eq!(check["is_blacklisted"], false, "an import blocks nothing");
+    // It comes back to where it was counted, and is known there.
+    assert_eq!(take(&here, &export(&third).await).await["counted"], 0);
+    for wrong in [
+        old.replace(r#""attempts":3"#, r#""attempts":-3"#),
+        old.replace(r#""ready_total_ms":0"#, r#""ready_total_ms":9"#),
+        old.replace(r#""day":"#, r#""day":1"#),
+        old.replace(r#""source":""#, r#""source":"../"#),
+    ] {
+        assert_ne!(wrong, old);
+        let (status, error) = third.curl("POST", &import, &wrong).await;
+        assert_eq!((status, &error["code"]), (400, &json!("invalid_line")), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

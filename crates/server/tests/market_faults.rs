@@ -120,6 +120,56 @@ async fn a_driver_that_does_not_fit_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_driver_older_than_offered_blocks_for_the_version_asked_for_only() {
+    let world = World::instant().await;
+    world.arm(json!({ "fault": "old_driver" })).await;
+    let mut wanted = spec("w");
+    wanted["failover"] = json!({ "racers": 1 });
+    wanted["gpu"] = json!({ "cuda": "12.1" });
+    let created = world.post("/workspaces", json!({ "spec": wanted })).await;
+    let workflow = world.done(&created["workflow_id"]).await;
+    fails_first(&world, &workflow, Outcome::Failed, Stage::Gpu, "driver_mismatch").await;
+    let attempts = world.attempts(workflow["id"].as_str().unwrap()).await;
+    assert_eq!(attempts[0].success, None, "not charged to the machine");
+    let message = attempts[0].attempt.error_message.clone().unwrap();
+    assert!(
+        message.contains("driver 470.256.02 (CUDA 11.4) is too old for CUDA 12.1"),
+        "{message}"
+    );
+    let machine = attempts[0].attempt.machine.machine_id.clone();
+    let check = format!("/machines/history/blacklist/check/vast/{machine}");
+    let free = world.get(&check).await;
+    assert_eq!(
+        (&free["is_blacklisted"], &free["scoped"][0]["scope"]),
+        (&json!(false), &json!("cuda=12.1"))
+    );
+    for (asked, blocked) in [("11.8", false), ("12.1", true), ("12.8", true)] {
+        let answer = world.get(&format!("{check}?cuda={asked}")).await;
+        assert_eq!(answer["is_blacklisted"], blocked, "{asked}: {answer}");
+    }
+    // The same by name: refused for that version, rented for an older one.
+    let deploy = async |name: &str, cuda: &str| {
+        let mut wanted = spec(name);
+        wanted["gpu"] = json!({ "cuda": cuda });
+        let body = json!({ "spec": wanted, "machine": format!("vast:{machine}") });
+        world.call("POST", "/workspaces", Some(body)).await
+    };
+    let (status, error) = deploy("x", "12.1").await;
+    assert_eq!(
+        (status, &error["code"]),
+        (409, &json!("machine_blacklisted")),
+        "{error}"
+    );
+    assert!(
+        error["message"].as_str().unwrap().contains("for cuda=12.1"),
+        "{error}"
+    );
+    let (status, made) = deploy("y", "11.8").await;
+    assert_eq!(status, 201, "{made}");
+    world.done(&made["workflow_id"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_gpu_is_named() {
     let world = World::instant().await;
     world.arm(json!({ "fault": "gpu_missing" })).await;

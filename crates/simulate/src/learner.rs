@@ -193,7 +193,8 @@ impl Learner {
         let score = self.posterior(world, m, one.at).score();
         let won = one.outcome == Outcome::Won;
         let suspect = self.vote(world, deploy, one, score);
-        let exit = Exit::of(one.outcome, one.reason.as_ref(), won, suspect);
+        let around = Circumstances { suspect, cuda: None };
+        let exit = Exit::of(one.outcome, one.reason.as_ref(), won, &around);
         let g = self.curves.curve(one.stratum).g(one.seconds);
         let counts = contribution(exit, g, score);
         let operator = world.machines[m].operator;

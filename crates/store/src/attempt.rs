@@ -14,8 +14,8 @@ use crate::engine::{Row, Tx, statements, transact};
 use crate::machine::Locked;
 use crate::standing::{self, Conditions};
 use crate::{BlacklistRow, Result, Store, blacklist};
-use dumont_core::blacklist::{Circumstances, RuleSet, Settings, judge};
-use dumont_core::history::{Attempt, Outcome, Reason, Stage, Stats, success_of};
+use dumont_core::blacklist::{Circumstances, Settings, counts, judge};
+use dumont_core::history::{Attempt, Outcome, Reason, Stage, Stats};
 use dumont_core::id::MachineRef;
 use dumont_core::time::Timestamp;
 
@@ -24,9 +24,9 @@ statements! {
               duration_seconds, created_at, attempt_key, workflow_id, workspace_id, host_id, offer_id, \
               instance_id, gpu_name, price, region, image, stage, outcome, reason, ready_seconds, \
               image_digest, reporter, cuda, provider_reliability, inet_down_mbps, warm, suspect, score, \
-              prior_mean, score_s, score_f) \
+              prior_mean, score_s, score_f, source) \
               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, \
-              $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32) \
+              $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33) \
               ON CONFLICT (attempt_key) DO NOTHING"];
     OF_WORKFLOW: ["SELECT * FROM machine_attempts WHERE workflow_id = $1 ORDER BY id"];
     BY_KEY: ["SELECT * FROM machine_attempts WHERE attempt_key = $1"];
@@ -97,13 +97,16 @@ impl NewAttempt {
         }
     }
 
-    /// Whether it counts for or against the machine under these rules. The literal ones know
-    /// neither incidents nor drivers.
-    fn success(&self, settings: &Settings) -> Option<bool> {
-        let c = &self.conditions;
-        let driver = self.reason == Some(Reason::DriverMismatch) && c.cuda.is_some();
-        let excused = settings.rules == RuleSet::Default && (c.suspect || driver);
-        success_of(self.outcome).filter(|success| *success || !excused)
+    fn around(&self) -> Circumstances {
+        Circumstances {
+            suspect: self.conditions.suspect,
+            cuda: self.conditions.cuda,
+        }
+    }
+
+    /// Whether it counts for or against the machine under these rules.
+    pub fn counts(&self, settings: &Settings) -> Option<bool> {
+        counts(self.outcome, self.reason.as_ref(), &self.around(), settings.rules)
     }
 }
 
@@ -179,7 +182,7 @@ pub(crate) async fn record_in(
     settings: &Settings,
 ) -> Result<Recorded> {
     let mut machine = Locked::get(tx, &new.machine).await?;
-    let success = new.success(settings);
+    let success = new.counts(settings);
     let first = insert(tx, new, success).await?;
     let mut blocked = None;
     if first {
@@ -189,11 +192,7 @@ pub(crate) async fn record_in(
             .stats
             .record(&seen(success, new.ready_seconds, new.created_at));
         machine.learn(new);
-        let around = Circumstances {
-            suspect: new.conditions.suspect,
-            cuda: new.conditions.cuda,
-        };
-        let proposal = judge(&mut machine.window, &attempt, &around, settings);
+        let proposal = judge(&mut machine.window, &attempt, &new.around(), settings);
         if let Some(p) = proposal.filter(|_| judged == Judged::ByRules) {
             blocked = blacklist::propose(tx, &new.machine, p, &mut machine, new.created_at).await?;
         }
@@ -242,6 +241,7 @@ async fn insert(tx: &mut Tx, new: &NewAttempt, success: Option<bool>) -> Result<
         c.prior_mean,
         c.counts.s,
         c.counts.f,
+        c.source.as_deref(),
     ];
     Ok(tx.run(INSERT, args).await? == 1)
 }

@@ -108,6 +108,13 @@ record!(BlacklistRow {
     closed_by
 });
 
+/// Of a machine's blocks in force the one to name to a workload that needs this CUDA version:
+/// one for everything says more than one for a version.
+pub fn in_the_way(blocks: &[BlacklistRow], cuda: Option<CudaVersion>) -> Option<&BlacklistRow> {
+    let whole = blocks.iter().find(|b| b.scope.is_none());
+    whole.or_else(|| blocks.iter().find(|b| b.concerns(cuda)))
+}
+
 impl BlacklistRow {
     fn entry(&self) -> Entry {
         Entry {
@@ -124,6 +131,18 @@ impl BlacklistRow {
             return true;
         };
         scope.parse().map_or(true, |s: Scope| s.covers(cuda))
+    }
+
+    /// `vast:7 is blacklisted for cuda=12.8 (automatic): driver_mismatch`
+    pub fn in_words(&self) -> String {
+        let scope = self
+            .scope
+            .as_ref()
+            .map_or_else(String::new, |s| format!(" for {s}"));
+        format!(
+            "{} is blacklisted{scope} ({}): {}",
+            self.machine, self.blacklist_type, self.reason
+        )
     }
 
     /// It is in force at `now`.
@@ -286,6 +305,17 @@ impl Store {
     ) -> Result<Option<BlacklistRow>> {
         let blocks = self.blocks_of(machine, now).await?;
         Ok(blocks.into_iter().find(|b| b.scope.is_none()))
+    }
+
+    /// The block in the way of a workload that needs this CUDA version, if any.
+    pub async fn block_for(
+        &self,
+        machine: &MachineRef,
+        cuda: Option<CudaVersion>,
+        now: Timestamp,
+    ) -> Result<Option<BlacklistRow>> {
+        let blocks = self.blocks_of(machine, now).await?;
+        Ok(in_the_way(&blocks, cuda).cloned())
     }
 
     /// Every entry the machine ever had, newest first.

@@ -36,7 +36,7 @@ mod workspace;
 
 pub use attempt::{AttemptRow, NewAttempt, Recorded};
 pub use attempt_list::{AttemptCursor, AttemptFilter, Counted, DayCount, ReasonCount};
-pub use blacklist::{BlacklistFilter, BlacklistRow, NewBlacklist};
+pub use blacklist::{BlacklistFilter, BlacklistRow, NewBlacklist, in_the_way};
 pub use engine::Inspection;
 pub use error::{Error, Result};
 pub use failover_event::FailoverEventRow;
@@ -44,12 +44,12 @@ pub use instance::{InstanceRow, InstanceState, NewInstance};
 pub use interrupt::Interrupt;
 pub use machine::{Block, Extreme, MachineFilter, MachineRow, ScoreCursor};
 pub use recent::GuardVote;
-pub use rollup::Rollup;
+pub use rollup::{Rollup, word_of};
 pub use snapshot::{NewSnapshot, SnapshotRow, SnapshotState};
 pub use standing::{Conditions, Priors, Standings};
 pub use summary::Summary;
 pub use token::TokenRow;
-pub use transfer::Imported;
+pub use transfer::{ForeignRollup, Imported};
 pub use workflow::{Advance, Finish, NewWorkflow, StartedWorkflow, StepTime, WorkflowRow};
 pub use workspace::{Effect, NewWorkspace, WorkspaceRow, WorkspaceState};
 

@@ -233,6 +233,10 @@ pub struct ReportAttempt {
     pub ready_seconds: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_name: Option<String>,
+    /// The CUDA version that was asked for: a `driver_mismatch` then says nothing against the
+    /// machine as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda: Option<CudaVersion>,
 }
 
 /// What became of a report.
@@ -296,7 +300,8 @@ pub struct MachineHistory {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MachineInterrupt {
     pub at: Timestamp,
-    /// `host` counts toward frequent_interrupts; `low_bid` and `user_stop` do not.
+    /// `host` counts toward frequent_interrupts; `user_stop` (a person's, or an account out of
+    /// credit) does not.
     pub cause: LossCause,
     /// The evidence that decided.
     pub trigger: String,
@@ -359,8 +364,32 @@ pub struct ImportQuery {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ExportLine {
+    /// First of all, as the attempts that follow are those that no count holds.
+    Rollup(ExportedRollup),
     Attempt(Box<ExportedAttempt>),
     Blacklist(ExportedBlock),
+}
+
+/// Attempts that were rolled up, as they travel: counts of one server, machine, day, verdict and
+/// reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportedRollup {
+    /// The server whose attempts they were.
+    pub source: String,
+    /// Its attempts from before this are counted like these, not kept.
+    pub until: Timestamp,
+    pub provider: String,
+    pub machine_id: String,
+    /// Days since the epoch, UTC.
+    pub day: i64,
+    /// Null where they do not count for or against the machine.
+    pub success: Option<bool>,
+    pub reason: Option<String>,
+    pub attempts: i64,
+    pub ready_attempts: i64,
+    pub ready_total_ms: i64,
+    pub last_at: Timestamp,
 }
 
 /// An attempt as it travels: with what the score needs, without what only its own installation
@@ -370,6 +399,8 @@ pub enum ExportLine {
 pub struct ExportedAttempt {
     /// Unique for ever; the same attempt is never counted twice.
     pub key: String,
+    /// The server that recorded it.
+    pub source: Option<String>,
     pub provider: String,
     pub machine_id: String,
     pub attempt_type: String,
@@ -416,6 +447,8 @@ pub struct ExportedBlock {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ImportReport {
     pub attempts: u64,
+    /// Attempts taken over as counts: the other server keeps them only so.
+    pub counted: u64,
     /// Attempts that were here already.
     pub known: u64,
     /// Attempts made before what this server still keeps; they are counted already or nobody's.

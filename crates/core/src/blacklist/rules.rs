@@ -6,8 +6,8 @@
 //! | 3 failures in a row | automatic | automatic |
 //! | hardware error | automatic | automatic |
 //! | boot timeout | counts as a failure | critical: automatic |
-//! | driver does not fit | automatic, for that CUDA version only; the machine is not charged | counts as a failure |
-//! | GPU not ready in a running container | temporary | counts as a failure |
+//! | driver too old for the CUDA version asked for | automatic, for that version only; the machine is not charged | counts as a failure |
+//! | GPU not ready in a running container, or a driver that serves nobody | temporary | counts as a failure |
 //! | 3 losses after ready in 7 days | temporary | temporary |
 //! | failure during an incident | nothing; it is not charged later either | as any other |
 //!
@@ -15,7 +15,7 @@
 //! has pardoned, or a machine has served for, is not held against it a second time.
 
 use super::{BlacklistType, CudaVersion, Proposal, Rule, RuleSet, Scope, Settings};
-use crate::history::{Attempt, Reason, Stats, success_of};
+use crate::history::{Attempt, Outcome, Reason, Stats, success_of};
 use crate::time::Timestamp;
 use crate::words;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,28 @@ pub struct Circumstances {
     pub suspect: bool,
     /// The CUDA version that the workload asked for.
     pub cuda: Option<CudaVersion>,
+}
+
+impl Circumstances {
+    /// What a driver that does not fit is blocked for: the version asked for. Where none was
+    /// asked for the driver serves nobody, and the failure is the machine's.
+    pub fn scope_of(&self, reason: Option<&Reason>) -> Option<Scope> {
+        self.cuda
+            .filter(|_| reason == Some(&Reason::DriverMismatch))
+            .map(Scope::Cuda)
+    }
+}
+
+/// Whether an attempt counts for or against its machine. The literal rules know neither
+/// incidents nor drivers.
+pub fn counts(
+    outcome: Outcome,
+    reason: Option<&Reason>,
+    around: &Circumstances,
+    rules: RuleSet,
+) -> Option<bool> {
+    let excused = rules == RuleSet::Default && (around.suspect || around.scope_of(reason).is_some());
+    success_of(outcome).filter(|success| *success || !excused)
 }
 
 impl Window {
@@ -74,6 +96,16 @@ impl Window {
         }
     }
 
+    /// Old attempts that are only counted; where they reach back past the watermark they are
+    /// settled. They judge nothing by themselves.
+    pub fn record_counted(&mut self, success: Option<bool>, attempts: i64, last: Timestamp) {
+        match success.filter(|_| !self.settled(last)) {
+            Some(true) => self.successful += attempts,
+            Some(false) => self.failed += attempts,
+            None => {}
+        }
+    }
+
     fn success_rate(&self) -> Option<f64> {
         let counted = self.successful + self.failed;
         (counted > 0).then(|| self.successful as f64 / counted as f64)
@@ -93,7 +125,7 @@ impl Window {
         if !literal && around.suspect {
             return None;
         }
-        if let (false, Some(scope)) = (literal, driver_scope(last, around)) {
+        if let (false, Some(scope)) = (literal, around.scope_of(last.reason.as_ref())) {
             let proposal = proposal(Rule::DriverMismatch, last, settings);
             return Some(Proposal {
                 scope: Some(scope),
@@ -122,7 +154,7 @@ impl Window {
             Some(Rule::ConsecutiveFailures)
         } else if at_least(counted, settings.min_attempts) && low {
             Some(Rule::LowSuccessRate)
-        } else if settings.rules == RuleSet::Default && reason == Some(&Reason::GpuNotReady) {
+        } else if settings.rules == RuleSet::Default && reason.is_some_and(is_suspected_fault) {
             Some(Rule::SuspectedFault)
         } else {
             None
@@ -142,20 +174,17 @@ pub fn judge(
     around: &Circumstances,
     settings: &Settings,
 ) -> Option<Proposal> {
-    let success = success_of(last.outcome)?;
-    let excused =
-        settings.rules == RuleSet::Default && (around.suspect || driver_scope(last, around).is_some());
-    if !window.settled(last.at) && (success || !excused) {
+    let counted = counts(last.outcome, last.reason.as_ref(), around, settings.rules);
+    if let Some(success) = counted.filter(|_| !window.settled(last.at)) {
         window.record(success);
     }
     window.decide(last, around, settings)
 }
 
-/// The scope of a driver that does not fit. Where no version was asked for there is none, and
-/// the failure is one like any other.
-fn driver_scope(last: &Attempt, around: &Circumstances) -> Option<Scope> {
-    let driver = last.reason == Some(Reason::DriverMismatch);
-    around.cuda.filter(|_| driver).map(Scope::Cuda)
+/// Our program ran in the container and the GPU could not be used from there: the host's doing,
+/// most likely, and often over after its next restart.
+fn is_suspected_fault(reason: &Reason) -> bool {
+    matches!(reason, Reason::GpuNotReady | Reason::DriverMismatch)
 }
 
 fn proposal(rule: Rule, last: &Attempt, settings: &Settings) -> Proposal {
@@ -181,9 +210,8 @@ words! {
     pub enum LossCause: "loss cause" {
         /// It vanished, stopped or was taken by its operator.
         Host => "host",
-        /// Somebody bid more than we did.
-        LowBid => "low_bid",
-        /// A person ended it.
+        /// The account's own: a person stopped it, or its credit ran out. We rent on demand and
+        /// never bid, so nobody outbids us.
         UserStop => "user_stop",
     }
 }

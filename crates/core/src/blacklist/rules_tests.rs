@@ -143,18 +143,18 @@ fn a_driver_blocks_the_version_asked_for_and_not_the_machine() {
         assert_eq!(said.scope.map(|s| s.to_string()).as_deref(), Some("cuda=12.8"));
     }
     assert_eq!(window, Window::default(), "nothing is charged to the machine");
-    // Literally, or without a version to blame, it is a failure like another.
+    // Literally it is a failure like another.
     assert_eq!(judge(&mut window, &mismatch, &cuda("12.8"), &literal()), None);
+    assert_eq!(window.failed, 1);
+    // Without a version to blame the driver serves nobody: charged, and blocked for a day.
+    let none = Circumstances::default();
+    let said = judge(&mut window, &mismatch, &none, &Settings::default()).expect("blocks");
     assert_eq!(
-        judge(
-            &mut window,
-            &mismatch,
-            &Circumstances::default(),
-            &Settings::default()
-        ),
-        None
+        (said.rule, said.blacklist_type, said.scope),
+        (Rule::SuspectedFault, Temporary, None)
     );
-    assert_eq!(window.failed, 2);
+    assert_eq!((said.reason.as_str(), window.failed), ("driver_mismatch", 2));
+    assert_eq!(judge(&mut Window::default(), &mismatch, &none, &literal()), None);
 }
 
 #[test]
@@ -221,10 +221,8 @@ fn losses_have_their_own_counter() {
     assert_eq!(said(&three[1..], Window::default(), false), None);
     let old = [lost(8, LossCause::Host), three[1], three[2]];
     assert_eq!(said(&old, Window::default(), false), None);
-    for excused in [LossCause::UserStop, LossCause::LowBid] {
-        let losses = [lost(2, excused), three[1], three[2]];
-        assert_eq!(said(&losses, Window::default(), false), None);
-    }
+    let excused = [lost(2, LossCause::UserStop), three[1], three[2]];
+    assert_eq!(said(&excused, Window::default(), false), None);
     let settled = Window {
         since: Some(Timestamp(now.0 - 2 * DAY)),
         ..Window::default()

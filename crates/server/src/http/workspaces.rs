@@ -12,6 +12,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use dumont_core::id::WorkspaceName;
+use dumont_core::spec::WorkspaceSpec;
 use dumont_core::workflow::Kind;
 use dumont_store::{
     Effect, Error as StoreError, InstanceRow, NewWorkflow, NewWorkspace, WorkspaceRow, WorkspaceState,
@@ -77,7 +78,7 @@ pub async fn create(
         ));
     }
     // Before anything is made: a refusal leaves nothing behind.
-    let placement = placement(&app, target).await?;
+    let placement = placement(&app, target, &wanted.spec).await?;
     let name = wanted.spec.name.clone();
     let new = NewWorkspace {
         id: Ulid::generate().to_string(),
@@ -139,7 +140,7 @@ pub async fn deploy(
             format!("`dumont failover run {name}` moves it to another"),
         ));
     }
-    let placement = placement(&app, target).await?;
+    let placement = placement(&app, target, &row.spec).await?;
     let workflow_id = start_deploy(&app, &row, &placement).await?;
     Ok((StatusCode::ACCEPTED, Json(Started { workflow_id })))
 }
@@ -274,7 +275,8 @@ async fn find(app: &App, name: WorkspaceName) -> ApiResult<WorkspaceRow> {
 
 /// A deploy's first state. A machine asked for by name is looked up at once: to be told later,
 /// by a workflow that failed, helps nobody.
-async fn placement(app: &App, target: DeployWorkspace) -> ApiResult<Placement> {
+async fn placement(app: &App, target: DeployWorkspace, spec: &WorkspaceSpec) -> ApiResult<Placement> {
+    let cuda = spec.gpu.cuda;
     let Some(machine) = &target.machine else {
         if target.allow_blacklisted {
             return Err(ApiError::invalid(
@@ -293,14 +295,11 @@ async fn placement(app: &App, target: DeployWorkspace) -> ApiResult<Placement> {
         ));
     }
     if !target.allow_blacklisted
-        && let Some(block) = app.store.check_blacklist(machine, app.now()).await?
+        && let Some(block) = app.store.block_for(machine, cuda, app.now()).await?
     {
         return Err(ApiError::conflict(
             "machine_blacklisted",
-            format!(
-                "{machine} is blacklisted ({}): {}",
-                block.blacklist_type, block.reason
-            ),
+            block.in_words(),
             "take another, or set allow_blacklisted (--allow-blacklisted) if you know better",
         ));
     }

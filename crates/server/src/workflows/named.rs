@@ -17,15 +17,13 @@ pub async fn run(run: &mut Run, mut state: Placement, machine: &MachineRef) -> S
         ));
     };
     // It was free when it was asked for; somebody may have blocked it since.
+    let cuda = run.workspace.spec.gpu.cuda;
     if !state.allow_blacklisted
-        && let Some(block) = run.app.store.check_blacklist(machine, run.app.now()).await?
+        && let Some(block) = run.app.store.block_for(machine, cuda, run.app.now()).await?
     {
         return Err(StepError::failed(
             "machine_blacklisted",
-            format!(
-                "{machine} is blacklisted ({}): {}",
-                block.blacklist_type, block.reason
-            ),
+            block.in_words(),
             "take another, or pass --allow-blacklisted if you know better",
         ));
     }

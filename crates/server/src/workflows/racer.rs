@@ -54,6 +54,7 @@ impl Racer {
         let promise = Promise {
             offer: self.row.offer.clone(),
             disk_bytes: self.disk_bytes,
+            cuda: self.spec.gpu.cuda,
             ssh_grace: self.app.config.timing.ssh_grace,
             key_grace: self.app.config.timing.key_grace,
             public_key: self.app.public_key.clone(),

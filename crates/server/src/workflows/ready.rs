@@ -9,6 +9,8 @@ use crate::app::Market;
 use crate::link::{Link, LinkError, Target};
 use crate::providers::{ErrorClass, InstanceStatus, ProviderInstance, SshEndpoint};
 use crate::ssh::SshError;
+use dumont_core::blacklist::CudaVersion;
+use dumont_core::driver::{is_too_old, serves};
 use dumont_core::history::{Reason, Stage};
 use dumont_core::offer::Offer;
 use dumont_wire::agent::Facts;
@@ -61,6 +63,8 @@ pub struct Promise {
     pub offer: Offer,
     /// Bytes the restore will need.
     pub disk_bytes: u64,
+    /// The CUDA version asked for.
+    pub cuda: Option<CudaVersion>,
     /// How long sshd may take after the provider says running.
     pub ssh_grace: Duration,
     /// How long our key may be refused, if that is longer.
@@ -233,10 +237,12 @@ async fn log_in<F: Future<Output = ()>>(
 /// Pure: does the machine have what was rented?
 fn check(facts: &Facts, promise: &Promise) -> Result<(), NotReady> {
     let failed = |reason: Reason, message: String| {
+        // The machine's own words: they end in logs, terminals and pages.
+        let plain = message.chars().filter(|c| !c.is_control()).take(500);
         Err(NotReady {
             stage: Stage::Gpu,
             reason,
-            message,
+            message: plain.collect(),
         })
     };
     let offer = &promise.offer;
@@ -260,6 +266,17 @@ fn check(facts: &Facts, promise: &Promise) -> Result<(), NotReady> {
             format!(
                 "{found} of {} promised {} are there",
                 offer.gpu_count, offer.gpu_name
+            ),
+        );
+    }
+    let too_old = |asked: CudaVersion| facts.gpus.iter().find(|g| is_too_old(&g.driver_version, asked));
+    if let Some((asked, gpu)) = promise.cuda.and_then(|asked| Some((asked, too_old(asked)?))) {
+        let newest = serves(&gpu.driver_version).map_or_else(String::new, |v| format!(" (CUDA {v})"));
+        return failed(
+            Reason::DriverMismatch,
+            format!(
+                "driver {}{newest} is too old for CUDA {asked}, though the offer promised it",
+                gpu.driver_version
             ),
         );
     }
@@ -325,6 +342,7 @@ mod tests {
                 datacenter: false,
             },
             disk_bytes: 1_000,
+            cuda: None,
             ssh_grace: Duration::from_secs(1),
             key_grace: Duration::from_secs(1),
             public_key: String::new(),
@@ -400,6 +418,33 @@ mod tests {
         facts.gpu_error = Some("nvidia-smi: exit code 18: Driver/library version mismatch".into());
         let not_ready = check(&facts, &promise("RTX 4090", 1)).unwrap_err();
         assert_eq!(not_ready.reason, Reason::DriverMismatch);
+    }
+
+    #[test]
+    fn a_driver_older_than_promised_is_named_where_it_matters() {
+        let asked = |cuda: &str| Promise {
+            cuda: Some(cuda.parse().unwrap()),
+            ..promise("RTX 4090", 1)
+        };
+        let mut facts = facts(&["NVIDIA GeForce RTX 4090"], 2_000);
+        facts.gpus[0].driver_version = "535.183.01".into();
+        assert_eq!(
+            check(&facts, &promise("RTX 4090", 1)),
+            Ok(()),
+            "nothing was asked for"
+        );
+        assert_eq!(check(&facts, &asked("12.2")), Ok(()));
+        let not_ready = check(&facts, &asked("12.8")).unwrap_err();
+        assert_eq!(
+            (not_ready.reason, not_ready.stage),
+            (Reason::DriverMismatch, Stage::Gpu)
+        );
+        assert_eq!(
+            not_ready.message,
+            "driver 535.183.01 (CUDA 12.2) is too old for CUDA 12.8, though the offer promised it"
+        );
+        facts.gpus[0].driver_version = "a driver of the future".into();
+        assert_eq!(check(&facts, &asked("12.8")), Ok(()));
     }
 
     #[test]

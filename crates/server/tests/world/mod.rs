@@ -28,6 +28,7 @@ pub struct World {
     /// Waits and limits of the server; for those that a test wants shorter.
     pub timing: dumont_server::Timing,
     pub race: dumont_core::plan::RaceSettings,
+    pub blacklist: dumont_core::blacklist::Settings,
     /// Where objects go; none is the embedded store.
     pub s3: Option<S3Config>,
     token: String,
@@ -85,6 +86,7 @@ impl World {
             database,
             timing: Default::default(),
             race: Default::default(),
+            blacklist: Default::default(),
             s3,
             token: String::new(),
             url: String::new(),
@@ -110,7 +112,7 @@ impl World {
             race: self.race.clone(),
             adaptive: Default::default(),
             attempt_retention_days: 180,
-            blacklist: Default::default(),
+            blacklist: self.blacklist.clone(),
             timing: self.timing.clone(),
             crash_at: None,
         }
@@ -259,11 +261,16 @@ impl World {
         self.admin("POST", "/admin/faults", Some(fault)).await;
     }
 
+    /// The embedded database, beside the server that has it open.
+    pub async fn store(&self) -> dumont_store::Store {
+        dumont_store::Store::open(self.data_dir().join("dumont.db"))
+            .await
+            .expect("the database")
+    }
+
     /// What a workflow tried, in its order: machine, outcome, stage and reason.
     pub async fn attempts(&self, workflow_id: &str) -> Vec<dumont_store::AttemptRow> {
-        let store = dumont_store::Store::open(self.data_dir().join("dumont.db"))
-            .await
-            .expect("the database");
+        let store = self.store().await;
         let attempts = store.attempts_of_workflow(workflow_id).await;
         store.close().await;
         attempts.expect("attempts")

@@ -120,7 +120,6 @@ pub async fn three_losses_in_a_week_block_for_a_day(fixture: Fixture) {
         assert_eq!(lose(1, n, LossCause::Host, n * DAY).await.blocked, None);
     }
     // Not the host's doing, and a repeat.
-    assert_eq!(lose(1, 2, LossCause::LowBid, 2 * DAY).await.blocked, None);
     assert_eq!(lose(1, 3, LossCause::UserStop, 2 * DAY).await.blocked, None);
     assert!(!lose(1, 0, LossCause::Host, 3 * DAY).await.first);
     let third = lose(1, 4, LossCause::Host, 3 * DAY)

@@ -88,6 +88,9 @@ pub struct ReportArgs {
     /// Which GPU it was
     #[arg(long, value_name = "NAME")]
     pub gpu: Option<String>,
+    /// CUDA version that was asked for, e.g. 12.8: with it, driver_mismatch is not charged
+    #[arg(long, value_name = "VERSION")]
+    pub cuda: Option<CudaVersion>,
 }
 
 pub async fn run(globals: &Globals, command: HistoryCommand) -> Result<()> {
@@ -183,6 +186,7 @@ async fn report(globals: &Globals, args: ReportArgs) -> Result<()> {
         error_message: args.message,
         ready_seconds: args.ready_seconds,
         gpu_name: args.gpu,
+        cuda: args.cuda,
     };
     let told: Reported = globals
         .client()?

@@ -9,15 +9,15 @@ use crate::http::params::{Params, limit};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use dumont_core::history::{Outcome, Reason, Stage, success_of};
+use dumont_core::blacklist::Circumstances;
+use dumont_core::history::{Outcome, Reason, Stage};
 use dumont_core::id::MachineRef;
-use dumont_core::reliability::Counts;
+use dumont_core::reliability::{Counts, Exit};
 use dumont_core::time::Timestamp;
 use dumont_store::{AttemptFilter, AttemptRow, Conditions, Counted, NewAttempt};
 use dumont_wire::history::{AttemptsQuery, MachineAttempt, ReportAttempt, Reported};
 use dumont_wire::rest::{ErrorBody, Page, PageQuery};
 use std::sync::Arc;
-use ulid::Ulid;
 
 /// Every try on every machine, newest first.
 #[utoipa::path(
@@ -61,14 +61,21 @@ pub async fn list(
     Ok(Json(page(rows, from.is_some(), shown)?))
 }
 
+/// Reports of one token on one machine that are kept in a day beside the first: what is said
+/// again and again may not grow the history without end.
+const REPEATS: u32 = 9;
+
 /// Tells what happened on a machine. The first report of a token, machine and day counts in its
-/// rate; a report alone never blocks.
+/// rate; a few more are kept without counting. A report alone never blocks.
 #[utoipa::path(
     post,
     path = "/machines/history/attempts",
     tag = "attempts",
     request_body = ReportAttempt,
-    responses((status = 201, description = "Recorded", body = Reported)),
+    responses(
+        (status = 201, description = "Recorded", body = Reported),
+        (status = 429, description = "This token has said enough about this machine today", body = ErrorBody),
+    ),
 )]
 pub async fn report(
     State(app): State<Arc<App>>,
@@ -78,34 +85,12 @@ pub async fn report(
     let machine = machine(&app, &wanted.provider, &wanted.machine_id)?;
     let reason = reason(&wanted)?;
     let now = app.now();
-    // The key makes "one a day" hold however many requests come at once.
+    // The keys make "so many a day" hold however many requests come at once. This server's own
+    // id is in them: a colleague's report of the same day is another one when it is imported.
     let day = now.0.div_euclid(86_400_000_000);
-    let key = format!("report/{}/{machine}/{day}", caller.name);
+    let key = format!("report/{}/{}/{machine}/{day}", app.controller_id, caller.name);
     let new = reported(&wanted, machine, &caller, reason, key, now)?;
-    let settings = &app.config.blacklist;
-    let counts = success_of(new.outcome).is_some();
-    let first = counts && app.store.record_foreign_attempt(&new, settings).await?.first;
-    let (key, note) = if first {
-        (new.attempt_key, None)
-    } else {
-        // Kept all the same, as something that was said.
-        let again = NewAttempt {
-            attempt_key: Ulid::generate().to_string(),
-            outcome: Outcome::NotHost,
-            conditions: Conditions {
-                counts: Counts::default(),
-                ..new.conditions.clone()
-            },
-            ..new
-        };
-        app.store.record_foreign_attempt(&again, settings).await?;
-        let note = if counts {
-            "this token has reported this machine today already; the first report counts"
-        } else {
-            "this reason says nothing about the machine"
-        };
-        (again.attempt_key, Some(note.to_owned()))
-    };
+    let (key, note) = keep(&app, new).await?;
     let row = app
         .store
         .attempt_by_key(&key)
@@ -114,9 +99,48 @@ pub async fn report(
     let answer = Reported {
         counted: row.success.is_some(),
         attempt: shown(row),
-        note,
+        note: note.map(str::to_owned),
     };
     Ok((StatusCode::CREATED, Json(answer)))
+}
+
+/// Writes a report down, as one that counts or as something that was said; under which key, and
+/// why it does not count.
+async fn keep(app: &App, new: NewAttempt) -> ApiResult<(String, Option<&'static str>)> {
+    let settings = &app.config.blacklist;
+    let about_machine = new.counts(settings).is_some();
+    if about_machine && app.store.record_foreign_attempt(&new, settings).await?.first {
+        return Ok((new.attempt_key, None));
+    }
+    let note = if about_machine {
+        "this token has reported this machine today already; the first report counts"
+    } else {
+        "this reason says nothing about the machine"
+    };
+    let repeat = |n: u32| format!("{}/{n}", new.attempt_key);
+    // Filled in order: where the last is taken, all are.
+    if app.store.attempt_by_key(&repeat(REPEATS)).await?.is_none() {
+        for n in 1..=REPEATS {
+            let again = NewAttempt {
+                attempt_key: repeat(n),
+                outcome: Outcome::NotHost,
+                conditions: Conditions {
+                    counts: Counts::default(),
+                    ..new.conditions.clone()
+                },
+                ..new.clone()
+            };
+            if app.store.record_foreign_attempt(&again, settings).await?.first {
+                return Ok((again.attempt_key, Some(note)));
+            }
+        }
+    }
+    Err(ApiError::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        "too_many_reports",
+        format!("this token has reported {} often enough today", new.machine),
+        "the first report of a day counts, so nothing is lost; to keep the machine away now: `dumont history blacklist add`",
+    ))
 }
 
 /// A failure needs a word; a success has none.
@@ -159,10 +183,15 @@ fn reported(
         ));
     }
     let outcome = reason.as_ref().map_or(Outcome::Won, Reason::outcome);
-    let counts = match outcome {
-        Outcome::Won => Counts::new(1.0, 0.0),
-        Outcome::Failed => Counts::new(0.0, 1.0),
-        _ => Counts::default(),
+    let around = Circumstances {
+        suspect: false,
+        cuda: wanted.cuda,
+    };
+    let counts = match Exit::of(outcome, reason.as_ref(), wanted.success, &around) {
+        Exit::Ready => Counts::new(1.0, 0.0),
+        // A time-out, too: whoever reports it has waited long enough to call it one.
+        Exit::Explicit { .. } | Exit::GaveUp { .. } => Counts::new(0.0, 1.0),
+        Exit::LostRace | Exit::NotHost => Counts::default(),
     };
     let optional = |what, given: Option<&String>| given.map(|t| text(what, t)).transpose();
     Ok(NewAttempt {
@@ -187,6 +216,7 @@ fn reported(
         created_at: now,
         conditions: Conditions {
             reporter: Some(caller.name.clone()),
+            cuda: wanted.cuda,
             counts,
             ..Conditions::default()
         },

@@ -10,9 +10,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use dumont_core::blacklist::{BlacklistType, Scope};
-
 use dumont_core::time::Timestamp;
-use dumont_store::{BlacklistFilter, BlacklistRow, Error as StoreError, NewBlacklist};
+use dumont_store::{BlacklistFilter, BlacklistRow, Error as StoreError, NewBlacklist, in_the_way};
 use dumont_wire::history::{
     AddBlacklist, BlacklistCheck, BlacklistEntry, BlacklistQuery, CheckQuery, Removed,
 };
@@ -123,11 +122,7 @@ pub async fn check(
     let machine = machine(&app, &provider, &machine_id)?;
     let now = app.now();
     let blocks = app.store.blocks_of(&machine, now).await?;
-    // An entry for everything says more than one for a CUDA version.
-    let block = blocks
-        .iter()
-        .find(|b| b.scope.is_none())
-        .or_else(|| blocks.iter().find(|b| b.concerns(query.cuda)));
+    let block = in_the_way(&blocks, query.cuda);
     Ok(Json(BlacklistCheck {
         provider,
         machine_id,
