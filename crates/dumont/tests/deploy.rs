@@ -109,6 +109,8 @@ fn one_who_does_not_wait_is_warned_too() {
 fn the_wizard_warns_of_what_is_fair_and_shows_it_in_its_colour() {
     let world = World::start(40);
     makes_all_fair(&world);
+    let blocked = &world.machines()[0];
+    world.json(&["history", "blacklist", "add", blocked, "--reason", "burns"]);
     let mut terminal = wizard(&world);
     for (question, answer) in [
         ("Which GPU?", "\r"),
@@ -123,10 +125,12 @@ fn the_wizard_warns_of_what_is_fair_and_shows_it_in_its_colour() {
     }
     terminal.sees("Which machines?");
     let screen = terminal.text();
+    assert!(!screen.contains(blocked.as_str()), "{screen}");
     for text in [
         "● fair",
         "50 % of 4",
         "some failures",
+        "1 blacklisted machine left out.",
         "warning: only machines with a poor record",
     ] {
         assert!(screen.contains(text), "{text}:\n{screen}");

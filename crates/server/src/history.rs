@@ -164,13 +164,18 @@ pub fn blocked(entry: &BlacklistRow, now: Timestamp) -> String {
         .map_or(String::new(), |s| format!(" for {s}"));
     let end = entry.expires_at.map_or_else(
         || "for good".to_owned(),
-        |end| format!("for {} h", (end.millis_since(now) / 3_600_000).max(1)),
+        |end| format!("for {} h", hours_left(end, now)),
     );
     let rule = entry.rule.map_or("", |r| r.as_str());
     format!(
         "{} is blacklisted{what} {end}: {} ({rule})",
         entry.machine, entry.reason
     )
+}
+
+/// Whole hours until then, begun ones included: a block of a day is one of 24 h.
+pub fn hours_left(end: Timestamp, now: Timestamp) -> i64 {
+    (end.millis_since(now).max(1) + 3_599_999) / 3_600_000
 }
 
 /// The digest of an image that is named by one.
@@ -183,6 +188,14 @@ fn digest(image: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_of_a_day_lasts_24_hours_and_never_none() {
+        let end = Timestamp(86_400_000_000);
+        for (now, hours) in [(0, 24), (5_000, 24), (3_600_000_001, 23), (86_399_999_000, 1)] {
+            assert_eq!(hours_left(end, Timestamp(now)), hours, "{now}");
+        }
+    }
 
     #[test]
     fn only_an_image_named_by_its_digest_has_one() {

@@ -129,7 +129,7 @@ fn warnings(candidates: &[Candidate], selection: &Selection, now: Timestamp) -> 
             let why = c.reason.as_deref().unwrap_or("a bad record");
             let until = c.bar.entry.and_then(|e| e.expires_at);
             let left = until.map_or_else(String::new, |end| {
-                format!(", for {} h more", (end.millis_since(now) / 3_600_000).max(1))
+                format!(", for {} h more", history::hours_left(end, now))
             });
             format!("{} ({why}{left})", c.offer.machine)
         });

@@ -137,7 +137,7 @@ pub async fn three_losses_in_a_week_block_for_a_day(fixture: Fixture) {
     assert_eq!(third.expires_at, Some(at(4 * DAY)));
     assert_eq!(
         store.interrupts_of(&machine(1), at(-1), 9).await.unwrap().len(),
-        5
+        4
     );
     // The attempts' own record is untouched.
     assert_eq!(

@@ -5,7 +5,7 @@ use super::{OnArgs, show_record};
 use crate::badge;
 use crate::cli::offers::{self, HEADER, RIGHT, rows};
 use crate::cli::spec::{self, SpecArgs};
-use crate::cli::workspace::{self, Creation};
+use crate::cli::workspace::{self, Creation, gpu};
 use crate::client::Client;
 use crate::config::Globals;
 use crate::fail::{fail, usage};
@@ -280,6 +280,10 @@ async fn shown_offers(client: &Client, spec: &WorkspaceSpec) -> Result<OfferPage
     for line in output::styled_lines(&HEADER, &RIGHT, &rows(&page.items), output::coloured_err()) {
         output::note(&line);
     }
+    if page.blacklisted_hidden > 0 {
+        let left_out = output::count(page.blacklisted_hidden, "blacklisted machine");
+        output::note(&format!("{left_out} left out."));
+    }
     if let Some(warning) = warning(&page.items, racers(spec)) {
         output::note(&output::paint_err(&warning));
     }
@@ -334,11 +338,15 @@ fn machine_choices(offers: &[Offer], racers: usize) -> Vec<MachineChoice> {
     };
     let each = offers.iter().filter_map(|o| {
         let machine = format!("{}:{}", o.provider, o.machine_id).parse().ok()?;
-        let rate = badge::rate(o.successful_attempts, o.failed_attempts).text;
+        let record = match o.successful_attempts + o.failed_attempts {
+            0 => "never tried".to_owned(),
+            _ => badge::rate(o.successful_attempts, o.failed_attempts).text,
+        };
         Some(MachineChoice {
             text: format!(
-                "only {machine}  {}, {rate}, ${:.3}/h",
-                o.reliability_status, o.dph_total
+                "only {machine}  {}, ${:.3}/h, {record}",
+                safe(&gpu(&o.gpu_name, o.num_gpus)),
+                o.dph_total
             ),
             on: OnArgs {
                 machine: Some(machine),

@@ -84,7 +84,7 @@ async fn add(globals: &Globals, args: AddArgs) -> Result<()> {
     let scope = entry
         .scope
         .as_ref()
-        .map_or(String::new(), |s| format!(" for {}", safe(s)));
+        .map_or(String::new(), |s| format!(" for {} and newer,", safe(s)));
     output::line(&format!(
         "{} is blocked{scope} {}.",
         args.machine,
@@ -143,11 +143,23 @@ fn row(e: &BlacklistEntry) -> Vec<Styled> {
         },
         Styled::plain(until),
         Styled::plain(e.scope.as_deref().unwrap_or("everything")),
-        Styled::plain(format!("{} of {}", e.failed_attempts, e.total_attempts)),
+        Styled::plain(failed(e)),
         Styled::plain(by),
         Styled::plain(output::ago(e.blacklisted_at)),
         Styled::plain(e.reason.clone()),
     ]
+}
+
+/// `3 of 4` counted ones: those that say nothing about the machine are no successes.
+fn failed(e: &BlacklistEntry) -> String {
+    match e.failure_rate {
+        Some(rate) if rate > 0.0 => {
+            let counted = (e.failed_attempts as f64 / rate).round();
+            format!("{} of {counted:.0}", e.failed_attempts)
+        }
+        Some(_) => "0".into(),
+        None => "-".into(),
+    }
 }
 
 /// `for good`, or `for 6 d more`.
