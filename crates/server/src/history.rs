@@ -9,12 +9,13 @@ use crate::app::App;
 use dumont_core::blacklist::{Circumstances, CudaVersion, LossCause};
 use dumont_core::boot::{BootCurves, Curve, Stratum};
 use dumont_core::guard::{Guard, Vote, WINDOW};
-use dumont_core::history::{Outcome, Reason};
+use dumont_core::history::{Outcome, Reason, Stage};
 use dumont_core::offer::Offer;
 use dumont_core::plan::adaptive::Odds;
 use dumont_core::reliability::{Exit, FLEET_MEAN, contribution};
 use dumont_core::time::Timestamp;
-use dumont_store::{BlacklistRow, Conditions, Error as StoreError, InstanceRow, Interrupt};
+use dumont_core::workflow::Kind;
+use dumont_store::{BlacklistRow, Conditions, Error as StoreError, InstanceRow, Interrupt, NewAttempt};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -154,6 +155,60 @@ pub async fn lost(app: &App, row: &InstanceRow, trigger: &str, cause: LossCause,
         }
         Err(error) => tracing::warn!(machine = %row.machine, %error, "the loss could not be recorded"),
     }
+}
+
+/// Writes down the attempt of a rent that ends without its race: the workspace was deleted
+/// meanwhile, or the race died. The key keeps the word of a race that was quicker.
+pub async fn cancelled(app: &App, row: &InstanceRow) -> Result<(), StoreError> {
+    let rolled_up = app.store.rolled_up_until().await?;
+    if rolled_up.is_some_and(|until| row.created_at < until)
+        || app.store.attempt_by_key(&row.key).await?.is_some()
+    {
+        return Ok(());
+    }
+    let workspace = app.store.workspace(&row.workspace_id).await?;
+    let kind = match &row.workflow_id {
+        Some(id) => app.store.workflow(id).await?.map(|w| w.kind),
+        None => None,
+    };
+    let (now, offer) = (app.now(), &row.offer);
+    let seconds = |at: Timestamp| at.millis_since(row.created_at).max(0) as f64 / 1_000.0;
+    let attempt = NewAttempt {
+        attempt_key: row.key.clone(),
+        machine: row.machine.clone(),
+        attempt_type: kind.unwrap_or(Kind::Deploy).as_str().to_owned(),
+        workflow_id: row.workflow_id.clone(),
+        workspace_id: Some(row.workspace_id.clone()),
+        host_id: offer.host_id.clone(),
+        offer_id: Some(offer.offer_id.clone()),
+        instance_id: row.instance_id.clone(),
+        gpu_name: offer.gpu_name.clone(),
+        price: offer.price,
+        region: offer.region.clone(),
+        image: workspace.as_ref().map(|w| w.spec.image.clone()),
+        stage: match (&row.instance_id, row.ready_at) {
+            (_, Some(_)) => Stage::Ready,
+            (Some(_), None) => Stage::Boot,
+            (None, None) => Stage::Rent,
+        },
+        outcome: Reason::Cancelled.outcome(),
+        reason: Some(Reason::Cancelled),
+        error_message: Some("the race ended before this machine was ready or had failed".into()),
+        duration_seconds: seconds(now),
+        ready_seconds: row.ready_at.map(seconds),
+        created_at: now,
+        conditions: Conditions {
+            cuda: workspace.and_then(|w| w.spec.gpu.cuda),
+            provider_reliability: Some(offer.provider_reliability),
+            inet_down_mbps: Some(offer.inet_down_mbps),
+            ..Conditions::default()
+        },
+    };
+    let recorded = app.store.record_attempt(&attempt, &app.config.blacklist).await?;
+    if recorded.first {
+        crate::metrics::attempt(&attempt);
+    }
+    Ok(())
 }
 
 /// A new block in a person's words.

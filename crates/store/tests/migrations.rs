@@ -146,3 +146,44 @@ fn gather(columns: impl Iterator<Item = (String, String, String)>) -> Tables {
     }
     tables
 }
+
+/// The source document's tables, with the columns that it names.
+const DOCUMENT: [(&str, &str); 3] = [
+    (
+        "machine_attempts",
+        "id provider machine_id attempt_type success error_message duration_seconds created_at",
+    ),
+    (
+        "machine_blacklist",
+        "id provider machine_id blacklist_type reason total_attempts failed_attempts failure_rate \
+         blacklisted_at expires_at is_active",
+    ),
+    (
+        "machine_stats",
+        "id provider machine_id total_attempts successful_attempts failed_attempts success_rate avg_boot_time \
+         last_attempt_at last_success_at last_failure_at reliability_score",
+    ),
+];
+
+fn holds_the_document(tables: &Tables) {
+    for (table, columns) in DOCUMENT {
+        for column in columns.split_whitespace() {
+            let there = tables[table].iter().any(|(name, _)| name == column);
+            assert!(there, "{table}.{column}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_documents_tables_are_there_column_by_column() {
+    let dir = TempDir::new().unwrap();
+    let url = format!("sqlite://{}/all.db?mode=rwc", dir.path().display());
+    let mut conn = SqliteConnection::connect(&url).await.unwrap();
+    SQLITE.run(&mut conn).await.unwrap();
+    holds_the_document(&sqlite_tables(&mut conn).await);
+    let cluster = Cluster::start().unwrap();
+    let url = cluster.create_database("all").unwrap();
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    POSTGRES.run(&mut conn).await.unwrap();
+    holds_the_document(&postgres_tables(&mut conn).await);
+}

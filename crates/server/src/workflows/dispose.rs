@@ -5,6 +5,7 @@
 //! and is looked for by its label until it can no longer appear.
 
 use crate::app::App;
+use crate::history;
 use crate::providers::{Provider, ProviderError};
 use dumont_store::{Error as StoreError, InstanceRow, InstanceState};
 use std::time::Duration;
@@ -53,6 +54,11 @@ pub async fn destroy(app: &App, row: &InstanceRow) -> Result<(), DisposeError> {
         .market(&row.machine.provider)
         .ok_or_else(|| DisposeError::NoProvider(row.machine.provider.clone()))?;
     let provider = market.provider.as_ref();
+    // Every machine that goes passes here, and a race has recorded its own by now; only one
+    // that was refused may still be in the hands of a race that is about to.
+    if row.state != InstanceState::Failed {
+        history::cancelled(app, row).await?;
+    }
     let Some(instance_id) = known_id(app, provider, row).await? else {
         app.store
             .set_instance_state(&row.key, InstanceState::Destroyed, app.now())

@@ -161,7 +161,9 @@ impl Race<'_> {
             ) {
                 self.launch(row, true);
             } else {
-                // Counts toward the rents of this workflow, whatever became of it.
+                // Counts toward the rents of this workflow, whatever became of it. The crash may
+                // have come before its attempt was recorded.
+                history::cancelled(&self.run.app, &row).await?;
                 self.lanes.push(Lane::over(row));
             }
         }

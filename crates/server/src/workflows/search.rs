@@ -54,8 +54,11 @@ pub async fn run(run: &mut Run) -> StepResult {
         selection.usable.len().min(KEPT),
     ))
     .await;
-    for line in warnings(&candidates, &selection, now) {
+    if let Some(line) = below_the_bar(&candidates, &selection, now) {
         run.say(line).await;
+    }
+    if let Some(best) = selection.usable.first().map(|at| &candidates[*at]) {
+        warn_of(run, best).await?;
     }
     let chosen = selection.usable.iter().take(KEPT).map(|at| &candidates[*at]);
     choose(&mut state, chosen);
@@ -119,37 +122,44 @@ pub(super) async fn candidates(run: &Run, offers: Vec<Offer>) -> Result<Vec<Cand
     Ok(all)
 }
 
-/// What a person should know before one of these is rented.
-fn warnings(candidates: &[Candidate], selection: &Selection, now: Timestamp) -> Vec<String> {
-    let mut lines = Vec::new();
-    if !selection.released.is_empty() {
-        let free = selection.usable.len() - selection.released.len();
-        let named = selection.released.iter().take(5).map(|at| {
-            let c = &candidates[*at];
-            let why = c.reason.as_deref().unwrap_or("a bad record");
-            let until = c.bar.entry.and_then(|e| e.expires_at);
-            let left = until.map_or_else(String::new, |end| {
-                format!(", for {} h more", history::hours_left(end, now))
-            });
-            format!("{} ({why}{left})", c.offer.machine)
+/// Which blocks a lack of others passes over.
+fn below_the_bar(candidates: &[Candidate], selection: &Selection, now: Timestamp) -> Option<String> {
+    if selection.released.is_empty() {
+        return None;
+    }
+    let free = selection.usable.len() - selection.released.len();
+    let named = selection.released.iter().take(5).map(|at| {
+        let c = &candidates[*at];
+        let why = c.reason.as_deref().unwrap_or("a bad record");
+        let until = c.bar.entry.and_then(|e| e.expires_at);
+        let left = until.map_or_else(String::new, |end| {
+            format!(", for {} h more", history::hours_left(end, now))
         });
-        lines.push(format!(
-            "went below the bar: only {free} machines are free, so blocked ones are tried too: {}",
-            named.collect::<Vec<_>>().join(", ")
-        ));
+        format!("{} ({why}{left})", c.offer.machine)
+    });
+    Some(format!(
+        "went below the bar: only {free} machines are free, so blocked ones are tried too: {}",
+        named.collect::<Vec<_>>().join(", ")
+    ))
+}
+
+/// Says so where even the best to choose from is fair or poor, with the numbers and why it failed.
+async fn warn_of(run: &Run, best: &Candidate) -> Result<(), StepError> {
+    let (stats, machine) = (&best.stats, &best.offer.machine);
+    let level = stats.level(false);
+    if !matches!(level, Level::Fair | Level::Poor) {
+        return Ok(());
     }
-    if let Some(best) = selection.usable.first().map(|at| &candidates[*at]) {
-        let level = best.stats.level(false);
-        if matches!(level, Level::Fair | Level::Poor) {
-            lines.push(format!(
-                "the best that is left is {level}: {} became ready in {} of {} attempts",
-                best.offer.machine,
-                best.stats.successful,
-                best.stats.counted()
-            ));
-        }
-    }
-    lines
+    let reasons = run.app.store.failure_reasons(machine).await?;
+    let most = reasons.first().and_then(|r| r.reason.as_deref());
+    let mostly = most.map_or_else(String::new, |word| format!(", mostly {word}"));
+    run.say(format!(
+        "the best that is left is {level}: {machine} failed in {} of {} attempts{mostly}",
+        stats.failed,
+        stats.counted()
+    ))
+    .await;
+    Ok(())
 }
 
 pub(super) async fn ask(run: &Run, machine: Option<&MachineRef>) -> Result<Vec<Offer>, StepError> {
