@@ -31,6 +31,7 @@ pub fn router(inner: Arc<Inner>) -> Router {
         .route("/admin/instances/{id}/kill", post(kill))
         .route("/admin/instances/{id}/outbid", post(outbid))
         .route("/admin/instances/{id}/offline", post(offline))
+        .route("/admin/instances/{id}/silent", post(silent))
         .route("/admin/instances/{id}/online", post(online))
         .fallback(|| async { not_found("no such endpoint") })
         .with_state(inner)
@@ -59,6 +60,7 @@ async fn ledger(State(inner): Shared) -> Json<Value> {
     let (gpu, storage) = (sum(gpu_cost), sum(storage_cost));
     Json(json!({
         "instances": all().map(|i| entry(&state, i, now)).collect::<Vec<_>>(),
+        "volumes": volumes(&state, now),
         "alive": alive,
         "totals": {
             "created": state.instances.len(), "destroyed": state.instances.len() - alive, "alive": alive,
@@ -66,6 +68,14 @@ async fn ledger(State(inner): Shared) -> Json<Value> {
             "gpu_seconds_billed": sum(gpu_seconds), "gpu_cost": gpu, "storage_cost": storage, "cost": gpu + storage,
         },
     }))
+}
+
+fn volumes(state: &MarketState, now: i64) -> Value {
+    let entry = |v: &crate::volumes::Volume| {
+        json!({"id": v.id, "name": v.name(), "size_gb": v.size_gb, "created_ms": v.created_ms,
+            "deleted_ms": v.deleted_ms, "cost": v.cost(&state.universe, now)})
+    };
+    state.volumes.all().map(entry).collect()
 }
 
 fn gpu_cost(i: &Instance, now: i64) -> f64 {
@@ -85,7 +95,7 @@ fn entry(state: &MarketState, i: &Instance, now: i64) -> Value {
     json!({
         "id": i.id, "offer_id": i.offer_id, "machine_id": machine.map(|m| m.machine_id),
         "host_id": machine.map(|m| m.host_id), "label": i.order.label, "num_gpus": i.gpus.len(),
-        "state": if i.alive() { i.status.as_str() } else { "destroyed" },
+        "state": if i.alive() { i.status.word() } else { "destroyed" },
         "created_ms": i.created_ms, "started_ms": i.started_ms, "destroyed_ms": i.destroyed_ms,
         "killed_ms": i.killed_ms, "running_seconds": i.meter.running_seconds(now),
         "gpu_seconds_billed": gpu_seconds(i, now), "dph_base": i.price.dph_base,
@@ -152,6 +162,12 @@ async fn offline(
 ) -> Response {
     let length = query.get("for_ms").copied().map(Duration::from_millis);
     done(id, inner.offline(id, length))
+}
+
+/// Its host stops to report; `online` ends that, too.
+async fn silent(State(inner): Shared, Path(id): Path<u64>) -> Response {
+    let done_so = inner.state().silence(id, now_ms());
+    done(id, done_so)
 }
 
 async fn online(State(inner): Shared, Path(id): Path<u64>) -> Response {

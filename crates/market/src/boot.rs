@@ -124,8 +124,7 @@ impl Inner {
 
     fn show_offline(&self, id: u64) {
         if let Some(instance) = self.state().alive_mut(id) {
-            instance.status = Status::Offline;
-            instance.status_msg = "Host is offline".to_owned();
+            instance.turn(Status::Offline, "Host is offline", now_ms());
         }
     }
 
@@ -147,14 +146,30 @@ impl Inner {
     async fn run_boot(self: &Arc<Self>, ticket: BootTicket) -> Option<()> {
         let (plan, stuck, ssh_dead) = self.step(ticket, |i| {
             let suffers = |kind| i.suffers(kind).is_some();
+            let plan = if i.boot == 1 {
+                i.boot_plan
+            } else {
+                i.boot_plan.again()
+            };
             (
-                i.boot_plan,
+                plan,
                 suffers(FaultKind::StuckLoading),
-                suffers(FaultKind::SshDead),
+                suffers(FaultKind::SshDead) || !i.order.injects_ssh(),
             )
         })?;
-        self.wait(self.scaled(plan.created_s)).await.then_some(())?;
-        self.step(ticket, |i| i.status = Status::Loading)?;
+        self.wait(self.scaled(plan.created_s / 2.0)).await.then_some(())?;
+        self.step(ticket, |i| {
+            // One that is started again says what it said until its container is there.
+            if i.status == Status::Provisioning {
+                i.turn(Status::Created, "", now_ms());
+            }
+        })?;
+        self.wait(self.scaled(plan.created_s / 2.0)).await.then_some(())?;
+        self.step(ticket, |i| {
+            if i.status != Status::Rebooting {
+                i.turn(Status::Loading, "", now_ms());
+            }
+        })?;
         self.wait(self.scaled(plan.loading_s)).await.then_some(())?;
         if stuck {
             return Some(());
@@ -166,16 +181,15 @@ impl Inner {
             Err(error) => {
                 tracing::warn!(instance = ticket.instance, %error, "the machine did not start");
                 return self.step(ticket, |i| {
-                    i.status = Status::Created;
-                    i.status_msg = format!("Error response from daemon: OCI runtime create failed: {error}");
+                    let why = format!("Error response from daemon: OCI runtime create failed: {error}");
+                    i.turn(Status::Created, why, now_ms());
                 });
             }
         };
         let up = Arc::clone(&machine);
         let running = self.step(ticket, move |i| {
             let now = now_ms();
-            i.status = Status::Running;
-            i.status_msg = format!("success, running {}/ssh", i.order.image.replace(':', "_"));
+            i.turn(Status::Running, i.running_message(), now);
             i.started_ms.get_or_insert(now);
             i.meter.run(now);
             i.live = Some(up);
@@ -188,6 +202,7 @@ impl Inner {
             return None;
         }
         self.strike_later(ticket);
+        self.watch_program(ticket, &machine);
         self.wait(self.scaled(plan.sshd_s)).await.then_some(())?;
         if !ssh_dead
             && let Err(error) = self.open_ssh(&machine, ticket.instance)
@@ -204,6 +219,55 @@ impl Inner {
             Sshd::InProcess => sshd::open(machine, key_check(market, id), self.config.forwarding),
             Sshd::OpenSsh(options) => openssh::open(machine, key_lines(market, id), options),
         }
+    }
+
+    /// A container lives as long as its program, where that is the image's own.
+    fn watch_program(self: &Arc<Self>, ticket: BootTicket, machine: &Arc<Machine>) {
+        let Some(mut child) = machine.take_program() else {
+            return;
+        };
+        let (inner, machine) = (Arc::clone(self), Arc::clone(machine));
+        self.tasks.spawn(async move {
+            let ended =
+                tokio::select! { () = machine.dead.cancelled() => return, ended = child.wait() => ended };
+            let why = match ended {
+                Ok(status) => format!("container exited with {}", status.code().unwrap_or(255)),
+                Err(error) => format!("container lost: {error}"),
+            };
+            let exited = inner.step(ticket, |i| {
+                let now = now_ms();
+                i.meter.halt(now);
+                i.turn(Status::Exited, why, now);
+                i.live = None;
+            });
+            if exited.is_some() {
+                machine.kill().await;
+            }
+        });
+    }
+
+    /// Stops and starts the container in its place; `anew` gives it a fresh disk, too.
+    /// `false` where there is none running.
+    pub async fn restart(self: &Arc<Self>, id: u64, anew: bool) -> bool {
+        let Some((ticket, live)) = self.state().restart(id, now_ms()) else {
+            return false;
+        };
+        if let Some(machine) = live {
+            machine.kill().await;
+        }
+        if anew {
+            let _ = tokio::fs::remove_dir_all(self.instance_dir(id)).await;
+        }
+        self.begin(ticket);
+        true
+    }
+
+    /// `None` where there is no such interruptible instance.
+    pub fn change_bid(self: &Arc<Self>, id: u64, price: Option<f64>) -> Option<()> {
+        if let Some(ticket) = self.state().change_bid(id, price, now_ms())? {
+            self.begin(ticket);
+        }
+        Some(())
     }
 
     /// Notes which faults this host cannot make, and why.
@@ -284,6 +348,7 @@ impl Inner {
             None => (machine.driver_version, machine.cuda_max_good),
         };
         let text = |k: &str, v: String| (k.to_owned(), v);
+        let injects = instance.order.injects_ssh();
         Some(Spec {
             instance: id,
             dir: self.instance_dir(id),
@@ -320,7 +385,16 @@ impl Inner {
                 text("GPU_COUNT", instance.gpus.len().to_string()),
             ],
             env: instance.order.env.clone(),
-            onstart: instance.order.onstart.clone().filter(|s| !s.trim().is_empty()),
+            onstart: instance
+                .order
+                .onstart
+                .clone()
+                .filter(|s| injects && !s.trim().is_empty()),
+            program: (!injects).then(|| instance.order.program()),
+            volume: instance
+                .volume
+                .clone()
+                .map(|(volume, path)| (self.volume_dir(volume), path)),
         })
     }
 
@@ -374,7 +448,7 @@ fn key_check(inner: Weak<Inner>, id: u64) -> KeyCheck {
 }
 
 /// A key that only its holder can know.
-fn random_hex() -> String {
+pub fn random_hex() -> String {
     use std::fmt::Write;
     (0..4).fold(String::new(), |mut text, _| {
         let _ = write!(text, "{:016x}", rand::random::<u64>());

@@ -57,6 +57,10 @@ impl Inner {
         self.config.data_dir.join("instances").join(id.to_string())
     }
 
+    pub fn volume_dir(&self, id: u64) -> PathBuf {
+        self.config.data_dir.join("volumes").join(id.to_string())
+    }
+
     pub fn tap_file(&self, id: u64) -> Option<PathBuf> {
         let dir = self.config.data_dir.join("taps");
         self.config.tap.then(|| dir.join(format!("{id}.tap")))

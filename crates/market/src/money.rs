@@ -13,6 +13,8 @@ pub struct Meter {
     destroyed_ms: Option<i64>,
     running_since: Option<i64>,
     closed_running_ms: i64,
+    /// What the time before the last change of price has cost, and how long that was.
+    settled: (f64, f64),
 }
 
 impl Meter {
@@ -49,8 +51,14 @@ impl Meter {
         (self.destroyed_ms.unwrap_or(now) - self.created_ms).max(0) as f64 / 1000.0
     }
 
+    /// The price changes from now on; `price` is the one until now.
+    pub fn reprice(&mut self, price: Price, now: i64) {
+        self.settled = (self.gpu_cost(price, now), self.running_seconds(now));
+    }
+
     pub fn gpu_cost(&self, price: Price, now: i64) -> f64 {
-        price.dph_base * self.running_seconds(now) / 3600.0
+        let (settled, seconds) = self.settled;
+        settled + price.dph_base * (self.running_seconds(now) - seconds) / 3600.0
     }
 
     pub fn storage_cost(&self, price: Price, now: i64) -> f64 {
@@ -83,6 +91,20 @@ mod tests {
         assert_eq!(meter.existing_seconds(1_000_000), 50.0);
         assert!((meter.gpu_cost(PRICE, 1_000_000) - 0.03).abs() < 1e-12);
         assert!((meter.storage_cost(PRICE, 1_000_000) - 0.005).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_new_price_counts_from_its_day() {
+        let mut meter = Meter::created(0);
+        meter.run(0);
+        meter.reprice(PRICE, 10_000);
+        let dearer = Price {
+            dph_base: 36.0,
+            ..PRICE
+        };
+        assert!((meter.gpu_cost(dearer, 20_000) - 0.11).abs() < 1e-12);
+        meter.halt(20_000);
+        assert!((meter.gpu_cost(dearer, 90_000) - 0.11).abs() < 1e-12);
     }
 
     #[test]

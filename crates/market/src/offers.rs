@@ -136,6 +136,16 @@ pub struct BootPlan {
     pub sshd_s: f64,
 }
 
+impl BootPlan {
+    /// Of a container that is started again: its image is there.
+    pub fn again(self) -> Self {
+        Self {
+            loading_s: self.loading_s * 0.1,
+            ..self
+        }
+    }
+}
+
 /// All that exists on this market, rented or not.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Universe {
@@ -373,8 +383,8 @@ pub fn offer_row(machine: &Machine, offer: &Offer, disk_gb: f64, bid: bool, now_
         "rentable": true, "rented": false, "external": null,
         "start_date": now_s - 30.0 * 86_400.0, "end_date": now_s + machine.max_duration_s,
         "duration": machine.max_duration_s, "time_remaining": "", "time_remaining_isbid": "",
-        "vms_enabled": false, "is_vm_deverified": false, "avail_vol_ask_id": null, "avail_vol_dph": null,
-        "avail_vol_size": null, "nw_disk_min_bw": null, "nw_disk_max_bw": null, "nw_disk_avg_bw": null, "rn": 1,
+        "vms_enabled": false, "is_vm_deverified": false, "avail_vol_ask_id": crate::volumes::ask_id(machine),
+        "avail_vol_dph": machine.storage_cost / HOURS_PER_MONTH, "avail_vol_size": (machine.disk_gb / 2.0).floor(), "nw_disk_min_bw": null, "nw_disk_max_bw": null, "nw_disk_avg_bw": null, "rn": 1,
     });
     if let Value::Object(rest) = rest {
         row.extend(rest);

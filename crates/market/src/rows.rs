@@ -5,25 +5,26 @@ use serde_json::{Value, json};
 use crate::market::seconds;
 use crate::offers::{Universe, hardware_fields};
 use crate::state::{Instance, Status};
+use crate::volumes::Volumes;
 
 /// The row of one instance.
-pub fn instance_row(universe: &Universe, instance: &Instance, now_ms: i64) -> Value {
+pub fn instance_row(universe: &Universe, volumes: &Volumes, instance: &Instance, now_ms: i64) -> Value {
     let Some(machine) = universe.machines.get(instance.machine) else {
         return Value::Null;
     };
     let order = &instance.order;
     let running = instance.status == Status::Running;
-    let wanted = if instance.intended_running {
+    let wanted = if instance.intended_running || instance.queued {
         "running"
     } else {
         "stopped"
     };
     let state = match instance.status {
-        Status::Running => "running",
+        Status::Running | Status::Rebooting => "running",
         Status::Exited => "stopped",
         _ => "unloaded",
     };
-    let ssh_port = instance.ssh_port().filter(|_| running);
+    let ssh_port = instance.ssh_port().filter(|_| running && order.injects_ssh());
     let address = instance
         .live
         .as_ref()
@@ -38,9 +39,9 @@ pub fn instance_row(universe: &Universe, instance: &Instance, now_ms: i64) -> Va
         "actual_status": instance.status.as_str(), "intended_status": wanted, "cur_state": state,
         "next_state": wanted, "status_msg": instance.status_msg,
         "is_bid": order.bid.is_some(), "min_bid": machine.min_bid_per_gpu * instance.gpus.len() as f64,
-        "image_uuid": order.image, "image_args": [], "image_runtype": runtype,
+        "image_uuid": order.image, "image_args": order.args, "image_runtype": runtype,
         "extra_env": order.env.iter().map(|(k, v)| json!([k, v])).collect::<Vec<_>>(), "onstart": order.onstart,
-        "template_id": null, "template_hash_id": null, "template_name": null,
+        "template_id": null, "template_hash_id": order.template, "template_name": null,
         "jupyter_token": format!("{:016x}", instance.id),
         "ssh_host": ssh_port.map(|_| address.as_str()), "ssh_idx": "1", "ssh_port": proxy_port,
         "machine_dir_ssh_port": ssh_port, "public_ipaddr": address, "local_ipaddrs": address,
@@ -56,37 +57,51 @@ pub fn instance_row(universe: &Universe, instance: &Instance, now_ms: i64) -> Va
         "dph_base": price.dph_base, "dph_total": price.dph_total(), "search": price.as_search_value(),
         "instance": price.as_search_value(), "storage_cost": machine.storage_cost,
         "storage_total_cost": price.storage_total_cost,
-        "country_code": machine.geolocation.rsplit(", ").next(), "credit_balance": null, "volume_info": [],
+        "country_code": machine.geolocation.rsplit(", ").next(), "credit_balance": null,
+        "volume_info": volume_info(volumes, instance),
     });
     let mut row = hardware_fields(machine, &instance.gpus);
     if let Value::Object(rest) = rest {
         row.extend(rest);
     }
-    if let Some(port) = ssh_port {
-        row.insert(
-            "ports".to_owned(),
-            ports(order.env.iter().map(|(k, _)| k.as_str()), port),
-        );
+    if running {
+        let opened = order.env.iter().map(|(k, _)| k.as_str());
+        let direct = ssh_port.filter(|_| order.is_direct());
+        row.insert("ports".to_owned(), ports(opened, direct));
     }
     Value::Object(row)
+}
+
+fn volume_info(volumes: &Volumes, instance: &Instance) -> Value {
+    let mounted = instance.volume.iter().filter_map(|(id, path)| {
+        let volume = volumes.alive(*id)?;
+        Some(json!({
+            "id": id, "name": volume.name(), "mount_path": path, "total_space": volume.size_gb,
+            "avail_space": volume.size_gb,
+        }))
+    });
+    mounted.collect()
 }
 
 /// What rows report for a requested run type.
 fn image_runtype(asked: &str) -> String {
     match asked {
         "" => "ssh ssh_proxy".to_owned(),
+        "args" => "args".to_owned(),
         other if other.starts_with("ssh ") || other == "ssh" || other.contains("jupyter") => other.to_owned(),
         other => format!("ssh {other}"),
     }
 }
 
 /// Docker's port map. A machine shares the host's loopback, so what it opens is
-/// reached under the same number; only SSH has a port of its own.
-fn ports<'a>(env_keys: impl Iterator<Item = &'a str>, ssh: u16) -> Value {
+/// reached under the same number; only SSH has a port of its own, where it is direct.
+fn ports<'a>(env_keys: impl Iterator<Item = &'a str>, ssh: Option<u16>) -> Value {
     let binding =
         |port: &str| json!([{"HostIp": "0.0.0.0", "HostPort": port}, {"HostIp": "::", "HostPort": port}]);
     let mut map = serde_json::Map::new();
-    map.insert("22/tcp".to_owned(), binding(&ssh.to_string()));
+    if let Some(ssh) = ssh {
+        map.insert("22/tcp".to_owned(), binding(&ssh.to_string()));
+    }
     for option in env_keys.filter_map(|k| k.strip_prefix("-p ")) {
         let inside = option.trim().rsplit(':').next().unwrap_or_default();
         let (port, protocol) = inside.split_once('/').unwrap_or((inside, "tcp"));
@@ -105,7 +120,7 @@ mod tests {
     fn ports_and_run_types() {
         let map = ports(
             ["-p 8000:8000", "-p 9000:9000/udp", "A", "-p x:y", "-p 70:22"].into_iter(),
-            41022,
+            Some(41022),
         );
         assert_eq!(
             map["22/tcp"][0],

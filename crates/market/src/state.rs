@@ -7,114 +7,19 @@
 //! number* it belongs to, so that a boot that was overtaken by a stop, a kill
 //! or a destroy changes nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::faults::{FaultKind, Faults, Measure, Suffered};
+use crate::faults::Faults;
+pub use crate::instance::{Instance, Order, SshKey, Status};
 use crate::machine::Machine;
 use crate::money::Meter;
-use crate::offers::{BootPlan, Price, Universe};
+use crate::offers::{Price, Universe};
+use crate::results::Results;
+use crate::volumes::{self, NoVolume, Volume, Volumes, Wish};
 
-/// What `actual_status` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    Created,
-    Loading,
-    Running,
-    Exited,
-    Offline,
-}
-
-impl Status {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Loading => "loading",
-            Self::Running => "running",
-            Self::Exited => "exited",
-            Self::Offline => "offline",
-        }
-    }
-}
-
-/// A public key on the account or on one instance, as it was sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SshKey {
-    pub id: u64,
-    pub text: String,
-    pub created_ms: i64,
-}
-
-/// What the renter asked for.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Order {
-    pub image: String,
-    pub label: Option<String>,
-    /// Environment variables and docker options, as pairs in their order.
-    pub env: Vec<(String, String)>,
-    pub onstart: Option<String>,
-    pub disk_gb: f64,
-    pub runtype: String,
-    /// $/h where it is interruptible.
-    pub bid: Option<f64>,
-}
-
-/// A rental, from create on; destroyed ones stay for the ledger.
-#[derive(Debug)]
-pub struct Instance {
-    pub id: u64,
-    pub machine: usize,
-    pub offer_id: u64,
-    pub gpus: Vec<u32>,
-    pub order: Order,
-    pub api_key: String,
-    pub price: Price,
-    pub meter: Meter,
-    pub created_ms: i64,
-    pub started_ms: Option<i64>,
-    pub destroyed_ms: Option<i64>,
-    pub killed_ms: Option<i64>,
-    pub status: Status,
-    pub status_msg: String,
-    pub intended_running: bool,
-    pub keys: Vec<SshKey>,
-    /// Grows with everything that makes a boot in progress void.
-    pub boot: u64,
-    pub boot_plan: BootPlan,
-    pub faults: Vec<Suffered>,
-    /// Logins that a lagging key was refused; the lag counts from the first.
-    pub refused_logins: u64,
-    pub first_refused_ms: Option<i64>,
-    pub live: Option<Arc<Machine>>,
-}
-
-impl Instance {
-    pub fn alive(&self) -> bool {
-        self.destroyed_ms.is_none()
-    }
-
-    pub fn ssh_port(&self) -> Option<u16> {
-        self.live.as_ref().map(|m| m.port())
-    }
-
-    /// The measure of this fault, if the instance has it and the host can make it.
-    pub fn suffers(&self, kind: FaultKind) -> Option<Measure> {
-        let found = self.faults.iter().find(|s| s.fault == kind)?;
-        found.without_effect.is_none().then_some(found.measure)
-    }
-
-    /// Are keys not here yet? The lag begins with the first login that it refuses.
-    pub fn key_lags(&mut self, now: i64) -> bool {
-        let Some(lag) = self.suffers(FaultKind::KeyLag) else {
-            return false;
-        };
-        let first = *self.first_refused_ms.get_or_insert(now);
-        let length = i64::try_from(lag.for_ms.unwrap_or(0)).unwrap_or(i64::MAX);
-        let lags = self.refused_logins == 0 || now.saturating_sub(first) < length;
-        self.refused_logins += u64::from(lags);
-        lags
-    }
-}
+/// How much more the one pays who outbids an instance.
+const OVERBID: f64 = 1.25;
 
 /// A contract just made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +34,8 @@ pub struct Rented {
 pub enum Refusal {
     NoSuchAsk,
     Taken,
+    /// There is no such volume on this machine, or no space for it.
+    NoVolume,
 }
 
 /// A boot to run: the instance and the number that makes it the current one.
@@ -145,6 +52,8 @@ pub struct State {
     pub faults: Faults,
     /// `"GET /route/{id}/"` → how often.
     pub requests: BTreeMap<String, u64>,
+    pub volumes: Volumes,
+    pub results: Results,
     taken: HashSet<(usize, u32)>,
     rentals: HashMap<usize, u64>,
     /// How often each machine was asked for: what rules draw by.
@@ -161,6 +70,8 @@ impl State {
             account_keys: Vec::new(),
             faults: Faults::default(),
             requests: BTreeMap::new(),
+            volumes: Volumes::default(),
+            results: Results::default(),
             taken: HashSet::new(),
             rentals: HashMap::new(),
             asks: HashMap::new(),
@@ -200,6 +111,7 @@ impl State {
         if !offer.gpus.iter().all(|gpu| self.is_free(offer.machine, *gpu)) {
             return Err(Refusal::Taken);
         }
+        self.check_volume(offer.machine, &order)?;
         let asked = self.asks.entry(offer.machine).or_insert(0);
         let fate = self.faults.meet(universe.seed, machine.machine_id, *asked);
         *asked += 1;
@@ -211,8 +123,8 @@ impl State {
         let rental = self.rentals.entry(offer.machine).or_insert(0);
         let boot_plan = universe.boot_plan(offer.machine, *rental);
         *rental += 1;
-        let id = self.next_instance;
-        self.next_instance += 1;
+        let id = self.next_id();
+        let volume = self.take_volume(order.volume.as_ref(), now)?;
         let price = Price::of(machine, offer.gpus.len(), order.disk_gb, order.bid);
         self.instances.insert(
             id,
@@ -229,7 +141,7 @@ impl State {
                 started_ms: None,
                 destroyed_ms: None,
                 killed_ms: None,
-                status: Status::Created,
+                status: Status::Provisioning,
                 status_msg: String::new(),
                 intended_running: true,
                 keys: Vec::new(),
@@ -239,6 +151,10 @@ impl State {
                 refused_logins: 0,
                 first_refused_ms: None,
                 live: None,
+                history: VecDeque::new(),
+                volume,
+                outbid_by: None,
+                queued: false,
             },
         );
         Ok(Rented {
@@ -267,8 +183,9 @@ impl State {
     pub fn stop(&mut self, id: u64, now: i64) -> Option<Option<Arc<Machine>>> {
         let instance = self.alive_mut(id)?;
         instance.intended_running = false;
+        instance.queued = false;
         if instance.status != Status::Offline {
-            instance.status = Status::Exited;
+            instance.turn(Status::Exited, "", now);
         }
         instance.meter.halt(now);
         instance.boot += 1;
@@ -277,12 +194,13 @@ impl State {
         Some(live)
     }
 
-    /// A higher bid takes its GPUs: stopped as by its renter, who may start it again when they
-    /// are free. They are not: until it is destroyed they are the other's.
+    /// A higher bid takes its GPUs: stopped as by its renter, who gets them back by a bid above
+    /// the other's. Until then, or until it is destroyed, they are the other's.
     pub fn outbid(&mut self, id: u64, now: i64) -> Option<Option<Arc<Machine>>> {
         let instance = self.alive_mut(id)?;
         instance.intended_running = false;
-        instance.status = Status::Exited;
+        instance.outbid_by = Some(instance.price.dph_base * OVERBID);
+        instance.turn(Status::Exited, "", now);
         instance.meter.halt(now);
         instance.boot += 1;
         Some(instance.live.take())
@@ -293,13 +211,25 @@ impl State {
         let instance = self.alive_mut(id).filter(|i| i.killed_ms.is_none())?;
         let live = instance.live.clone()?;
         if plugged {
-            instance.status = Status::Running;
+            instance.turn(Status::Running, instance.running_message(), now);
             instance.meter.run(now);
         } else {
-            instance.status = Status::Offline;
+            instance.turn(Status::Offline, "Host is offline", now);
             instance.meter.halt(now);
         }
         Some(live)
+    }
+
+    /// Its host sends no heartbeat, though all goes on. `false` where none is running.
+    pub fn silence(&mut self, id: u64, now: i64) -> bool {
+        let running = |i: &&mut Instance| i.status == Status::Running;
+        match self.alive_mut(id).filter(running) {
+            Some(instance) => {
+                instance.turn(Status::Unknown, "No heartbeat", now);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Starts a stopped one again, if its GPUs are still free.
@@ -314,16 +244,39 @@ impl State {
         }
         self.taken.extend(gpus.iter().map(|gpu| (machine, *gpu)));
         let instance = self.alive_mut(id).ok_or(Refusal::NoSuchAsk)?;
-        instance.intended_running = true;
-        if instance.killed_ms.is_some() {
-            return Ok(None); // the host is gone: wanted, but it will not come
+        Ok(instance.wake())
+    }
+
+    /// Restarts the container in its place: the GPUs are never given up. The ticket is for the
+    /// new boot, the machine the caller's to kill. `None` where none is running.
+    pub fn restart(&mut self, id: u64, now: i64) -> Option<(BootTicket, Option<Arc<Machine>>)> {
+        let instance = self
+            .alive_mut(id)
+            .filter(|i| i.intended_running && i.killed_ms.is_none())?;
+        instance.meter.halt(now);
+        instance.turn(Status::Rebooting, "", now);
+        let live = instance.live.take();
+        Some((instance.wake()?, live))
+    }
+
+    /// Changes the bid of an interruptible one; `None` is the bid that wins. A ticket where
+    /// that gives it its GPUs back.
+    pub fn change_bid(&mut self, id: u64, price: Option<f64>, now: i64) -> Option<Option<BootTicket>> {
+        let universe = Arc::clone(&self.universe);
+        let instance = self.alive_mut(id).filter(|i| i.order.bid.is_some())?;
+        let machine = universe.machines.get(instance.machine)?;
+        let floor = machine.min_bid_per_gpu * instance.gpus.len() as f64;
+        let rival = instance.outbid_by;
+        let bid = price.unwrap_or_else(|| rival.map_or(floor, |r| r * 1.01));
+        let old = instance.price;
+        instance.meter.reprice(old, now);
+        instance.price.dph_base = bid;
+        instance.order.bid = Some(bid);
+        if rival.is_none_or(|rival| bid <= rival) {
+            return Some(None);
         }
-        instance.status = Status::Loading;
-        instance.boot += 1;
-        Ok(Some(BootTicket {
-            instance: id,
-            boot: instance.boot,
-        }))
+        instance.outbid_by = None;
+        Some(instance.wake())
     }
 
     /// The host of this instance dies now; what was up is the caller's to kill.
@@ -334,6 +287,66 @@ impl State {
         instance.boot += 1;
         // `live` stays: it still answers for the port and the pid that were.
         Some(instance.live.clone())
+    }
+
+    /// A contract's number; instances and volumes count together.
+    pub fn next_id(&mut self) -> u64 {
+        self.next_instance += 1;
+        self.next_instance - 1
+    }
+
+    fn check_volume(&self, machine: usize, order: &Order) -> Result<(), Refusal> {
+        let Some(wish) = &order.volume else {
+            return Ok(());
+        };
+        let there = if wish.create {
+            let host = self.universe.machines.get(machine);
+            host.is_some_and(|m| volumes::ask_id(m) == wish.id)
+                && wish.size_gb <= self.volumes.free_gb(&self.universe, machine)
+        } else {
+            self.volumes.alive(wish.id).is_some_and(|v| v.machine == machine)
+        };
+        there.then_some(()).ok_or(Refusal::NoVolume)
+    }
+
+    fn take_volume(&mut self, wish: Option<&Wish>, now: i64) -> Result<Option<(u64, String)>, Refusal> {
+        let Some(wish) = wish else {
+            return Ok(None);
+        };
+        let mut id = wish.id;
+        if wish.create {
+            let made = self.rent_volume(wish.id, wish.size_gb, wish.name.clone(), now);
+            id = made.map_err(|_| Refusal::NoVolume)?;
+        }
+        Ok(Some((id, wish.mount_path.clone())))
+    }
+
+    pub fn rent_volume(
+        &mut self,
+        ask: u64,
+        size_gb: f64,
+        name: Option<String>,
+        now: i64,
+    ) -> Result<u64, NoVolume> {
+        let volume = Volume {
+            id: self.next_id(),
+            machine: 0,
+            size_gb,
+            name,
+            created_ms: now,
+            deleted_ms: None,
+        };
+        self.volumes.rent(&self.universe, ask, volume)
+    }
+
+    /// The instances that mount it; one destroyed after `since` still does.
+    pub fn users_of_volume(&self, id: u64, since: i64) -> Vec<u64> {
+        self.instances
+            .values()
+            .filter(|i| i.volume.as_ref().is_some_and(|(volume, _)| *volume == id))
+            .filter(|i| i.destroyed_ms.is_none_or(|at| at > since))
+            .map(|i| i.id)
+            .collect()
     }
 
     pub fn add_account_key(&mut self, text: String, now: i64) -> SshKey {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::faults::{FaultKind, Measure};
 
 fn state() -> State {
     State::new(Arc::new(Universe::from_seed(1, 50)))

@@ -114,7 +114,7 @@ async fn faults_happen_as_often_as_armed() {
     let offers = world.offers(json!({"limit": 4, "num_gpus": {"eq": 1}})).await;
     let create = |n: usize| {
         let path = format!("/api/v0/asks/{}/", offers[n]["id"]);
-        let order = json!({"image": "x", "label": format!("fault-{n}")});
+        let order = json!({"image": "x", "label": format!("fault-{n}"), "runtype": "ssh_direct"});
         let world = &world;
         async move { world.api(Method::PUT, &path, Some(order)).await }
     };

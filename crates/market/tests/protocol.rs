@@ -5,160 +5,57 @@
 
 mod common;
 
-use common::{recorded, world, world_with};
+use common::{world, world_with};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-fn same_kind(path: &str, real: &Value, ours: &Value) {
-    match (real, ours) {
-        (Value::Null, _) | (_, Value::Null) => {}
-        (Value::Object(real), Value::Object(ours)) => {
-            for (key, value) in real {
-                let Some(mine) = ours.get(key) else {
-                    panic!("{path}.{key} is missing")
-                };
-                // Maps by label or port have keys of their own.
-                if key != "label_counts" && key != "ports" {
-                    same_kind(&format!("{path}.{key}"), value, mine);
-                }
-            }
-        }
-        (Value::Array(real), Value::Array(ours)) => {
-            if let (Some(real), Some(ours)) = (real.first(), ours.first()) {
-                same_kind(&format!("{path}[0]"), real, ours);
-            }
-        }
-        (real, ours) => {
-            let kind = std::mem::discriminant(real) == std::mem::discriminant(ours);
-            assert!(kind, "{path}: {real} is not of the kind of {ours}");
-        }
-    }
-}
-
-/// Sends a recorded request with its ids replaced; checks the answer's shape against the recorded one.
-async fn replay(
-    world: &common::World,
-    name: &str,
-    path: Option<String>,
-    change: impl FnOnce(&mut Value),
-) -> Value {
-    let exchange = recorded(name);
-    let request = &exchange["request"];
-    let method: Method = request["method"].as_str().unwrap().parse().unwrap();
-    let mut path = path.unwrap_or_else(|| request["path"].as_str().unwrap().to_owned());
-    let query: Vec<String> = request["query"]
-        .as_object()
-        .unwrap()
-        .iter()
-        // The recording's server sent whole rows whatever columns were asked for.
-        .filter(|(k, _)| *k != "select_cols")
-        .map(|(k, v)| {
-            let encode = |b: u8| {
-                if b.is_ascii_alphanumeric() {
-                    (b as char).to_string()
-                } else {
-                    format!("%{b:02X}")
-                }
-            };
-            format!(
-                "{k}={}",
-                v.as_str().unwrap().bytes().map(encode).collect::<String>()
-            )
-        })
-        .collect();
-    if !query.is_empty() {
-        path = format!("{path}?{}", query.join("&"));
-    }
-    let mut body = request["body"].clone();
-    change(&mut body);
-    let (status, answer) = world.api(method, &path, (!body.is_null()).then_some(body)).await;
-    assert_eq!(
-        status.as_u16(),
-        exchange["response"]["status"],
-        "{name}: {answer}"
-    );
-    same_kind(name, &exchange["response"]["body"], &answer);
-    answer
-}
-
+/// Every operator, with values as JSON has them and as strings, as the official client sends them.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_official_clients_requests_are_understood() {
-    let world = world_with(|c| c.machines = 2000).await;
-    let found = replay(&world, "01-search-offers-01-POST", None, |_| {}).await;
-    let offers = found["offers"].as_array().unwrap();
-    assert!(!offers.is_empty() && offers.len() <= 20);
-    for row in offers {
-        assert_eq!(
-            (&row["gpu_name"], &row["num_gpus"]),
-            (&json!("RTX 4090"), &json!(1))
-        );
-        assert!(row["cuda_max_good"].as_f64().unwrap() >= 12.4 && row["inet_down"].as_f64().unwrap() > 200.0);
+async fn every_operator_takes_numbers_and_strings() {
+    let world = world_with(|c| c.machines = 200).await;
+    type Holds = fn(f64) -> bool;
+    let cases: [(&str, Value, Value, Holds); 8] = [
+        ("eq", json!(2), json!("2"), |n| n == 2.0),
+        ("neq", json!(1), json!("1"), |n| n != 1.0),
+        ("gt", json!(1), json!("1"), |n| n > 1.0),
+        ("gte", json!(2.0), json!("2.0"), |n| n >= 2.0),
+        ("lt", json!(4), json!("4"), |n| n < 4.0),
+        ("lte", json!(4), json!("4"), |n| n <= 4.0),
+        ("in", json!([1, 4]), json!(["1", "4"]), |n| n == 1.0 || n == 4.0),
+        ("notin", json!([1, 4]), json!("[1,4]"), |n| n != 1.0 && n != 4.0),
+    ];
+    for (op, number, string, holds) in cases {
+        let find = async |value: &Value| {
+            let query = json!({"num_gpus": {op: value}, "order": [["machine_id", "asc"], ["ask_contract_id", "asc"]]});
+            world.offers(query).await
+        };
+        let ids = |rows: &[Value]| {
+            rows.iter()
+                .map(|r| r["ask_contract_id"].clone())
+                .collect::<Vec<_>>()
+        };
+        let (rows, again) = (find(&number).await, find(&string).await);
         assert!(
-            row["geolocation"].as_str().unwrap().ends_with("CA")
-                || row["geolocation"].as_str().unwrap().ends_with("US")
+            !rows.is_empty() && ids(&rows) == ids(&again),
+            "{op}: {number} and {string}"
+        );
+        assert!(
+            rows.iter().all(|r| holds(r["num_gpus"].as_f64().unwrap())),
+            "{op}"
+        );
+        let legacy = format!(
+            "{}/api/v0/bundles?q=%7B%22num_gpus%22:%7B%22{op}%22:{}%7D,%22order%22:[[%22machine_id%22,%22asc%22],\
+             [%22ask_contract_id%22,%22asc%22]]%7D&api_key=some-key",
+            world.url(),
+            string.to_string().replace('"', "%22")
+        );
+        let answer: Value = world.http.get(legacy).send().await.unwrap().json().await.unwrap();
+        assert_eq!(
+            ids(answer["offers"].as_array().unwrap()),
+            ids(&rows),
+            "{op} by query"
         );
     }
-    assert!(offers.is_sorted_by_key(|r| r["dph_total"].as_f64().unwrap()));
-    replay(&world, "04-search-offers-new-01-PUT", None, |_| {}).await;
-
-    let ask = format!("/api/v0/asks/{}/", offers[0]["id"]);
-    let id = replay(&world, "05-create-instance-01-PUT", Some(ask), |_| {}).await["new_contract"].clone();
-    let one = id.as_u64().unwrap();
-    world.until_status(one, "running").await;
-    let bid = format!("/api/v0/asks/{}/", offers[1]["id"]);
-    let two =
-        replay(&world, "06-create-instance-bid-01-PUT", Some(bid), |_| {}).await["new_contract"].clone();
-    world.until_status(two.as_u64().unwrap(), "running").await;
-
-    let list = replay(&world, "10-show-instances-02-GET", None, |_| {}).await;
-    assert_eq!(list["label_counts"], json!({"unit-a": 1, "": 1}));
-    let show = replay(
-        &world,
-        "14-show-instance-01-GET",
-        Some(format!("/api/v0/instances/{one}/")),
-        |_| {},
-    )
-    .await;
-    assert_eq!(show["instances"]["image_runtype"], "ssh ssh_direc ssh_proxy");
-    assert_eq!(show["instances"]["ports"]["8000/tcp"][0]["HostPort"], "8000");
-    replay(
-        &world,
-        "17-attach-ssh-01-POST",
-        Some(format!("/api/v0/instances/{one}/ssh/")),
-        |_| {},
-    )
-    .await;
-    replay(
-        &world,
-        "20-detach-ssh-01-DELETE",
-        Some(format!("/api/v0/instances/{one}/ssh/2/")),
-        |_| {},
-    )
-    .await;
-    replay(&world, "18-create-ssh-key-01-POST", None, |_| {}).await;
-    replay(&world, "19-show-ssh-keys-01-GET", None, |_| {}).await;
-    replay(
-        &world,
-        "23-label-01-PUT",
-        Some(format!("/api/v0/instances/{one}/")),
-        |_| {},
-    )
-    .await;
-    assert_eq!(world.show(one).await["label"], "newlabel");
-    replay(&world, "26-stop-many-01-PUT", None, |b| b["ids"] = json!([one])).await;
-    assert_eq!(world.show(one).await["actual_status"], "exited");
-    replay(
-        &world,
-        "30-destroy-01-DELETE",
-        Some(format!("/api/v0/instances/{one}/")),
-        |_| {},
-    )
-    .await;
-    replay(&world, "31-destroy-many-01-DELETE", None, |b| {
-        b["instance_ids"] = json!([two, 99])
-    })
-    .await;
-    assert_eq!(world.ledger().await["alive"], 0);
     world.shutdown().await;
 }
 

@@ -8,8 +8,8 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use super::create::label_too_long;
-use super::{Shared, fail, no_such_instance, number, object, ok};
+use super::create::{env, label_too_long};
+use super::{Shared, fail, ids, no_such_instance, number, object, ok};
 use crate::market::{Inner, now_ms};
 use crate::rows::instance_row;
 use crate::state::Refusal;
@@ -17,12 +17,16 @@ use crate::state::Refusal;
 /// Longer than at create (Vast.ai docs).
 const MAX_LABEL_CHANGE: usize = 1024;
 
+/// $/h (Vast.ai docs).
+const MIN_BID: f64 = 0.001;
+const MAX_BID_PER_GPU: f64 = 32.0;
+
 /// A destroyed one reads as null with 200.
 pub async fn show(State(inner): Shared, id: Path<String>) -> Response {
     let state = inner.state();
     let row = state
         .alive(number(&id))
-        .map(|i| instance_row(&state.universe, i, now_ms()));
+        .map(|i| instance_row(&state.universe, &state.volumes, i, now_ms()));
     ok(json!({"instances": row}))
 }
 
@@ -66,12 +70,6 @@ pub async fn change_many(State(inner): Shared, body: Bytes) -> Response {
     ok(json!({"success": true}))
 }
 
-fn ids(list: Option<&Value>) -> Vec<u64> {
-    list.and_then(Value::as_array)
-        .map(|a| a.iter().filter_map(Value::as_u64).collect())
-        .unwrap_or_default()
-}
-
 async fn apply(inner: &Arc<Inner>, id: u64, body: &Map<String, Value>) -> Response {
     if inner.state().alive(id).is_none() {
         return no_such_instance(id);
@@ -96,17 +94,97 @@ async fn apply(inner: &Arc<Inner>, id: u64, body: &Map<String, Value>) -> Respon
         }
         Some("running") => match inner.start_instance(id) {
             Ok(()) => ok(json!({"success": true})),
-            Err(Refusal::NoSuchAsk) => no_such_instance(id),
+            Err(Refusal::NoSuchAsk | Refusal::NoVolume) => no_such_instance(id),
             // 200, as observed: only the body tells.
-            Err(Refusal::Taken) => ok(json!({
-                "success": false, "error": "resources_unavailable",
-                "msg": "Required resources are currently unavailable, state change queued.",
-            })),
+            Err(Refusal::Taken) => {
+                if let Some(instance) = inner.state().alive_mut(id) {
+                    instance.queued = true;
+                }
+                ok(json!({
+                    "success": false, "error": "resources_unavailable",
+                    "msg": "Required resources are currently unavailable, state change queued.",
+                }))
+            }
         },
         Some(_) => fail(
             StatusCode::BAD_REQUEST,
             "invalid_args",
             "state is running or stopped.",
+        ),
+    }
+}
+
+pub async fn reboot(State(inner): Shared, id: Path<String>) -> Response {
+    restart(&inner, number(&id), false).await
+}
+
+/// Its container is made anew, from the image.
+pub async fn recycle(State(inner): Shared, id: Path<String>) -> Response {
+    restart(&inner, number(&id), true).await
+}
+
+/// What becomes of one that is not running is not documented: nothing, and no error.
+async fn restart(inner: &Arc<Inner>, id: u64, anew: bool) -> Response {
+    if inner.state().alive(id).is_none() {
+        return no_such_instance(id);
+    }
+    inner.restart(id, anew).await;
+    ok(json!({"success": true}))
+}
+
+/// Another image, environment or start script, and the container made anew with it.
+pub async fn update(State(inner): Shared, id: Path<String>, body: Bytes) -> Response {
+    let (id, body) = match object(&body) {
+        Ok(body) => (number(&id), body),
+        Err(refused) => return *refused,
+    };
+    if let Some(instance) = inner.state().alive_mut(id) {
+        let text = |key: &str| body.get(key).and_then(Value::as_str).map(str::to_owned);
+        let order = &mut instance.order;
+        if let Some(image) = text("image") {
+            order.image = image;
+        }
+        if let Some(onstart) = text("onstart") {
+            order.onstart = Some(onstart);
+        }
+        if let Some(template) = text("template_hash_id") {
+            order.template = Some(template);
+        }
+        if body.contains_key("env") {
+            match env(body.get("env")) {
+                Ok(env) => order.env = env,
+                Err(why) => return fail(StatusCode::BAD_REQUEST, "invalid_args", &why),
+            }
+        }
+    }
+    restart(&inner, id, true).await
+}
+
+pub async fn change_bid(State(inner): Shared, id: Path<String>, body: Bytes) -> Response {
+    let (id, body) = match object(&body) {
+        Ok(body) => (number(&id), body),
+        Err(refused) => return *refused,
+    };
+    let Some(gpus) = inner.state().alive(id).map(|i| i.gpus.len()) else {
+        return no_such_instance(id);
+    };
+    let most = MAX_BID_PER_GPU * gpus as f64;
+    let price = match body.get("price") {
+        None | Some(Value::Null) => None,
+        Some(value) => match value.as_f64().filter(|p| (MIN_BID..=most).contains(p)) {
+            Some(price) => Some(price),
+            None => {
+                let why = format!("price is between {MIN_BID} and {most} $/h");
+                return fail(StatusCode::BAD_REQUEST, "invalid_price", &why);
+            }
+        },
+    };
+    match inner.change_bid(id, price) {
+        Some(()) => ok(json!({"success": true})),
+        None => fail(
+            StatusCode::BAD_REQUEST,
+            "invalid_args",
+            &format!("Instance {id} is not interruptible."),
         ),
     }
 }

@@ -48,7 +48,7 @@ pub async fn list(State(inner): Shared, Query(query): Query<HashMap<String, Stri
         let (state, now) = (inner.state(), now_ms());
         state
             .all_alive()
-            .map(|i| instance_row(&state.universe, i, now))
+            .map(|i| instance_row(&state.universe, &state.volumes, i, now))
             .collect()
     };
     match Page::parse(&query) {
@@ -61,7 +61,9 @@ pub async fn list(State(inner): Shared, Query(query): Query<HashMap<String, Stri
 pub async fn filters(State(inner): Shared) -> Response {
     let state = inner.state();
     let now = now_ms();
-    let rows = state.all_alive().map(|i| instance_row(&state.universe, i, now));
+    let rows = state
+        .all_alive()
+        .map(|i| instance_row(&state.universe, &state.volumes, i, now));
     let pick = |row: Value| json!({"actual_status": row["actual_status"], "verification": row["verification"], "gpu_name": row["gpu_name"]});
     ok(json!({"filters": rows.map(pick).collect::<Vec<_>>()}))
 }

@@ -3,9 +3,11 @@
 mod create;
 mod instances;
 mod listing;
+mod logs;
 mod offers;
 mod ssh_keys;
 mod users;
+mod volumes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,9 +49,13 @@ pub fn router(inner: Arc<Inner>) -> Router {
 
 fn routes() -> Vec<(&'static str, MethodRouter<Arc<Inner>>)> {
     vec![
-        ("/api/v0/bundles", post(offers::search)),
+        (
+            "/api/v0/bundles",
+            get(offers::search_by_query).post(offers::search),
+        ),
         ("/api/v0/search/asks", put(offers::search_asks)),
         ("/api/v0/asks/{id}", put(create::create)),
+        ("/api/v0/asks/bulk", post(create::create_many)),
         ("/api/v1/instances", get(listing::list)),
         (
             "/api/v0/instances",
@@ -64,13 +70,28 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Inner>>)> {
                 .put(instances::change)
                 .delete(instances::destroy),
         ),
+        ("/api/v0/instances/reboot/{id}", put(instances::reboot)),
+        ("/api/v0/instances/recycle/{id}", put(instances::recycle)),
+        ("/api/v0/instances/update_template/{id}", put(instances::update)),
+        ("/api/v0/instances/bid_price/{id}", put(instances::change_bid)),
+        ("/api/v0/instances/request_logs/{id}", put(logs::request)),
+        ("/api/v0/instances/command/{id}", put(logs::execute)),
+        ("/results/{token}", get(logs::result)),
+        (
+            "/api/v0/volumes",
+            get(volumes::list).put(volumes::rent).delete(volumes::delete),
+        ),
+        ("/api/v0/volumes/search", post(volumes::search)),
         (
             "/api/v0/instances/{id}/ssh",
             get(ssh_keys::list_attached).post(ssh_keys::attach),
         ),
         ("/api/v0/instances/{id}/ssh/{key}", delete(ssh_keys::detach)),
         ("/api/v0/ssh", get(ssh_keys::list).post(ssh_keys::add)),
-        ("/api/v0/ssh/{id}", delete(ssh_keys::remove)),
+        (
+            "/api/v0/ssh/{id}",
+            put(ssh_keys::replace).delete(ssh_keys::remove),
+        ),
         ("/api/v0/users/current", get(users::current)),
         ("/api/v0/gpu_names/unique", get(users::gpu_names)),
     ]
@@ -112,6 +133,12 @@ fn object(body: &Bytes) -> Result<Map<String, Value>, Box<Response>> {
     }
 }
 
+/// A list of numbers in a body; what is none is left out.
+fn ids(list: Option<&Value>) -> Vec<u64> {
+    let list = list.and_then(Value::as_array).into_iter().flatten();
+    list.filter_map(Value::as_u64).collect()
+}
+
 /// Instances and keys have numeric ids; anything else names nothing.
 fn number(Path(text): &Path<String>) -> u64 {
     text.parse().unwrap_or(0)
@@ -148,7 +175,7 @@ async fn authorize(
     let public = matches!(
         path,
         "/api/v0/gpu_names/unique" | "/api/v0/bundles" | "/api/v0/search/asks"
-    );
+    ) || path.starts_with("/results/");
     let allowed = match key {
         None | Some("") => public,
         Some(key) => may(&inner, key, path),

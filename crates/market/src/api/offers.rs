@@ -1,7 +1,9 @@
 //! Searching offers.
 
+use std::collections::HashMap;
+
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
@@ -16,6 +18,12 @@ pub async fn search(State(inner): Shared, body: Bytes) -> Response {
         Ok(body) => answer(&inner, &body),
         Err(refused) => *refused,
     }
+}
+
+/// The older form: `?q={..}`, JSON in the query.
+pub async fn search_by_query(State(inner): Shared, Query(query): Query<HashMap<String, String>>) -> Response {
+    let text = query.get("q").map_or("{}", String::as_str);
+    search(State(inner), Bytes::copy_from_slice(text.as_bytes())).await
 }
 
 /// The newer form: `{"select_cols": [..], "q": {..}}`.

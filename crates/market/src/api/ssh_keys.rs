@@ -49,6 +49,22 @@ pub async fn add(State(inner): Shared, body: Bytes) -> Response {
     }
 }
 
+pub async fn replace(State(inner): Shared, id: Path<String>, body: Bytes) -> Response {
+    let text = match key_text(&body) {
+        Ok(text) => text,
+        Err(refused) => return *refused,
+    };
+    let id = number(&id);
+    let mut state = inner.state();
+    match state.account_keys.iter_mut().find(|k| k.id == id) {
+        Some(key) => {
+            key.text = text;
+            ok(json!({"success": true, "key": shown(key, "public_key")}))
+        }
+        None => fail(StatusCode::NOT_FOUND, "not_found", "SSH key not found."),
+    }
+}
+
 pub async fn remove(State(inner): Shared, id: Path<String>) -> Response {
     let id = number(&id);
     let mut state = inner.state();
@@ -97,7 +113,7 @@ pub async fn detach(State(inner): Shared, Path((id, key)): Path<(String, String)
 }
 
 /// `2026-01-01T00:00:00Z`; the civil date from days is Howard Hinnant's.
-fn iso(ms: i64) -> String {
+pub fn iso(ms: i64) -> String {
     let (days, second) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000) / 1000);
     let z = days + 719_468;
     let era = z.div_euclid(146_097);

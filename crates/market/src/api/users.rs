@@ -22,7 +22,10 @@ pub async fn current(State(inner): Shared) -> Response {
     let key = state.account_keys.first().map(|k| k.text.clone());
     ok(json!({
         "id": 1, "email": "renter@example.com", "username": "renter", "credit": CREDIT - spent, "balance": 0.0,
-        "can_pay": true, "ssh_key": key,
+        "can_pay": true, "ssh_key": key, "balance_threshold": 0.0, "balance_threshold_enabled": false,
+        "billed_expected": 0.0, "billed_verified": 0.0, "billing_creditonly": 0, "email_verified": true,
+        "fullname": "A Renter", "got_signup_credit": 0, "has_billing": true, "has_payout": false,
+        "last4": "4242", "host_agreement_accepted": false, "total_spend": spent,
     }))
 }
 

@@ -28,6 +28,17 @@ fn write_tree(spec: &Spec) -> io::Result<()> {
     for part in ["mnt", "etc", "root", "tmp", "workspace", "opt/nvidia/bin"] {
         fs::create_dir_all(dir.join(part))?;
     }
+    if let Some((volume, path)) = &spec.volume {
+        fs::create_dir_all(volume)?;
+        // In namespaces it is mounted; without them, below the directory that stands for the root.
+        let at = dir.join(path.trim_start_matches('/'));
+        if spec.kind == Kind::Directory && !at.exists() {
+            if let Some(above) = at.parent() {
+                fs::create_dir_all(above)?;
+            }
+            std::os::unix::fs::symlink(volume, at)?;
+        }
+    }
     fs::set_permissions(dir.join("root"), fs::Permissions::from_mode(0o700))?;
     fs::set_permissions(dir.join("tmp"), fs::Permissions::from_mode(0o1777))?;
     let etc = dir.join("etc");

@@ -52,6 +52,10 @@ pub struct Spec {
     pub identity: Vec<(String, String)>,
     pub env: Vec<(String, String)>,
     pub onstart: Option<String>,
+    /// The image's own program, where nothing is put into the container.
+    pub program: Option<Vec<String>>,
+    /// A directory of the host, and where it is mounted.
+    pub volume: Option<(PathBuf, String)>,
     /// The size of the workspace's file system, where it is one of its own.
     pub disk_mb: Option<u64>,
     /// The speed of its network, where it has one of its own.
@@ -64,6 +68,15 @@ pub struct Spec {
     pub busybox: bool,
     /// Where what goes over SSH is kept.
     pub tap: Option<PathBuf>,
+}
+
+impl Spec {
+    /// The renter's variables without the docker options among them.
+    fn env_variables(&self) -> Vec<(String, String)> {
+        let is_variable =
+            |(k, _): &&(String, String)| !k.starts_with('-') && !k.is_empty() && !k.contains('=');
+        self.env.iter().filter(is_variable).cloned().collect()
+    }
 }
 
 /// The GPUs that were promised.
@@ -100,6 +113,7 @@ pub struct Machine {
     /// Dropping it ends the init, and with it the machine.
     lifeline: Mutex<Option<ChildStdin>>,
     tap: Mutex<Option<File>>,
+    program: Mutex<Option<Child>>,
     /// Cancelled when the machine dies; cuts every connection and listener.
     pub dead: CancellationToken,
     /// False while no packet gets through to it.
@@ -163,11 +177,13 @@ impl Machine {
             init_pid,
             ended,
             lifeline: Mutex::new(lifeline),
+            program: Mutex::new(None),
             dead: CancellationToken::new(),
             plugged: watch::Sender::new(true),
             tasks,
         });
         machine.run_onstart();
+        machine.run_program()?;
         Ok(machine)
     }
 
@@ -306,6 +322,30 @@ impl Machine {
     /// Whether the init is known to be gone, so that its pid may be another's.
     fn tasks_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
+    }
+
+    /// The image's own program, once, for who waits for its end.
+    pub fn take_program(&self) -> Option<Child> {
+        lock(&self.program).take()
+    }
+
+    fn run_program(&self) -> Result<(), MachineError> {
+        let Some(words) = &self.spec.program else {
+            return Ok(());
+        };
+        let shell = self.shell();
+        let mut argv = vec![shell, "-c", "exec \"$@\" >>~/onstart.log 2>&1 </dev/null", shell];
+        argv.extend(words.iter().map(String::as_str));
+        let mut command = self.command(&argv, &self.spec.env_variables(), false);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let child = command
+            .spawn()
+            .map_err(MachineError::io("start the image's program"))?;
+        *lock(&self.program) = Some(child);
+        Ok(())
     }
 
     fn run_onstart(self: &Arc<Self>) {

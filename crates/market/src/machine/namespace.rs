@@ -59,7 +59,8 @@ const UNSHARE: &[&str] = &[
 const AS_USER: &[&str] = &["--user", "--map-root-user"];
 
 /// `$1` is the instance's directory, `$2` its host name, `$3` the MB of a small workspace, if it
-/// has one, `$4` the busybox that is all of its programs. Ends as the init.
+/// has one, `$4` the busybox that is all of its programs, `$5` a volume and `$6` where it is mounted.
+/// Ends as the init.
 const INIT: &str = r#"
 set -e
 D=$1; R=$1/mnt
@@ -90,9 +91,12 @@ ln -s pts/ptmx "$R/dev/ptmx"
 ln -s /proc/self/fd "$R/dev/fd"; ln -s fd/0 "$R/dev/stdin"
 ln -s fd/1 "$R/dev/stdout"; ln -s fd/2 "$R/dev/stderr"
 mount -t tmpfs -o mode=1777 shm "$R/dev/shm"
+[ -z "$5" ] || { mkdir "$R/.volume"; mount --bind "$5" "$R/.volume"; }
 cd "$R"
 pivot_root . .old
 umount -l /.old; rmdir /.old
+# Only here: before, a link of the renter's on the way would have led to the host's files.
+[ -z "$5" ] || { mkdir -p "$6"; mount -o bind /.volume "$6"; umount -l /.volume; rmdir /.volume; }
 echo "$2" > /proc/sys/kernel/hostname || :
 cd /root
 trap '' CHLD HUP INT TERM
@@ -171,6 +175,9 @@ pub(super) fn init_command(spec: &Spec) -> Command {
                 .arg(format!("C.{}", spec.instance))
                 .arg(spec.disk_mb.map(|mb| mb.to_string()).unwrap_or_default())
                 .arg(if spec.busybox { BUSYBOX } else { "" });
+            if let Some((volume, path)) = &spec.volume {
+                command.arg(volume).arg(path);
+            }
             command
         }
     };
