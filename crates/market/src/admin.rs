@@ -2,21 +2,21 @@
 //!
 //! No authentication, so it is only ever served on loopback.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use crate::faults::{Fault, Rule};
 use crate::machine;
 use crate::market::{Inner, now_ms};
-use crate::state::{Instance, State as MarketState};
+use crate::state::{Instance, State as MarketState, Status};
 
 type Shared = State<Arc<Inner>>;
 
@@ -31,6 +31,8 @@ pub fn router(inner: Arc<Inner>) -> Router {
         .route("/admin/instances/{id}/kill", post(kill))
         .route("/admin/instances/{id}/outbid", post(outbid))
         .route("/admin/instances/{id}/offline", post(offline))
+        .route("/admin/credit", put(credit))
+        .route("/admin/instances/{id}/end", post(end))
         .route("/admin/instances/{id}/silent", post(silent))
         .route("/admin/instances/{id}/online", post(online))
         .fallback(|| async { not_found("no such endpoint") })
@@ -58,16 +60,43 @@ async fn ledger(State(inner): Shared) -> Json<Value> {
     let sum = |what: fn(&Instance, i64) -> f64| -> f64 { all().map(|i| what(i, now)).sum() };
     let alive = all().filter(|i| i.alive()).count();
     let (gpu, storage) = (sum(gpu_cost), sum(storage_cost));
+    let bandwidth = sum(|i, _| i.bandwidth_cost());
     Json(json!({
         "instances": all().map(|i| entry(&state, i, now)).collect::<Vec<_>>(),
+        "labels": labels(&state, now),
         "volumes": volumes(&state, now),
         "alive": alive,
         "totals": {
             "created": state.instances.len(), "destroyed": state.instances.len() - alive, "alive": alive,
             "killed": all().filter(|i| i.killed_ms.is_some()).count(),
-            "gpu_seconds_billed": sum(gpu_seconds), "gpu_cost": gpu, "storage_cost": storage, "cost": gpu + storage,
+            "gpu_seconds_billed": sum(gpu_seconds), "gpu_cost": gpu, "storage_cost": storage,
+            "bandwidth_cost": bandwidth, "cost": gpu + storage + bandwidth,
         },
     }))
+}
+
+/// Who has spent what, and who has left something behind: what is alive costs on.
+fn labels(state: &MarketState, now: i64) -> Value {
+    let mut labels: BTreeMap<&str, Vec<&Instance>> = BTreeMap::new();
+    for instance in state.instances.values() {
+        let label = instance.order.label.as_deref().unwrap_or_default();
+        labels.entry(label).or_default().push(instance);
+    }
+    let row = |(label, all): (&str, Vec<&Instance>)| {
+        let sum = |what: fn(&Instance, i64) -> f64| -> f64 { all.iter().map(|i| what(i, now)).sum() };
+        let alive: Vec<&&Instance> = all.iter().filter(|i| i.alive()).collect();
+        let row = json!({
+            "created": all.len(), "destroyed": all.len() - alive.len(),
+            "alive": alive.iter().map(|i| i.id).collect::<Vec<_>>(),
+            "oldest_alive_ms": alive.iter().map(|i| i.created_ms).min(),
+            "costs_per_hour": alive.iter().map(|i| i.price.storage_total_cost
+                + if i.status == Status::Running { i.price.dph_base } else { 0.0 }).sum::<f64>(),
+            "gpu_cost": sum(gpu_cost), "storage_cost": sum(storage_cost),
+            "bandwidth_cost": sum(|i, _| i.bandwidth_cost()), "cost": sum(Instance::cost),
+        });
+        (label.to_owned(), row)
+    };
+    Value::Object(labels.into_iter().map(row).collect())
 }
 
 fn volumes(state: &MarketState, now: i64) -> Value {
@@ -100,7 +129,8 @@ fn entry(state: &MarketState, i: &Instance, now: i64) -> Value {
         "killed_ms": i.killed_ms, "running_seconds": i.meter.running_seconds(now),
         "gpu_seconds_billed": gpu_seconds(i, now), "dph_base": i.price.dph_base,
         "gpu_cost": gpu_cost(i, now), "storage_cost": storage_cost(i, now),
-        "cost": gpu_cost(i, now) + storage_cost(i, now),
+        "bandwidth_cost": i.bandwidth_cost(), "cost": i.cost(now), "ends_ms": i.ends_ms,
+        "traffic": {"inwards": i.traffic.inwards, "outwards": i.traffic.outwards},
     })
 }
 
@@ -151,7 +181,7 @@ fn done(id: u64, done: bool) -> Response {
 }
 
 async fn outbid(State(inner): Shared, Path(id): Path<u64>) -> Response {
-    done(id, inner.outbid(id).await)
+    done(id, inner.outbid(id, None).await)
 }
 
 /// With `for_ms` it comes back by itself.
@@ -162,6 +192,23 @@ async fn offline(
 ) -> Response {
     let length = query.get("for_ms").copied().map(Duration::from_millis);
     done(id, inner.offline(id, length))
+}
+
+/// Its contract is over.
+async fn end(State(inner): Shared, Path(id): Path<u64>) -> Response {
+    let ended = inner.state().end(id, now_ms());
+    done(id, ended)
+}
+
+/// So many dollars are left from now on: `{"credit": 0}`.
+async fn credit(State(inner): Shared, Json(body): Json<Value>) -> Response {
+    let Some(left) = body["credit"].as_f64() else {
+        let body = json!({"error": "invalid_args", "msg": "credit is a number of dollars"});
+        return (StatusCode::BAD_REQUEST, Json(body)).into_response();
+    };
+    let mut state = inner.state();
+    state.credit = left + state.spent(now_ms());
+    Json(json!({"credit": left})).into_response()
 }
 
 /// Its host stops to report; `online` ends that, too.

@@ -17,6 +17,7 @@ use crate::market::{Inner, now_ms};
 use crate::sshd::openssh::{self, KeyLines};
 use crate::sshd::{self, KeyCheck};
 use crate::state::{BootTicket, Instance, Order, Refusal, Rented, State, Status};
+use crate::switches::HostLoss;
 
 /// What the fault of that name puts in place of the machine's own driver and CUDA version.
 const OLD_DRIVER: (&str, f64) = ("470.256.02", 11.4);
@@ -28,10 +29,12 @@ impl Inner {
         let mut state = self.state();
         let rented = state.rent(offer, order, api_key.clone(), now_ms())?;
         drop(state);
-        self.begin(BootTicket {
-            instance: rented.id,
-            boot: 1,
-        });
+        if !rented.stopped {
+            self.begin(BootTicket {
+                instance: rented.id,
+                boot: 1,
+            });
+        }
         Ok((rented, api_key))
     }
 
@@ -48,8 +51,8 @@ impl Inner {
     }
 
     /// `false` if there is no such instance.
-    pub async fn outbid(&self, id: u64) -> bool {
-        let Some(live) = self.state().outbid(id, now_ms()) else {
+    pub async fn outbid(&self, id: u64, by: Option<f64>) -> bool {
+        let Some(live) = self.state().outbid(id, by, now_ms()) else {
             return false;
         };
         if let Some(machine) = live {
@@ -92,7 +95,7 @@ impl Inner {
     }
 
     pub fn start_instance(self: &Arc<Self>, id: u64) -> Result<(), Refusal> {
-        let ticket = self.state().resume(id)?;
+        let ticket = self.state().resume(id, now_ms())?;
         if let Some(ticket) = ticket {
             self.begin(ticket);
         }
@@ -123,17 +126,23 @@ impl Inner {
     }
 
     fn show_offline(&self, id: u64) {
-        if let Some(instance) = self.state().alive_mut(id) {
-            instance.turn(Status::Offline, "Host is offline", now_ms());
+        let mut state = self.state();
+        let lost = state.switches.host_loss;
+        if let Some(instance) = state.alive_mut(id) {
+            let status = match lost {
+                HostLoss::Offline => Status::Offline,
+                HostLoss::Unknown => Status::Unknown,
+            };
+            instance.turn(status, "Host is offline", now_ms());
         }
     }
 
     /// `false` when the market closed meanwhile.
-    async fn wait(&self, time: Duration) -> bool {
+    pub async fn wait(&self, time: Duration) -> bool {
         tokio::select! { () = self.stop.cancelled() => false, () = tokio::time::sleep(time) => true }
     }
 
-    fn begin(self: &Arc<Self>, ticket: BootTicket) {
+    pub fn begin(self: &Arc<Self>, ticket: BootTicket) {
         let inner = Arc::clone(self);
         self.tasks.spawn(async move {
             if inner.run_boot(ticket).await.is_none() {
@@ -144,7 +153,7 @@ impl Inner {
 
     /// `None` where something else happened to the instance meanwhile.
     async fn run_boot(self: &Arc<Self>, ticket: BootTicket) -> Option<()> {
-        let (plan, stuck, ssh_dead) = self.step(ticket, |i| {
+        let (plan, stuck, fails, ssh_dead) = self.step(ticket, |i| {
             let suffers = |kind| i.suffers(kind).is_some();
             let plan = if i.boot == 1 {
                 i.boot_plan
@@ -154,6 +163,7 @@ impl Inner {
             (
                 plan,
                 suffers(FaultKind::StuckLoading),
+                suffers(FaultKind::BootFails),
                 suffers(FaultKind::SshDead) || !i.order.injects_ssh(),
             )
         })?;
@@ -173,6 +183,11 @@ impl Inner {
         self.wait(self.scaled(plan.loading_s)).await.then_some(())?;
         if stuck {
             return Some(());
+        }
+        if fails {
+            let why = "Error response from daemon: failed to create task for container: failed to create \
+                       shim task: OCI runtime create failed: runc create failed: unable to start container process";
+            return self.step(ticket, |i| i.turn(Status::Created, why, now_ms()));
         }
         self.leave_out(ticket).await?;
         let spec = self.spec(ticket)?;
@@ -201,6 +216,7 @@ impl Inner {
             }
             return None;
         }
+        self.open_proxy(ticket, &machine).await;
         self.strike_later(ticket);
         self.watch_program(ticket, &machine);
         self.wait(self.scaled(plan.sshd_s)).await.then_some(())?;
@@ -218,6 +234,17 @@ impl Inner {
         match &self.config.sshd {
             Sshd::InProcess => sshd::open(machine, key_check(market, id), self.config.forwarding),
             Sshd::OpenSsh(options) => openssh::open(machine, key_lines(market, id), options),
+        }
+    }
+
+    async fn open_proxy(&self, ticket: BootTicket, machine: &Arc<Machine>) {
+        let wanted = self.state().weather.as_ref().is_some_and(|w| w.proxy);
+        if !wanted {
+            return;
+        }
+        match self.proxy.open(machine).await {
+            Ok(port) => drop(self.step(ticket, |i| i.proxy_port = Some(port))),
+            Err(error) => tracing::warn!(%error, "no port for the proxy"),
         }
     }
 
@@ -325,7 +352,7 @@ impl Inner {
                 match suffered.fault {
                     _ if !still_up => {}
                     FaultKind::Dies => drop(inner.kill(id, Duration::ZERO).await),
-                    FaultKind::Outbid => drop(inner.outbid(id).await),
+                    FaultKind::Outbid => drop(inner.outbid(id, None).await),
                     _ => drop(inner.offline(id, measure.for_ms.map(Duration::from_millis))),
                 }
             });
@@ -376,6 +403,7 @@ impl Inner {
                 .and_then(|m| Some(self.config.clock_hook.as_ref()?.rewrite(m.offset_s.unwrap_or(0)))),
             noisy: measure(FaultKind::TmuxNoise).is_some(),
             busybox: is_busybox(&instance.order.image),
+            traffic: Arc::clone(&instance.traffic),
             tap: self.tap_file(id),
             identity: vec![
                 text("CONTAINER_ID", id.to_string()),

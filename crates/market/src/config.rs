@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::error::MarketError;
+use crate::limits::Limits;
+use crate::presets::Preset;
+use crate::switches::Switches;
 
 /// How far the processes of a rented machine are kept from the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,6 +91,13 @@ pub struct MarketConfig {
     pub tap: bool,
     /// Makes `clock_off` possible.
     pub clock_hook: Option<ClockHook>,
+    /// What happens by itself.
+    pub preset: Preset,
+    /// None: those of the preset.
+    pub limits: Option<Limits>,
+    pub switches: Switches,
+    /// What the account starts with, in dollars.
+    pub credit: f64,
     /// Whether the machines' sshd forwards ports, as `AllowTcpForwarding` decides it.
     pub forwarding: bool,
 }
@@ -108,6 +118,10 @@ impl MarketConfig {
             sshd: Sshd::InProcess,
             tap: false,
             clock_hook: None,
+            preset: Preset::Calm,
+            limits: None,
+            switches: Switches::default(),
+            credit: 1000.0,
             forwarding: true,
         }
     }
@@ -121,6 +135,9 @@ impl MarketConfig {
                 "time_scale is a number of at least 0, not {}",
                 self.time_scale
             )));
+        }
+        if !self.credit.is_finite() {
+            return Err(MarketError::Invalid("credit is a number of dollars".to_owned()));
         }
         Ok(())
     }

@@ -19,6 +19,8 @@ pub enum FaultKind {
     CreateUncertain,
     /// Stays in `loading` for good.
     StuckLoading,
+    /// The container cannot be made: `created` for good, with the reason in `status_msg`.
+    BootFails,
     /// Gets to `running`, but its SSH port refuses.
     SshDead,
     /// `Permission denied (publickey)` until `for_ms` after the first login that was refused.
@@ -119,7 +121,7 @@ pub struct Suffered {
 }
 
 impl Suffered {
-    fn new(fault: FaultKind, measure: Measure) -> Self {
+    pub fn new(fault: FaultKind, measure: Measure) -> Self {
         Self {
             fault,
             measure,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::faults::{FaultKind, Measure, Suffered};
 use crate::machine::Machine;
 use crate::money::Meter;
-use crate::offers::{BootPlan, Price};
+use crate::net::Traffic;
+use crate::offers::{BootPlan, INET_DOWN_COST, INET_UP_COST, Price};
 use crate::state::BootTicket;
 use crate::volumes::Wish;
 
@@ -23,6 +24,7 @@ pub enum Status {
     Running,
     /// Its container is being restarted.
     Rebooting,
+    Stopped,
     Exited,
     /// No heartbeat lately.
     Unknown,
@@ -37,6 +39,7 @@ impl Status {
             Self::Loading => "loading",
             Self::Running => "running",
             Self::Rebooting => "rebooting",
+            Self::Stopped => "stopped",
             Self::Exited => "exited",
             Self::Unknown => "unknown",
             Self::Offline => "offline",
@@ -67,6 +70,10 @@ pub struct Order {
     pub onstart: Option<String>,
     pub disk_gb: f64,
     pub runtype: String,
+    /// Whether its SSH port is opened on the host itself.
+    pub direct: bool,
+    /// Rather no contract at all than a stopped one.
+    pub cancel_unavail: bool,
     /// What the image's entrypoint gets where nothing is injected (`runtype` is `args`).
     pub args: Vec<String>,
     pub template: Option<String>,
@@ -90,11 +97,6 @@ impl Order {
             words = vec!["sleep".to_owned(), "infinity".to_owned()];
         }
         words
-    }
-
-    /// Whether its SSH port is opened on the host itself; the misspelt word is what clients send.
-    pub fn is_direct(&self) -> bool {
-        self.runtype.contains("ssh_direc")
     }
 }
 
@@ -129,8 +131,18 @@ pub struct Instance {
     pub history: VecDeque<(i64, String)>,
     /// A volume of the same machine, and where it is mounted.
     pub volume: Option<(u64, String)>,
+    /// When its contract is over.
+    pub ends_ms: i64,
     /// $/h of the one who has its GPUs by a higher bid.
     pub outbid_by: Option<f64>,
+    /// That one is of the market's own making, and goes as he came.
+    pub rivals: bool,
+    /// Its host is offline by the market's own making.
+    pub away: bool,
+    /// Bytes over SSH.
+    pub traffic: Arc<Traffic>,
+    /// Where the proxy takes connections for it.
+    pub proxy_port: Option<u16>,
     /// Wanted running, but its GPUs are somebody else's until further notice.
     pub queued: bool,
 }
@@ -153,6 +165,21 @@ impl Instance {
             self.history.pop_front();
         }
         self.history.push_back((now, line));
+    }
+
+    /// $ for what went over its line.
+    pub fn bandwidth_cost(&self) -> f64 {
+        const GB: f64 = 1e9;
+        let bytes =
+            |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed) as f64;
+        bytes(&self.traffic.outwards) / GB * INET_UP_COST + bytes(&self.traffic.inwards) / GB * INET_DOWN_COST
+    }
+
+    /// $ for all of it.
+    pub fn cost(&self, now: i64) -> f64 {
+        self.meter.gpu_cost(self.price, now)
+            + self.meter.storage_cost(self.price, now)
+            + self.bandwidth_cost()
     }
 
     /// What `status_msg` says of one that is well.

@@ -14,20 +14,26 @@ mod admin;
 mod api;
 mod boot;
 mod config;
+mod course;
 mod error;
 mod faults;
 mod instance;
+mod limits;
 mod machine;
 mod market;
 mod money;
 mod net;
 mod offers;
+mod presets;
+mod proxy;
 mod query;
 mod results;
 mod rng;
 mod rows;
 mod sshd;
 mod state;
+mod switches;
+mod tides;
 mod volumes;
 
 use std::net::SocketAddr;
@@ -38,6 +44,9 @@ use tokio::task::JoinHandle;
 
 pub use config::{ClockHook, Isolation, MarketConfig, Sshd};
 pub use error::{MachineError, MarketError};
+pub use limits::Limits;
+pub use presets::Preset;
+pub use switches::{SWITCHES, Switch, Switches};
 
 use crate::market::Inner;
 use crate::net::{CuttableListener, Peer};
@@ -101,6 +110,7 @@ pub async fn start(config: MarketConfig) -> Result<Market, MarketError> {
         })
     };
     let (addr, admin_addr) = (local(&listener)?, local(&admin_listener)?);
+    inner.run_course();
     let servers = vec![
         serve(&inner, listener, api::router(Arc::clone(&inner))),
         serve(&inner, admin_listener, admin::router(Arc::clone(&inner))),

@@ -1,6 +1,7 @@
 //! The market as a whole: configuration, state, and what is running for it.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,8 +10,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{MarketConfig, Sshd};
 use crate::error::MarketError;
+use crate::limits::{self, Endpoint, Excess, Limits};
 use crate::machine::{self, Kind, Machine};
 use crate::offers::Universe;
+use crate::proxy::Proxy;
 use crate::sshd::openssh;
 use crate::state::State;
 
@@ -20,7 +23,11 @@ pub struct Inner {
     /// Cancelled when the market closes.
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
+    pub limits: Limits,
     state: Mutex<State>,
+    asked: Mutex<limits::Ledger>,
+    refusals: AtomicUsize,
+    pub proxy: Arc<Proxy>,
 }
 
 impl Inner {
@@ -39,18 +46,31 @@ impl Inner {
             openssh::available().map_err(MarketError::Invalid)?;
         }
         let universe = Arc::new(Universe::from_seed(config.seed, config.machines));
+        let limits = config.limits.unwrap_or_else(|| config.preset.limits());
+        let state = State::new(universe, &config, now_ms());
         Ok(Arc::new(Self {
             config,
             kind,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            state: Mutex::new(State::new(universe)),
+            limits,
+            state: Mutex::new(state),
+            asked: Mutex::default(),
+            refusals: AtomicUsize::new(0),
+            proxy: Arc::default(),
         }))
     }
 
     /// The state. Never held across an await.
     pub fn state(&self) -> MutexGuard<'_, State> {
         machine::lock(&self.state)
+    }
+
+    /// Takes note of a request, or says why it comes too soon, and how often that was said.
+    pub fn ask(&self, who: &str, endpoint: Endpoint) -> Result<(), (Excess, usize)> {
+        machine::lock(&self.asked)
+            .ask(self.limits, who, endpoint, now_ms())
+            .map_err(|excess| (excess, self.refusals.fetch_add(1, Ordering::Relaxed)))
     }
 
     pub fn instance_dir(&self, id: u64) -> PathBuf {

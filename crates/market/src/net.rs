@@ -6,7 +6,10 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use axum::extract::connect_info::Connected;
@@ -21,10 +24,18 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 /// unplugged nothing passes, and nobody is told.
 pub struct Cuttable {
     inner: TcpStream,
+    traffic: Option<Arc<Traffic>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     dead: bool,
     read_plug: Plug,
     write_plug: Plug,
+}
+
+/// Bytes that went into a machine and out of it.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    pub inwards: AtomicU64,
+    pub outwards: AtomicU64,
 }
 
 /// One direction's view of the cable.
@@ -56,6 +67,7 @@ impl Cuttable {
     pub fn new(inner: TcpStream, cut: CancellationToken) -> Self {
         Self {
             inner,
+            traffic: None,
             cut: Box::pin(cut.cancelled_owned()),
             dead: false,
             read_plug: Plug {
@@ -73,6 +85,12 @@ impl Cuttable {
     pub fn with_plug(mut self, plugged: watch::Receiver<bool>) -> Self {
         self.read_plug.plugged = Some(plugged.clone());
         self.write_plug.plugged = Some(plugged);
+        self
+    }
+
+    /// Counts what passes.
+    pub fn with_traffic(mut self, traffic: Arc<Traffic>) -> Self {
+        self.traffic = Some(traffic);
         self
     }
 
@@ -98,7 +116,13 @@ impl AsyncRead for Cuttable {
     ) -> Poll<io::Result<()>> {
         self.check(cx)?;
         ready!(self.read_plug.poll(cx));
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if let Some(traffic) = &self.traffic {
+            let bytes = buf.filled().len() - before;
+            traffic.inwards.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        read
     }
 }
 
@@ -106,7 +130,11 @@ impl AsyncWrite for Cuttable {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.check(cx)?;
         ready!(self.write_plug.poll(cx));
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let wrote = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if let (Some(traffic), Poll::Ready(Ok(bytes))) = (&self.traffic, &wrote) {
+            traffic.outwards.fetch_add(*bytes as u64, Ordering::Relaxed);
+        }
+        wrote
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -209,6 +237,7 @@ pub struct CuttableListener {
 pub struct Peer {
     /// Cancelling it closes the connection without another byte.
     pub cut: CancellationToken,
+    pub ip: Option<IpAddr>,
 }
 
 impl Listener for CuttableListener {
@@ -216,15 +245,17 @@ impl Listener for CuttableListener {
     type Addr = Peer;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (stream, _) = Listener::accept(&mut self.listener).await;
+        let (stream, from) = Listener::accept(&mut self.listener).await;
         let cut = self.all.child_token();
         let _ = stream.set_nodelay(true);
-        (Cuttable::new(stream, cut.clone()), Peer { cut })
+        let ip = Some(from.ip());
+        (Cuttable::new(stream, cut.clone()), Peer { cut, ip })
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
         Ok(Peer {
             cut: self.all.clone(),
+            ip: None,
         })
     }
 }

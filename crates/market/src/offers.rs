@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 
 use crate::rng::Draw;
 
+/// $/GB out of a machine and into it (Vast.ai docs).
+pub const INET_UP_COST: f64 = 0.0046;
+pub const INET_DOWN_COST: f64 = 0.0012;
 /// Hours in a month by which Vast divides monthly storage prices (Vast.ai docs).
 pub const HOURS_PER_MONTH: f64 = 720.0;
 
@@ -189,7 +192,7 @@ impl Universe {
     }
 
     /// The rows to show when `is_free(machine index, gpu)` says what is not rented.
-    pub fn listed(&self, is_free: impl Fn(usize, u32) -> bool) -> Vec<&Offer> {
+    pub fn listed(&self, mut is_free: impl FnMut(usize, u32) -> bool) -> Vec<&Offer> {
         let mut rows: Vec<&Offer> = Vec::new();
         for offer in self.offers.values() {
             let size = offer.gpus.len();
@@ -297,6 +300,25 @@ pub fn driver_number(version: &str) -> u64 {
     next() * 1_000_000 + next() * 1_000 + next()
 }
 
+/// What one GPU of a machine costs at some time, in $/h, and its disk in $/GB/month.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Quote {
+    pub price: f64,
+    pub min_bid: f64,
+    pub storage: f64,
+}
+
+impl Machine {
+    /// The price that its host has set.
+    pub fn quote(&self) -> Quote {
+        Quote {
+            price: self.price_per_gpu,
+            min_bid: self.min_bid_per_gpu,
+            storage: self.storage_cost,
+        }
+    }
+}
+
 /// $/h of a share with a disk of `disk_gb`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Price {
@@ -305,10 +327,10 @@ pub struct Price {
 }
 
 impl Price {
-    pub fn of(machine: &Machine, gpus: usize, disk_gb: f64, bid: Option<f64>) -> Self {
+    pub fn of(quote: Quote, gpus: usize, disk_gb: f64, bid: Option<f64>) -> Self {
         Self {
-            dph_base: bid.unwrap_or(machine.price_per_gpu * gpus as f64),
-            storage_total_cost: disk_gb * machine.storage_cost / HOURS_PER_MONTH,
+            dph_base: bid.unwrap_or(quote.price * gpus as f64),
+            storage_total_cost: disk_gb * quote.storage / HOURS_PER_MONTH,
         }
     }
 
@@ -344,7 +366,7 @@ pub fn hardware_fields(machine: &Machine, gpus: &[u32]) -> serde_json::Map<Strin
         "cpu_ram": machine.cpu_ram_mb, "cpu_arch": "amd64", "has_avx": 1,
         "disk_bw": machine.disk_bw, "disk_name": "NVMe", "pci_gen": 4.0, "pcie_bw": 24.9, "mobo_name": "H12SSL",
         "os_version": "22.04", "inet_up": machine.inet_up, "inet_down": machine.inet_down,
-        "inet_up_cost": 0.0046, "inet_down_cost": 0.0012, "internet_up_cost_per_tb": 4.6,
+        "inet_up_cost": INET_UP_COST, "inet_down_cost": INET_DOWN_COST, "internet_up_cost_per_tb": 4.6,
         "internet_down_cost_per_tb": 1.2, "direct_port_count": 42, "static_ip": machine.datacenter,
         "geolocation": machine.geolocation, "geolocode": 1,
         "reliability": machine.reliability, "reliability2": machine.reliability, "reliability_mult": 0.9,
@@ -358,11 +380,26 @@ pub fn hardware_fields(machine: &Machine, gpus: &[u32]) -> serde_json::Map<Strin
     }
 }
 
+/// What a search prices its rows with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ask {
+    pub quote: Quote,
+    pub disk_gb: f64,
+    pub bid: bool,
+    pub now_s: f64,
+}
+
 /// A search row. `bid` shows interruptible prices, where `dph_base == min_bid`.
-pub fn offer_row(machine: &Machine, offer: &Offer, disk_gb: f64, bid: bool, now_s: f64) -> Value {
+pub fn offer_row(machine: &Machine, offer: &Offer, ask: &Ask) -> Value {
+    let &Ask {
+        quote,
+        disk_gb,
+        bid,
+        now_s,
+    } = ask;
     let n = offer.gpus.len() as f64;
-    let min_bid = machine.min_bid_per_gpu * n;
-    let price = Price::of(machine, offer.gpus.len(), disk_gb, bid.then_some(min_bid));
+    let min_bid = quote.min_bid * n;
+    let price = Price::of(quote, offer.gpus.len(), disk_gb, bid.then_some(min_bid));
     let dlperf = round(machine.tflops_per_gpu * n * 1.21, 2);
     let total = price.dph_total();
     let share = n / f64::from(machine.gpu_count);

@@ -49,11 +49,17 @@ fn rows_price_storage_by_the_month_of_720_hours() {
     let universe = Universe::from_seed(1, 20);
     for offer in universe.listed(|_, _| true) {
         let machine = &universe.machines[offer.machine];
-        let row = offer_row(machine, offer, 40.0, false, 0.0);
+        let ask = |bid| Ask {
+            quote: machine.quote(),
+            disk_gb: 40.0,
+            bid,
+            now_s: 0.0,
+        };
+        let row = offer_row(machine, offer, &ask(false));
         let num = |k: &str| row[k].as_f64().expect("number");
         assert!((num("storage_total_cost") - 40.0 * num("storage_cost") / 720.0).abs() < 1e-12);
         assert!((num("dph_total") - num("dph_base") - num("storage_total_cost")).abs() < 1e-12);
-        let bid = offer_row(machine, offer, 40.0, true, 0.0);
+        let bid = offer_row(machine, offer, &ask(true));
         assert_eq!(bid["dph_base"], bid["min_bid"]);
     }
 }

@@ -3,13 +3,14 @@
 use serde_json::{Value, json};
 
 use crate::market::seconds;
-use crate::offers::{Universe, hardware_fields};
-use crate::state::{Instance, Status};
+use crate::offers::hardware_fields;
+use crate::state::{Instance, State, Status};
+use crate::switches::Padding;
 use crate::volumes::Volumes;
 
 /// The row of one instance.
-pub fn instance_row(universe: &Universe, volumes: &Volumes, instance: &Instance, now_ms: i64) -> Value {
-    let Some(machine) = universe.machines.get(instance.machine) else {
+pub fn instance_row(market: &State, instance: &Instance, now_ms: i64) -> Value {
+    let Some(machine) = market.universe.machines.get(instance.machine) else {
         return Value::Null;
     };
     let order = &instance.order;
@@ -21,7 +22,7 @@ pub fn instance_row(universe: &Universe, volumes: &Volumes, instance: &Instance,
     };
     let state = match instance.status {
         Status::Running | Status::Rebooting => "running",
-        Status::Exited => "stopped",
+        Status::Exited | Status::Stopped => "stopped",
         _ => "unloaded",
     };
     let ssh_port = instance.ssh_port().filter(|_| running && order.injects_ssh());
@@ -29,22 +30,34 @@ pub fn instance_row(universe: &Universe, volumes: &Volumes, instance: &Instance,
         .live
         .as_ref()
         .map_or_else(|| "127.0.0.1".to_owned(), |m| m.address().to_string());
+    let public = match market.switches.padding {
+        Padding::Newline => format!("{address}\n"),
+        Padding::None => address.clone(),
+    };
+    // The proxy is this host's; without one the machine itself is reached.
+    let proxy = if instance.proxy_port.is_some() {
+        "127.0.0.1"
+    } else {
+        &address
+    };
     let runtype = image_runtype(&order.runtype);
     // Clients add one to the proxy port of a Jupyter instance.
-    let proxy_port = ssh_port.map(|port| port - u16::from(runtype.contains("jupyter")));
+    let proxy_port = instance.proxy_port.filter(|_| ssh_port.is_some()).or(ssh_port);
+    let proxy_port = proxy_port.map(|port| port - u16::from(runtype.contains("jupyter")));
     let price = instance.price;
-    let end = seconds(instance.created_ms) + machine.max_duration_s;
+    let end = seconds(instance.ends_ms);
+    let min_bid = market.quote(instance.machine, now_ms).min_bid * instance.gpus.len() as f64;
     let rest = json!({
         "id": instance.id, "label": order.label, "bundle_id": 900_000_000 + instance.offer_id,
         "actual_status": instance.status.as_str(), "intended_status": wanted, "cur_state": state,
         "next_state": wanted, "status_msg": instance.status_msg,
-        "is_bid": order.bid.is_some(), "min_bid": machine.min_bid_per_gpu * instance.gpus.len() as f64,
+        "is_bid": order.bid.is_some(), "min_bid": min_bid,
         "image_uuid": order.image, "image_args": order.args, "image_runtype": runtype,
         "extra_env": order.env.iter().map(|(k, v)| json!([k, v])).collect::<Vec<_>>(), "onstart": order.onstart,
         "template_id": null, "template_hash_id": order.template, "template_name": null,
         "jupyter_token": format!("{:016x}", instance.id),
-        "ssh_host": ssh_port.map(|_| address.as_str()), "ssh_idx": "1", "ssh_port": proxy_port,
-        "machine_dir_ssh_port": ssh_port, "public_ipaddr": address, "local_ipaddrs": address,
+        "ssh_host": ssh_port.map(|_| proxy), "ssh_idx": "1", "ssh_port": proxy_port,
+        "machine_dir_ssh_port": ssh_port, "public_ipaddr": public, "local_ipaddrs": address,
         "direct_port_start": -1, "direct_port_end": -1,
         "start_date": seconds(instance.created_ms), "end_date": end,
         "duration": (end - seconds(now_ms)).max(0.0),
@@ -58,7 +71,7 @@ pub fn instance_row(universe: &Universe, volumes: &Volumes, instance: &Instance,
         "instance": price.as_search_value(), "storage_cost": machine.storage_cost,
         "storage_total_cost": price.storage_total_cost,
         "country_code": machine.geolocation.rsplit(", ").next(), "credit_balance": null,
-        "volume_info": volume_info(volumes, instance),
+        "volume_info": volume_info(&market.volumes, instance),
     });
     let mut row = hardware_fields(machine, &instance.gpus);
     if let Value::Object(rest) = rest {
@@ -66,7 +79,7 @@ pub fn instance_row(universe: &Universe, volumes: &Volumes, instance: &Instance,
     }
     if running {
         let opened = order.env.iter().map(|(k, _)| k.as_str());
-        let direct = ssh_port.filter(|_| order.is_direct());
+        let direct = ssh_port.filter(|_| order.direct);
         row.insert("ports".to_owned(), ports(opened, direct));
     }
     Value::Object(row)

@@ -10,16 +10,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::faults::Faults;
+use crate::config::MarketConfig;
+use crate::faults::{Fate, FaultKind, Faults, Measure, Suffered};
 pub use crate::instance::{Instance, Order, SshKey, Status};
 use crate::machine::Machine;
 use crate::money::Meter;
-use crate::offers::{Price, Universe};
+use crate::offers::{Offer, Price, Quote, Universe};
+use crate::presets::Weather;
 use crate::results::Results;
+use crate::switches::{AccountKeys, LowBid, StoppedStatus, Switches};
+use crate::tides::{self, Image, Outcome, Tides};
 use crate::volumes::{self, NoVolume, Volume, Volumes, Wish};
-
-/// How much more the one pays who outbids an instance.
-const OVERBID: f64 = 1.25;
 
 /// A contract just made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Rented {
     pub id: u64,
     /// Nobody will hear of it: the connection goes before the answer.
     pub reply_lost: bool,
+    /// Made, but not started: its bid is too low.
+    pub stopped: bool,
 }
 
 /// Why a create or a start was not possible.
@@ -36,6 +39,8 @@ pub enum Refusal {
     Taken,
     /// There is no such volume on this machine, or no space for it.
     NoVolume,
+    LowBid,
+    NoCredit,
 }
 
 /// A boot to run: the instance and the number that makes it the current one.
@@ -54,6 +59,15 @@ pub struct State {
     pub requests: BTreeMap<String, u64>,
     pub volumes: Volumes,
     pub results: Results,
+    pub switches: Switches,
+    pub weather: Option<Weather>,
+    /// What there was, in dollars.
+    pub credit: f64,
+    opened_ms: i64,
+    time_scale: f64,
+    /// Which machine pulled which image when, in hours since the market opened.
+    pulled: HashMap<(usize, String), f64>,
+    operators: usize,
     taken: HashSet<(usize, u32)>,
     rentals: HashMap<usize, u64>,
     /// How often each machine was asked for: what rules draw by.
@@ -63,8 +77,16 @@ pub struct State {
 }
 
 impl State {
-    pub fn new(universe: Arc<Universe>) -> Self {
+    pub fn new(universe: Arc<Universe>, config: &MarketConfig, now: i64) -> Self {
+        let operators: HashSet<u64> = universe.machines.iter().map(|m| m.host_id).collect();
         Self {
+            switches: config.switches,
+            weather: config.preset.weather(),
+            credit: config.credit,
+            opened_ms: now,
+            time_scale: config.time_scale,
+            pulled: HashMap::new(),
+            operators: operators.len(),
             universe,
             instances: BTreeMap::new(),
             account_keys: Vec::new(),
@@ -82,6 +104,98 @@ impl State {
 
     pub fn is_free(&self, machine: usize, gpu: u32) -> bool {
         !self.taken.contains(&(machine, gpu))
+    }
+
+    /// Hours since the market opened, as fast as its waits are short.
+    pub fn hour(&self, now: i64) -> f64 {
+        if self.time_scale > 0.0 {
+            (now - self.opened_ms).max(0) as f64 / 3_600_000.0 / self.time_scale
+        } else {
+            0.0
+        }
+    }
+
+    pub fn tides(&self) -> Option<Tides<'_>> {
+        Some(Tides {
+            seed: self.universe.seed,
+            weather: self.weather.as_ref()?,
+            operators: self.operators,
+        })
+    }
+
+    /// What a GPU of this machine costs now.
+    pub fn quote(&self, machine: usize, now: i64) -> Quote {
+        let Some(machine) = self.universe.machines.get(machine) else {
+            return Quote::default();
+        };
+        let mut quote = machine.quote();
+        if let Some(tides) = self.tides() {
+            let (hour, factor) = (self.hour(now), tides.price_factor(machine, self.hour(now)));
+            quote.price *= factor;
+            quote.min_bid *= factor * tides.rival(machine, hour);
+        }
+        quote
+    }
+
+    /// The offers that are shown now.
+    pub fn listed(&self, now: i64) -> Vec<&Offer> {
+        let (tides, hour) = (self.tides(), self.hour(now));
+        let mut last = (usize::MAX, false);
+        self.universe.listed(|machine, gpu| {
+            if !self.is_free(machine, gpu) {
+                return false;
+            }
+            if last.0 != machine {
+                let host = self.universe.machines.get(machine);
+                let present = |t: &Tides<'_>| host.is_some_and(|host| t.present(host, hour));
+                last = (machine, tides.as_ref().is_none_or(present));
+            }
+            last.1
+        })
+    }
+
+    fn draw_fate(&mut self, machine: usize, image: &str, now: i64) -> Option<tides::Fate> {
+        let hour = self.hour(now);
+        let key = (machine, image.to_owned());
+        let idle_h = self.pulled.get(&key).map(|at| hour - at);
+        let nth = self.asks.get(&machine).copied().unwrap_or(0);
+        let host = self.universe.machines.get(machine)?;
+        let fate = self.tides()?.fate(host, nth, Image { name: image, idle_h }, hour);
+        if fate.outcome == Outcome::Works {
+            self.pulled.insert(key, hour);
+        }
+        Some(fate)
+    }
+
+    /// What was drawn, in the words of faults; what was armed by name comes first.
+    fn befall(&self, fate: &mut Fate, drawn: tides::Fate) {
+        let ms = |seconds: f64| Some((seconds * self.time_scale * 1000.0) as u64);
+        let mut add = |fault, measure| {
+            if fate.on_board.iter().all(|s| s.fault != fault) {
+                fate.on_board.push(Suffered::new(fault, measure));
+            }
+        };
+        let none = Measure::default();
+        match drawn.outcome {
+            Outcome::Works | Outcome::Gone => {}
+            Outcome::Hangs => add(FaultKind::StuckLoading, none),
+            Outcome::SshDead => add(FaultKind::SshDead, none),
+            Outcome::GpuMissing => add(FaultKind::GpuMissing, none),
+            Outcome::Fails => add(FaultKind::BootFails, none),
+        }
+        if let Some(lag) = drawn.key_lag_s {
+            let for_ms = ms(lag);
+            add(FaultKind::KeyLag, Measure { for_ms, ..none });
+        }
+        // Without a clock of its own a market would lose its machines at once.
+        if let Some(hours) = drawn.dies_after_h.filter(|_| self.time_scale > 0.0) {
+            let after_ms = ms(hours * 3600.0);
+            add(FaultKind::Dies, Measure { after_ms, ..none });
+        }
+        if self.weather.as_ref().is_some_and(|w| w.noise) {
+            add(FaultKind::TmuxNoise, none);
+        }
+        fate.reply_lost |= drawn.reply_lost;
     }
 
     /// The instance if it exists and was not destroyed.
@@ -112,20 +226,35 @@ impl State {
             return Err(Refusal::Taken);
         }
         self.check_volume(offer.machine, &order)?;
+        if self.credit_left(now) <= 0.0 {
+            return Err(Refusal::NoCredit);
+        }
+        let quote = self.quote(offer.machine, now);
+        let floor = quote.min_bid * offer.gpus.len() as f64;
+        let low = order.bid.is_some_and(|bid| bid < floor);
+        if low && (order.cancel_unavail || self.switches.low_bid == LowBid::Refused) {
+            return Err(Refusal::LowBid);
+        }
         let asked = self.asks.entry(offer.machine).or_insert(0);
-        let fate = self.faults.meet(universe.seed, machine.machine_id, *asked);
+        let mut fate = self.faults.meet(universe.seed, machine.machine_id, *asked);
         *asked += 1;
-        if fate.refused {
+        let drawn = self.draw_fate(offer.machine, &order.image, now);
+        if fate.refused || drawn.as_ref().is_some_and(|d| d.outcome == Outcome::Gone) {
             return Err(Refusal::Taken);
         }
         self.taken
             .extend(offer.gpus.iter().map(|gpu| (offer.machine, *gpu)));
         let rental = self.rentals.entry(offer.machine).or_insert(0);
-        let boot_plan = universe.boot_plan(offer.machine, *rental);
+        let mut boot_plan = universe.boot_plan(offer.machine, *rental);
         *rental += 1;
+        if let Some(drawn) = drawn {
+            boot_plan = drawn.boot;
+            self.befall(&mut fate, drawn);
+        }
         let id = self.next_id();
         let volume = self.take_volume(order.volume.as_ref(), now)?;
-        let price = Price::of(machine, offer.gpus.len(), order.disk_gb, order.bid);
+        let price = Price::of(quote, offer.gpus.len(), order.disk_gb, order.bid);
+        let ends_ms = now.saturating_add((machine.max_duration_s * 1000.0) as i64);
         self.instances.insert(
             id,
             Instance {
@@ -141,9 +270,10 @@ impl State {
                 started_ms: None,
                 destroyed_ms: None,
                 killed_ms: None,
-                status: Status::Provisioning,
+                ends_ms,
+                status: if low { Status::Exited } else { Status::Provisioning },
                 status_msg: String::new(),
-                intended_running: true,
+                intended_running: !low,
                 keys: Vec::new(),
                 boot: 1,
                 boot_plan,
@@ -153,13 +283,18 @@ impl State {
                 live: None,
                 history: VecDeque::new(),
                 volume,
-                outbid_by: None,
+                outbid_by: low.then_some(floor),
+                rivals: low,
+                away: false,
                 queued: false,
+                traffic: Arc::default(),
+                proxy_port: None,
             },
         );
         Ok(Rented {
             id,
             reply_lost: fate.reply_lost,
+            stopped: low,
         })
     }
 
@@ -181,11 +316,15 @@ impl State {
 
     /// Stops it: the disk stays, the GPUs go back to the market.
     pub fn stop(&mut self, id: u64, now: i64) -> Option<Option<Arc<Machine>>> {
+        let stopped = match self.switches.stopped_status {
+            StoppedStatus::Exited => Status::Exited,
+            StoppedStatus::Stopped => Status::Stopped,
+        };
         let instance = self.alive_mut(id)?;
         instance.intended_running = false;
         instance.queued = false;
         if instance.status != Status::Offline {
-            instance.turn(Status::Exited, "", now);
+            instance.turn(stopped, "", now);
         }
         instance.meter.halt(now);
         instance.boot += 1;
@@ -194,49 +333,17 @@ impl State {
         Some(live)
     }
 
-    /// A higher bid takes its GPUs: stopped as by its renter, who gets them back by a bid above
-    /// the other's. Until then, or until it is destroyed, they are the other's.
-    pub fn outbid(&mut self, id: u64, now: i64) -> Option<Option<Arc<Machine>>> {
-        let instance = self.alive_mut(id)?;
-        instance.intended_running = false;
-        instance.outbid_by = Some(instance.price.dph_base * OVERBID);
-        instance.turn(Status::Exited, "", now);
-        instance.meter.halt(now);
-        instance.boot += 1;
-        Some(instance.live.take())
-    }
-
-    /// Its host cannot be reached, or can again. Billed only while it can.
-    pub fn plug(&mut self, id: u64, plugged: bool, now: i64) -> Option<Arc<Machine>> {
-        let instance = self.alive_mut(id).filter(|i| i.killed_ms.is_none())?;
-        let live = instance.live.clone()?;
-        if plugged {
-            instance.turn(Status::Running, instance.running_message(), now);
-            instance.meter.run(now);
-        } else {
-            instance.turn(Status::Offline, "Host is offline", now);
-            instance.meter.halt(now);
-        }
-        Some(live)
-    }
-
-    /// Its host sends no heartbeat, though all goes on. `false` where none is running.
-    pub fn silence(&mut self, id: u64, now: i64) -> bool {
-        let running = |i: &&mut Instance| i.status == Status::Running;
-        match self.alive_mut(id).filter(running) {
-            Some(instance) => {
-                instance.turn(Status::Unknown, "No heartbeat", now);
-                true
-            }
-            None => false,
-        }
-    }
-
     /// Starts a stopped one again, if its GPUs are still free.
-    pub fn resume(&mut self, id: u64) -> Result<Option<BootTicket>, Refusal> {
+    pub fn resume(&mut self, id: u64, now: i64) -> Result<Option<BootTicket>, Refusal> {
         let instance = self.alive(id).ok_or(Refusal::NoSuchAsk)?;
         if instance.intended_running {
             return Ok(None);
+        }
+        if self.credit_left(now) <= 0.0 {
+            return Err(Refusal::NoCredit);
+        }
+        if instance.ends_ms <= now {
+            return Err(Refusal::Taken); // its contract is over
         }
         let (machine, gpus) = (instance.machine, instance.gpus.clone());
         if !gpus.iter().all(|gpu| self.is_free(machine, *gpu)) {
@@ -257,26 +364,6 @@ impl State {
         instance.turn(Status::Rebooting, "", now);
         let live = instance.live.take();
         Some((instance.wake()?, live))
-    }
-
-    /// Changes the bid of an interruptible one; `None` is the bid that wins. A ticket where
-    /// that gives it its GPUs back.
-    pub fn change_bid(&mut self, id: u64, price: Option<f64>, now: i64) -> Option<Option<BootTicket>> {
-        let universe = Arc::clone(&self.universe);
-        let instance = self.alive_mut(id).filter(|i| i.order.bid.is_some())?;
-        let machine = universe.machines.get(instance.machine)?;
-        let floor = machine.min_bid_per_gpu * instance.gpus.len() as f64;
-        let rival = instance.outbid_by;
-        let bid = price.unwrap_or_else(|| rival.map_or(floor, |r| r * 1.01));
-        let old = instance.price;
-        instance.meter.reprice(old, now);
-        instance.price.dph_base = bid;
-        instance.order.bid = Some(bid);
-        if rival.is_none_or(|rival| bid <= rival) {
-            return Some(None);
-        }
-        instance.outbid_by = None;
-        Some(instance.wake())
     }
 
     /// The host of this instance dies now; what was up is the caller's to kill.
@@ -367,10 +454,15 @@ impl State {
 
     /// Every key that may log in to this instance.
     pub fn keys_of(&self, id: u64) -> Vec<String> {
-        let own = self.alive(id).map_or(&[][..], |i| &i.keys);
+        let Some(instance) = self.alive(id) else {
+            return Vec::new();
+        };
+        let all = self.switches.account_keys == AccountKeys::All;
+        let reaches = |key: &&SshKey| all || key.created_ms <= instance.created_ms;
         self.account_keys
             .iter()
-            .chain(own)
+            .filter(reaches)
+            .chain(&instance.keys)
             .map(|k| k.text.clone())
             .collect()
     }

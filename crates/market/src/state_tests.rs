@@ -2,7 +2,11 @@ use super::*;
 use crate::faults::{FaultKind, Measure};
 
 fn state() -> State {
-    State::new(Arc::new(Universe::from_seed(1, 50)))
+    State::new(
+        Arc::new(Universe::from_seed(1, 50)),
+        &MarketConfig::new("/nowhere"),
+        0,
+    )
 }
 
 fn rent(state: &mut State, offer: u64) -> Result<u64, Refusal> {
@@ -45,7 +49,7 @@ fn a_stopped_one_does_not_free_what_another_took_meanwhile() {
     let first = rent(&mut state, offer).expect("free");
     state.stop(first, 5);
     let second = rent(&mut state, offer).expect("free again");
-    assert_eq!(state.resume(first), Err(Refusal::Taken));
+    assert_eq!(state.resume(first, 5), Err(Refusal::Taken));
     state.destroy(first, 9);
     assert_eq!(
         rent(&mut state, offer),
@@ -68,7 +72,7 @@ fn a_boot_that_was_overtaken_is_void() {
     assert!(state.booting(first).is_some());
     state.stop(id, 1);
     assert!(state.booting(first).is_none());
-    let second = state.resume(id).expect("free").expect("a boot");
+    let second = state.resume(id, 5).expect("free").expect("a boot");
     assert!(state.booting(second).is_some());
     state.kill(id, 2);
     assert!(state.booting(second).is_none());
@@ -83,13 +87,13 @@ fn an_outbid_one_keeps_its_disk_and_loses_its_gpus() {
     let mut state = state();
     let offer = listed(&state)[0];
     let id = rent(&mut state, offer).expect("free");
-    assert!(state.outbid(id, 5).is_some());
+    assert!(state.outbid(id, None, 5).is_some());
     let instance = state.alive(id).expect("its disk is still rented");
     assert_eq!(
         (instance.status, instance.intended_running),
         (Status::Exited, false)
     );
-    assert_eq!(state.resume(id), Err(Refusal::Taken));
+    assert_eq!(state.resume(id, 5), Err(Refusal::Taken));
     assert_eq!(rent(&mut state, offer), Err(Refusal::Taken));
     state.destroy(id, 9);
     assert!(rent(&mut state, offer).is_ok());

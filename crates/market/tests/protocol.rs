@@ -116,7 +116,7 @@ async fn errors_have_the_shapes_that_clients_match_on() {
             .get(format!("{}{url}", world.url()))
             .header("authorization", format!("Bearer {key}"));
         let response = response.send().await.unwrap();
-        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
         let body: Value = response.json().await.unwrap();
         assert_eq!(
             (&body["error"], &body["msg"]),

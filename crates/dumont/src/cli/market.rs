@@ -5,7 +5,7 @@ use crate::fail::{fail, usage};
 use crate::output;
 use anyhow::Result;
 use clap::Args;
-use dumont_market::{ClockHook, MarketConfig, MarketError, Sshd};
+use dumont_market::{ClockHook, Limits, MarketConfig, MarketError, Preset, SWITCHES, Sshd, Switch, Switches};
 use dumont_server::link::AGENT_SESSION;
 use std::net::SocketAddr;
 
@@ -34,12 +34,49 @@ pub struct MarketArgs {
     /// Multiplies the market's own waits only; 0 boots at once
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = super::factor)]
     pub time_scale: f64,
+    /// What happens by itself: `calm` (nothing), `vast` (as far as it is known), `hell`
+    #[arg(long, default_value = "calm")]
+    pub preset: Preset,
+    /// Rate limits: `off`, `documented`, or a factor of the documented intervals. Those of the
+    /// preset where nothing is said: off in `calm`, documented in the others
+    #[arg(long)]
+    pub limits: Option<Limits>,
+    /// Searches a day for each key and address, until midnight UTC; the real number is not known
+    #[arg(long, value_name = "N")]
+    pub search_quota: Option<u64>,
+    /// What the account starts with, in dollars
+    #[arg(long, default_value_t = 1000.0)]
+    pub credit: f64,
+    /// One thing that is not known of the real market, the other way: `NAME=VALUE`. `--switches`
+    /// lists them
+    #[arg(long = "switch", value_name = "NAME=VALUE")]
+    pub switch: Vec<String>,
+    /// List the switches, each with its values (the default first) and its evidence
+    #[arg(long)]
+    pub switches: bool,
     /// Run OpenSSH's server on the machines (needs root and openssh-server)
     #[arg(long)]
     pub openssh: bool,
 }
 
 impl MarketArgs {
+    fn limits(&self) -> Option<Limits> {
+        let quota = self.search_quota;
+        let limits = self.limits.or(quota.map(|_| self.preset.limits()))?;
+        Some(Limits {
+            searches_per_day: quota,
+            ..limits
+        })
+    }
+
+    fn switch_positions(&self) -> Result<Switches> {
+        let mut switches = Switches::default();
+        for text in &self.switch {
+            switches.set(text).map_err(refused)?;
+        }
+        Ok(switches)
+    }
+
     /// Neither port has TLS, and what is behind them runs programs.
     fn check(&self) -> Result<()> {
         if !self.listen.ip().is_loopback() && !self.allow_remote {
@@ -64,8 +101,22 @@ impl MarketArgs {
     }
 }
 
+fn list_switches(globals: &Globals) -> Result<()> {
+    if globals.json {
+        return output::json(&SWITCHES);
+    }
+    let row = |s: &Switch| vec![s.name.to_owned(), s.values.join(", "), s.evidence.to_owned()];
+    let rows: Vec<Vec<String>> = SWITCHES.iter().map(row).collect();
+    output::table(&["switch", "values", "evidence"], &[], &rows);
+    Ok(())
+}
+
 pub async fn run(globals: &Globals, args: MarketArgs) -> Result<()> {
+    if args.switches {
+        return list_switches(globals);
+    }
     args.check()?;
+    let (limits, switches) = (args.limits(), args.switch_positions()?);
     super::log_to_stderr(&globals.settings()?);
     let base = globals.data_dir()?;
     let data_dir = base.join("market");
@@ -77,6 +128,10 @@ pub async fn run(globals: &Globals, args: MarketArgs) -> Result<()> {
         seed: args.seed,
         machines: args.machines as usize,
         time_scale: args.time_scale,
+        preset: args.preset,
+        limits,
+        switches,
+        credit: args.credit,
         sshd: if args.openssh {
             Sshd::OpenSsh(Vec::new())
         } else {

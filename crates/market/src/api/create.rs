@@ -13,12 +13,12 @@ use super::{Shared, fail, number, object, ok};
 use crate::market::Inner;
 use crate::net::Peer;
 use crate::state::{Order, Refusal, Rented};
+use crate::switches::{DirectWord, EnvString, InsufficientCredit, OnstartLimit, StaleOffer, Switches};
 use crate::volumes::Wish;
 
 /// Limits as the Vast.ai docs state them.
 const MAX_IMAGE: usize = 1024;
 pub const MAX_LABEL: usize = 256;
-const MAX_ONSTART: usize = 16 * 1024;
 const MIN_DISK_GB: f64 = 8.0;
 const DEFAULT_DISK_GB: f64 = 10.0;
 /// What the official client asks for when it names no size.
@@ -55,7 +55,7 @@ pub async fn create_many(
     };
     let (mut made, mut failed) = (Vec::new(), Vec::new());
     for id in super::ids(body.get("ids")) {
-        match order(&body).map(|order| inner.create(id, order)) {
+        match order(&body, inner.config.switches).map(|order| inner.create(id, order)) {
             Ok(Ok((rented, _))) if rented.reply_lost => return unheard(&peer).await,
             Ok(Ok((rented, _))) => made.push(rented.id),
             Ok(Err(_)) => failed.push(json!({"ask_id": id, "error": "no_such_ask"})),
@@ -74,16 +74,29 @@ async fn unheard(peer: &Peer) -> Response {
 /// `None` where the answer is lost.
 fn one(inner: &Arc<Inner>, offer: u64, body: &Map<String, Value>) -> Option<Response> {
     let bad = |code, why: &str| Some(refused(StatusCode::BAD_REQUEST, code, 3467, why, offer));
-    let order = match order(body) {
+    let switches = inner.config.switches;
+    let order = match order(body, switches) {
         Ok(order) => order,
         Err((code, why)) => return bad(code, &why),
     };
     match inner.create(offer, order) {
         Ok((rented, _)) if rented.reply_lost => None,
+        // Not a success, but a contract: who does not destroy it pays for its disk.
+        Ok((
+            Rented {
+                id, stopped: true, ..
+            },
+            key,
+        )) => Some(ok(json!({
+            "success": false, "error": "bid_too_low", "msg": "The bid is too low: created stopped.",
+            "new_contract": id, "instance_api_key": key,
+        }))),
         Ok((Rented { id, .. }, key)) => Some(ok(
             json!({"success": true, "new_contract": id, "instance_api_key": key}),
         )),
-        Err(Refusal::Taken) => Some(gone(offer)),
+        Err(Refusal::Taken) => Some(gone(offer, switches)),
+        Err(Refusal::LowBid) => bad("invalid_price", "The bid is lower than the lowest."),
+        Err(Refusal::NoCredit) => Some(no_credit(switches)),
         Err(Refusal::NoVolume) => bad(
             "invalid_args",
             "volume_info names no volume of this machine, or more space than it has",
@@ -95,9 +108,26 @@ fn one(inner: &Arc<Inner>, offer: u64, body: &Map<String, Value>) -> Option<Resp
     }
 }
 
-fn gone(offer: u64) -> Response {
+fn gone(offer: u64, switches: Switches) -> Response {
     let why = format!("no_such_ask Instance type by id {offer} is no longer available.");
-    refused(StatusCode::GONE, "no_such_ask", 3907, &why, offer)
+    let (status, error, line) = match switches.stale_offer {
+        StaleOffer::Gone => (StatusCode::GONE, "no_such_ask", 3907),
+        StaleOffer::NotFound => (StatusCode::NOT_FOUND, "invalid_args", 3603),
+        StaleOffer::BadRequest => (StatusCode::BAD_REQUEST, "no_such_ask", 3467),
+    };
+    refused(status, error, line, &why, offer)
+}
+
+pub fn no_credit(switches: Switches) -> Response {
+    const WHY: &str = "Your account lacks credit; see the billing page.";
+    match switches.insufficient_credit {
+        InsufficientCredit::Code => fail(StatusCode::BAD_REQUEST, "insufficient_credit", WHY),
+        InsufficientCredit::Message => {
+            let body = json!({"success": false, "msg": format!("insufficient_credit: {WHY}")});
+            (StatusCode::BAD_REQUEST, Json(body)).into_response()
+        }
+        InsufficientCredit::Payment => fail(StatusCode::PAYMENT_REQUIRED, "insufficient_credit", WHY),
+    }
 }
 
 fn refused(status: StatusCode, error: &str, line: u32, why: &str, offer: u64) -> Response {
@@ -111,7 +141,7 @@ fn refused(status: StatusCode, error: &str, line: u32, why: &str, offer: u64) ->
 
 type Bad = (&'static str, String);
 
-fn order(body: &Map<String, Value>) -> Result<Order, Bad> {
+fn order(body: &Map<String, Value>, switches: Switches) -> Result<Order, Bad> {
     let invalid = |why: &str| ("invalid_args", why.to_owned());
     let text = |key: &str| body.get(key).and_then(Value::as_str).map(str::to_owned);
     let template = text("template_hash_id");
@@ -143,14 +173,28 @@ fn order(body: &Map<String, Value>) -> Result<Order, Bad> {
     if disk_gb < MIN_DISK_GB {
         return Err(invalid("disk is at least 8 GB"));
     }
-    let env = env(body.get("env")).map_err(|why| invalid(&why))?;
+    let env = env(body.get("env"), switches).map_err(|why| invalid(&why))?;
     let runtype = text("runtype").unwrap_or_default();
     let args = words(body.get("args"));
     let said = args.iter().map(String::len).sum::<usize>() + onstart.as_ref().map_or(0, String::len);
-    if said > MAX_ONSTART {
+    let most = match switches.onstart_limit {
+        OnstartLimit::Long => 16 * 1024,
+        OnstartLimit::Short => 4096,
+    };
+    if said > most {
         return Err(invalid("args and onstart are too long"));
     }
+    let direct = match switches.direct_word {
+        // The misspelt word is what the official client sends.
+        DirectWord::Both => runtype.contains("ssh_direc"),
+        DirectWord::Documented => runtype.contains("ssh_direct"),
+    };
     Ok(Order {
+        direct,
+        cancel_unavail: body
+            .get("cancel_unavail")
+            .and_then(Value::as_bool)
+            .unwrap_or(bid.is_none()),
         args,
         template,
         volume: wish(body.get("volume_info")).map_err(|why| invalid(&why))?,
@@ -192,8 +236,11 @@ fn wish(info: Option<&Value>) -> Result<Option<Wish>, String> {
 
 /// An object of variables and docker options. A flag string is accepted and not
 /// applied, as on the real market (Vast.ai docs).
-pub fn env(env: Option<&Value>) -> Result<Vec<(String, String)>, String> {
+pub fn env(env: Option<&Value>, switches: Switches) -> Result<Vec<(String, String)>, String> {
     match env {
+        Some(Value::String(_)) if switches.env_string == EnvString::Refused => {
+            Err("env is an object, no string of flags".to_owned())
+        }
         None | Some(Value::Null | Value::String(_)) => Ok(Vec::new()),
         Some(Value::Object(map)) => Ok(map
             .iter()

@@ -8,11 +8,12 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use super::create::{env, label_too_long};
+use super::create::{env, label_too_long, no_credit};
 use super::{Shared, fail, ids, no_such_instance, number, object, ok};
 use crate::market::{Inner, now_ms};
 use crate::rows::instance_row;
 use crate::state::Refusal;
+use crate::switches::{QueuedStart, SingleRead};
 
 /// Longer than at create (Vast.ai docs).
 const MAX_LABEL_CHANGE: usize = 1024;
@@ -24,9 +25,12 @@ const MAX_BID_PER_GPU: f64 = 32.0;
 /// A destroyed one reads as null with 200.
 pub async fn show(State(inner): Shared, id: Path<String>) -> Response {
     let state = inner.state();
-    let row = state
+    let mut row = state
         .alive(number(&id))
-        .map(|i| instance_row(&state.universe, &state.volumes, i, now_ms()));
+        .map(|i| instance_row(&state, i, now_ms()));
+    if let (Some(Value::Object(row)), SingleRead::NoVolumes) = (&mut row, state.switches.single_read) {
+        row.remove("volume_info");
+    }
     ok(json!({"instances": row}))
 }
 
@@ -34,7 +38,7 @@ pub async fn destroy(State(inner): Shared, id: Path<String>) -> Response {
     if inner.destroy(number(&id)).await {
         ok(json!({"success": true}))
     } else {
-        no_such_instance(&id.0)
+        no_such_instance(&inner, &id.0)
     }
 }
 
@@ -72,7 +76,7 @@ pub async fn change_many(State(inner): Shared, body: Bytes) -> Response {
 
 async fn apply(inner: &Arc<Inner>, id: u64, body: &Map<String, Value>) -> Response {
     if inner.state().alive(id).is_none() {
-        return no_such_instance(id);
+        return no_such_instance(inner, id);
     }
     if let Some(label) = body.get("label") {
         let label = label.as_str().map(str::to_owned);
@@ -89,16 +93,18 @@ async fn apply(inner: &Arc<Inner>, id: u64, body: &Map<String, Value>) -> Respon
             if inner.stop_instance(id).await {
                 ok(json!({"success": true}))
             } else {
-                no_such_instance(id)
+                no_such_instance(inner, id)
             }
         }
         Some("running") => match inner.start_instance(id) {
             Ok(()) => ok(json!({"success": true})),
-            Err(Refusal::NoSuchAsk | Refusal::NoVolume) => no_such_instance(id),
+            Err(Refusal::NoCredit) => no_credit(inner.config.switches),
+            Err(Refusal::NoSuchAsk | Refusal::NoVolume | Refusal::LowBid) => no_such_instance(inner, id),
             // 200, as observed: only the body tells.
             Err(Refusal::Taken) => {
+                let persists = inner.config.switches.queued_start == QueuedStart::Persists;
                 if let Some(instance) = inner.state().alive_mut(id) {
-                    instance.queued = true;
+                    instance.queued = persists;
                 }
                 ok(json!({
                     "success": false, "error": "resources_unavailable",
@@ -126,7 +132,7 @@ pub async fn recycle(State(inner): Shared, id: Path<String>) -> Response {
 /// What becomes of one that is not running is not documented: nothing, and no error.
 async fn restart(inner: &Arc<Inner>, id: u64, anew: bool) -> Response {
     if inner.state().alive(id).is_none() {
-        return no_such_instance(id);
+        return no_such_instance(inner, id);
     }
     inner.restart(id, anew).await;
     ok(json!({"success": true}))
@@ -151,7 +157,7 @@ pub async fn update(State(inner): Shared, id: Path<String>, body: Bytes) -> Resp
             order.template = Some(template);
         }
         if body.contains_key("env") {
-            match env(body.get("env")) {
+            match env(body.get("env"), inner.config.switches) {
                 Ok(env) => order.env = env,
                 Err(why) => return fail(StatusCode::BAD_REQUEST, "invalid_args", &why),
             }
@@ -166,7 +172,7 @@ pub async fn change_bid(State(inner): Shared, id: Path<String>, body: Bytes) -> 
         Err(refused) => return *refused,
     };
     let Some(gpus) = inner.state().alive(id).map(|i| i.gpus.len()) else {
-        return no_such_instance(id);
+        return no_such_instance(&inner, id);
     };
     let most = MAX_BID_PER_GPU * gpus as f64;
     let price = match body.get("price") {

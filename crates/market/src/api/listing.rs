@@ -46,10 +46,7 @@ pub async fn deprecated() -> Response {
 pub async fn list(State(inner): Shared, Query(query): Query<HashMap<String, String>>) -> Response {
     let rows: Vec<Value> = {
         let (state, now) = (inner.state(), now_ms());
-        state
-            .all_alive()
-            .map(|i| instance_row(&state.universe, &state.volumes, i, now))
-            .collect()
+        state.all_alive().map(|i| instance_row(&state, i, now)).collect()
     };
     match Page::parse(&query) {
         Ok(page) => ok(page.cut(rows)),
@@ -61,9 +58,7 @@ pub async fn list(State(inner): Shared, Query(query): Query<HashMap<String, Stri
 pub async fn filters(State(inner): Shared) -> Response {
     let state = inner.state();
     let now = now_ms();
-    let rows = state
-        .all_alive()
-        .map(|i| instance_row(&state.universe, &state.volumes, i, now));
+    let rows = state.all_alive().map(|i| instance_row(&state, i, now));
     let pick = |row: Value| json!({"actual_status": row["actual_status"], "verification": row["verification"], "gpu_name": row["gpu_name"]});
     ok(json!({"filters": rows.map(pick).collect::<Vec<_>>()}))
 }

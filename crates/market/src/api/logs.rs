@@ -39,7 +39,7 @@ pub async fn request(State(inner): Shared, id: Path<String>, headers: HeaderMap,
     let text = if daemon {
         let state = inner.state();
         let Some(instance) = state.alive(id) else {
-            return no_such_instance(id);
+            return no_such_instance(&inner, id);
         };
         let lines = instance
             .history
@@ -48,7 +48,7 @@ pub async fn request(State(inner): Shared, id: Path<String>, headers: HeaderMap,
         lines.collect()
     } else {
         if inner.state().alive(id).is_none() {
-            return no_such_instance(id);
+            return no_such_instance(&inner, id);
         }
         let path = inner.instance_dir(id).join("root/onstart.log");
         tokio::task::spawn_blocking(move || end_of(&path))
@@ -140,7 +140,7 @@ pub async fn execute(State(inner): Shared, id: Path<String>, headers: HeaderMap,
     let id = number(&id);
     let machine = match inner.state().alive(id) {
         Some(instance) => instance.live.clone(),
-        None => return no_such_instance(id),
+        None => return no_such_instance(&inner, id),
     };
     let Some(machine) = machine else {
         return fail(

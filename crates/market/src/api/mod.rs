@@ -1,6 +1,7 @@
 //! The Vast protocol over HTTP: routes, keys, the shape of errors.
 
 mod create;
+mod guard;
 mod instances;
 mod listing;
 mod logs;
@@ -9,12 +10,11 @@ mod ssh_keys;
 mod users;
 mod volumes;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::{MatchedPath, Path, Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{MatchedPath, Path, Request, State};
+use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
@@ -22,6 +22,7 @@ use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
 use crate::market::Inner;
+use crate::switches::NoSuchInstance;
 
 type Shared = State<Arc<Inner>>;
 
@@ -42,7 +43,12 @@ pub fn router(inner: Arc<Inner>) -> Router {
                 "Method not allowed.",
             )
         })
-        .layer(middleware::from_fn_with_state(Arc::clone(&inner), authorize))
+        .layer(middleware::from_fn_with_state(Arc::clone(&inner), guard::limit))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&inner),
+            guard::authorize,
+        ))
+        .layer(middleware::from_fn_with_state(Arc::clone(&inner), guard::dress))
         .layer(middleware::from_fn_with_state(Arc::clone(&inner), count))
         .with_state(inner)
 }
@@ -110,10 +116,13 @@ fn ok(value: Value) -> Response {
     Json(value).into_response()
 }
 
-fn no_such_instance(id: impl std::fmt::Display) -> Response {
+fn no_such_instance(inner: &Inner, id: impl std::fmt::Display) -> Response {
     fail(
         StatusCode::NOT_FOUND,
-        "no_such_instance",
+        match inner.config.switches.no_such_instance {
+            NoSuchInstance::Instance => "no_such_instance",
+            NoSuchInstance::Found => "not_found",
+        },
         &format!("Instance {id} not found."),
     )
 }
@@ -154,50 +163,4 @@ async fn count(State(inner): Shared, path: Option<MatchedPath>, request: Request
     let key = format!("{} {route}/", request.method());
     *inner.state().requests.entry(key).or_insert(0) += 1;
     next.run(request).await
-}
-
-/// Lets in who has a key. Searching and naming GPUs needs none.
-async fn authorize(
-    State(inner): Shared,
-    Query(query): Query<HashMap<String, String>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let path = request.uri().path().trim_end_matches('/');
-    let bearer = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.to_str().ok());
-    let bearer = bearer.and_then(|v| v.strip_prefix("Bearer ")).map(str::trim);
-    let key = bearer
-        .filter(|k| !k.is_empty())
-        .or_else(|| query.get("api_key").map(String::as_str));
-    let public = matches!(
-        path,
-        "/api/v0/gpu_names/unique" | "/api/v0/bundles" | "/api/v0/search/asks"
-    ) || path.starts_with("/results/");
-    let allowed = match key {
-        None | Some("") => public,
-        Some(key) => may(&inner, key, path),
-    };
-    if allowed {
-        next.run(request).await
-    } else {
-        bad_key()
-    }
-}
-
-fn bad_key() -> Response {
-    let body = json!({"success": false, "error": "auth_error", "msg": "Invalid user key"});
-    (StatusCode::UNAUTHORIZED, Json(body)).into_response()
-}
-
-/// An account's key may all, the key inside an instance only that instance.
-fn may(inner: &Inner, key: &str, path: &str) -> bool {
-    let owner = inner.state().all_alive().find(|i| i.api_key == key).map(|i| i.id);
-    if let Some(id) = owner {
-        let own = format!("/api/v0/instances/{id}");
-        return path == own || path.starts_with(&format!("{own}/"));
-    }
-    inner.config.api_keys.is_empty() || inner.config.api_keys.iter().any(|k| k == key)
 }

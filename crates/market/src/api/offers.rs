@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Shared, fail, object, ok};
 use crate::market::{Inner, now_ms, seconds};
-use crate::offers::offer_row;
+use crate::offers::{Ask, offer_row};
 use crate::query::OfferQuery;
 
 pub async fn search(State(inner): Shared, body: Bytes) -> Response {
@@ -42,16 +42,22 @@ fn answer(inner: &Inner, body: &Map<String, Value>) -> Response {
         Ok(query) => query,
         Err(bad) => return fail(StatusCode::BAD_REQUEST, "invalid_args", &bad.to_string()),
     };
-    let now = seconds(now_ms());
+    let now = now_ms();
     let rows: Vec<Value> = {
         let state = inner.state();
         let universe = &state.universe;
-        let listed = universe.listed(|machine, gpu| state.is_free(machine, gpu));
+        let listed = state.listed(now);
         listed
             .into_iter()
             .filter_map(|offer| {
                 let machine = universe.machines.get(offer.machine)?;
-                Some(offer_row(machine, offer, query.storage_gb, query.bid, now))
+                let ask = Ask {
+                    quote: state.quote(offer.machine, now),
+                    disk_gb: query.storage_gb,
+                    bid: query.bid,
+                    now_s: seconds(now),
+                };
+                Some(offer_row(machine, offer, &ask))
             })
             .collect()
     };

@@ -80,7 +80,7 @@ pub async fn remove(State(inner): Shared, id: Path<String>) -> Response {
 pub async fn list_attached(State(inner): Shared, id: Path<String>) -> Response {
     let state = inner.state();
     let Some(instance) = state.alive(number(&id)) else {
-        return no_such_instance(&id.0);
+        return no_such_instance(&inner, &id.0);
     };
     let keys: Vec<Value> = instance.keys.iter().map(|k| shown(k, "public_key")).collect();
     ok(json!({"success": true, "ssh_keys": Value::Array(keys).to_string()}))
@@ -94,7 +94,7 @@ pub async fn attach(State(inner): Shared, id: Path<String>, body: Bytes) -> Resp
     let mut state = inner.state();
     let key = state.new_key(text, now_ms());
     let Some(instance) = state.alive_mut(number(&id)) else {
-        return no_such_instance(&id.0);
+        return no_such_instance(&inner, &id.0);
     };
     if instance.keys.iter().all(|k| k.text != key.text) {
         instance.keys.push(key);
@@ -105,7 +105,7 @@ pub async fn attach(State(inner): Shared, id: Path<String>, body: Bytes) -> Resp
 pub async fn detach(State(inner): Shared, Path((id, key)): Path<(String, String)>) -> Response {
     let mut state = inner.state();
     let Some(instance) = state.alive_mut(id.parse().unwrap_or(0)) else {
-        return no_such_instance(&id);
+        return no_such_instance(&inner, &id);
     };
     let key: u64 = key.parse().unwrap_or(0);
     instance.keys.retain(|k| k.id != key);

@@ -9,19 +9,12 @@ use serde_json::json;
 use super::{Shared, ok};
 use crate::market::now_ms;
 
-/// What an account starts with, in dollars.
-const CREDIT: f64 = 1000.0;
-
 pub async fn current(State(inner): Shared) -> Response {
     let (state, now) = (inner.state(), now_ms());
-    let spent: f64 = state
-        .instances
-        .values()
-        .map(|i| i.meter.gpu_cost(i.price, now) + i.meter.storage_cost(i.price, now))
-        .sum();
+    let spent = state.spent(now);
     let key = state.account_keys.first().map(|k| k.text.clone());
     ok(json!({
-        "id": 1, "email": "renter@example.com", "username": "renter", "credit": CREDIT - spent, "balance": 0.0,
+        "id": 1, "email": "renter@example.com", "username": "renter", "credit": state.credit - spent, "balance": 0.0,
         "can_pay": true, "ssh_key": key, "balance_threshold": 0.0, "balance_threshold_enabled": false,
         "billed_expected": 0.0, "billed_verified": 0.0, "billing_creditonly": 0, "email_verified": true,
         "fullname": "A Renter", "got_signup_credit": 0, "has_billing": true, "has_payout": false,

@@ -33,6 +33,7 @@ pub use namespace::Kind;
 pub use network::can_have_network;
 
 use crate::error::MachineError;
+use crate::net::Traffic;
 
 /// How long a machine may take to come up or to die before we give up on it.
 const INIT_LIMIT: Duration = Duration::from_secs(20);
@@ -66,6 +67,8 @@ pub struct Spec {
     pub noisy: bool,
     /// Its image has busybox and nothing else.
     pub busybox: bool,
+    /// Counts what goes over SSH.
+    pub traffic: Arc<Traffic>,
     /// Where what goes over SSH is kept.
     pub tap: Option<PathBuf>,
 }
@@ -198,6 +201,10 @@ impl Machine {
 
     pub fn init_pid(&self) -> i32 {
         self.init_pid
+    }
+
+    pub fn traffic(&self) -> Arc<Traffic> {
+        Arc::clone(&self.spec.traffic)
     }
 
     pub fn kind(&self) -> Kind {

@@ -60,7 +60,9 @@ pub fn open(machine: &Arc<Machine>, keys: KeyCheck, forwarding: bool) -> Result<
                 },
             };
             let _ = stream.set_nodelay(true);
-            let stream = Cuttable::new(stream, machine.dead.clone()).with_plug(machine.plugged.subscribe());
+            let stream = Cuttable::new(stream, machine.dead.clone())
+                .with_plug(machine.plugged.subscribe())
+                .with_traffic(machine.traffic());
             let stream = Eager::new(stream);
             let handler = session::Session::new(Arc::clone(&machine), Arc::clone(&keys), forwarding);
             let config = Arc::clone(&config);
