@@ -5,8 +5,8 @@
 //! is not ours to trust. Redirects are not followed: where an object is, the controller said.
 //! Proxies from the environment are ignored for the same reason.
 //!
-//! What is tried again: a broken or silent connection and the four statuses by which a store
-//! says "later". Everything else is an answer. A store's "not implemented" (501) stays 501.
+//! What is tried again: a broken or silent connection and the statuses by which a store says
+//! "later". Everything else is an answer. A store's "not implemented" (501) stays 501.
 
 use crate::job::{Job, lock};
 use crate::tls::{Tls, Trust};
@@ -251,9 +251,9 @@ fn check(mut response: Response<Body>) -> Result<Response<Body>, Failed> {
         .read_to_end(&mut text);
     let text = String::from_utf8_lossy(&text).trim().to_owned();
     Err(match status {
-        500 | 502 | 503 | 504 => Failed::Again {
+        408 | 429 | 500 | 502 | 503 | 504 => Failed::Again {
             why: format!("status {status} {text}"),
-            unclear: status != 503,
+            unclear: !matches!(status, 429 | 503),
         },
         401 | 403 => Failed::Final(HttpError::Refused(text)),
         404 | 410 => Failed::Final(HttpError::Missing),

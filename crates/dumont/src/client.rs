@@ -108,7 +108,7 @@ impl Client {
         url: &str,
         headers: &std::collections::BTreeMap<String, String>,
         range: Option<std::ops::Range<u64>>,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<Got> {
         let absolute = if url.starts_with('/') {
             format!("{}{url}", self.base)
         } else {
@@ -126,16 +126,16 @@ impl Client {
         let status = response.status();
         let body = response.bytes().await.map_err(|e| self.unreachable(&e))?;
         if !status.is_success() {
-            return Err(error_of(status, &body));
+            return Ok(Got::Refused(status, refusal(status, &body)));
         }
         let whole = range.is_some() && status != StatusCode::PARTIAL_CONTENT;
-        Ok(match range.filter(|_| whole) {
+        Ok(Got::Bytes(match range.filter(|_| whole) {
             Some(r) => {
                 let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(body.len());
                 body.slice(at(r.start)..at(r.end)).to_vec()
             }
             None => body.to_vec(),
-        })
+        }))
     }
 
     /// PUT of one object, or of a part of one, to the URL of a grant; the store's tag for it.
@@ -293,6 +293,20 @@ pub fn is_unreachable(e: &anyhow::Error) -> bool {
 }
 
 /// What an answer that is not a success means.
+/// What came from a URL that was granted.
+pub enum Got {
+    Bytes(Vec<u8>),
+    /// The store says no, and why.
+    Refused(StatusCode, String),
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> String {
+    let said: String = String::from_utf8_lossy(body).trim().chars().take(200).collect();
+    format!("the store answered {status} {said}")
+        .trim_end()
+        .to_owned()
+}
+
 fn error_of(status: StatusCode, bytes: &[u8]) -> anyhow::Error {
     if let Ok(body) = serde_json::from_slice::<ErrorBody>(bytes) {
         return body.into();

@@ -24,6 +24,11 @@ use dumont_core::snapshot::{ObjectKind, ObjectRef, SnapshotHead};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 
+/// Living chunks are read together if no more than this lies between them, in ranges of at most
+/// `RANGE` bytes: a request costs as much as some hundred KiB, and the dead are not read for it.
+const GAP: u64 = 256 << 10;
+const RANGE: u64 = 16 << 20;
+
 /// So many indexes are worth one that replaces them: a restore reads each.
 const MANY_INDEXES: usize = 32;
 
@@ -34,6 +39,8 @@ pub struct Compaction {
     pub index: ObjectRef,
     /// Packs that were written.
     pub packs: Vec<ObjectRef>,
+    /// Packs that stay; the index names these and the written ones, and no others.
+    pub kept: Vec<ObjectRef>,
     /// Bytes of objects that the snapshots do not need any more.
     pub freed_bytes: u64,
     /// Bytes of living chunks that had to be copied.
@@ -170,7 +177,7 @@ impl Live {
     }
 
     fn write(self, fetcher: &Fetcher<'_>, sink: &dyn ObjectSink) -> Result<Compaction, Error> {
-        let (mut index, mut freed) = (Index::default(), 0);
+        let (mut index, mut freed, mut kept) = (Index::default(), 0, Vec::new());
         let mut writer = Writer {
             sink,
             open: [None, None],
@@ -184,6 +191,7 @@ impl Live {
                 index
                     .entries
                     .extend(pack.chunks.into_values().map(|e| (number, e)));
+                kept.push(pack.object.clone());
                 index.packs.push(pack.object);
                 continue;
             }
@@ -201,6 +209,7 @@ impl Live {
         Ok(Compaction {
             index: put(sink, ObjectKind::Index, &index.encode()?)?,
             packs,
+            kept,
             freed_bytes: freed,
             copied_bytes,
         })
@@ -218,13 +227,26 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn copy(&mut self, pack: &Pack, fetcher: &Fetcher<'_>) -> Result<(), Error> {
         let mut decoder = Decoder::new()?;
-        for e in pack.chunks.values() {
+        let key = &pack.object.key;
+        for run in runs(pack.chunks.values()) {
             fetcher.abort.check()?;
-            let key = &pack.object.key;
-            let frame = fetcher.get(key, Some(e.offset..e.end()), e.end() - e.offset)?;
-            e.open(&frame, &mut decoder)
-                .map_err(|why| Error::corrupt(key, format_args!("chunk {}: {why}", e.id)))?;
-            self.add(e, &frame[FRAME_LEN..])?;
+            let (Some(first), Some(last)) = (run.first(), run.last()) else {
+                continue;
+            };
+            let (from, to) = (first.offset, last.end());
+            let bytes = fetcher.get(key, Some(from..to), to - from)?;
+            for e in run {
+                let frame = &bytes[(e.offset - from) as usize..(e.end() - from) as usize];
+                if e.open(frame, &mut decoder).is_ok() {
+                    self.add(e, &frame[FRAME_LEN..])?;
+                    continue;
+                }
+                // The transfer may have been at fault.
+                let frame = fetcher.get(key, Some(e.offset..e.end()), e.end() - e.offset)?;
+                e.open(&frame, &mut decoder)
+                    .map_err(|why| Error::corrupt(key, format_args!("chunk {}: {why}", e.id)))?;
+                self.add(e, &frame[FRAME_LEN..])?;
+            }
         }
         Ok(())
     }
@@ -247,6 +269,25 @@ impl Writer<'_> {
         }
         Ok(self.done)
     }
+}
+
+/// Chunks in the order of their places, cut where it does not pay to read on. One that lies in
+/// another (only a hostile index says so) begins a run of its own.
+fn runs<'a>(chunks: impl Iterator<Item = &'a PackEntry>) -> Vec<Vec<&'a PackEntry>> {
+    let mut out: Vec<Vec<&PackEntry>> = Vec::new();
+    for e in chunks {
+        let fits = |run: &&mut Vec<&PackEntry>| {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else {
+                return false;
+            };
+            e.offset >= last.end() && e.offset - last.end() <= GAP && e.end() - first.offset <= RANGE
+        };
+        match out.last_mut().filter(fits) {
+            Some(run) => run.push(e),
+            None => out.push(vec![e]),
+        }
+    }
+    out
 }
 
 fn seal(pack: PackBuilder, sink: &dyn ObjectSink) -> Result<(ObjectRef, Vec<PackEntry>), Error> {

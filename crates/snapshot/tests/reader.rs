@@ -131,6 +131,43 @@ fn a_part_is_restored() {
     assert!(matches!(nothing, Err(Error::Invalid { .. })));
 }
 
+/// What lies before the cut restores, and is not called lost.
+#[test]
+fn a_pack_that_was_cut_short_costs_what_lay_behind() {
+    let mut world = World::new();
+    for n in 0..4u64 {
+        fs::write(world.work().join(format!("f{n}")), noise(500_000, n)).unwrap();
+    }
+    let (report, head, _) = world.snapshot();
+    let pack = report.packs.iter().max_by_key(|p| p.size).unwrap();
+    let path = world.store.dir.path_of(&pack.key).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(1_200_000)
+        .unwrap();
+    let found = check(std::slice::from_ref(&head), &world.store, &NEVER)
+        .unwrap()
+        .damaged;
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(
+        (&found[0].object, found[0].files.len()),
+        (&pack.key, 2),
+        "{found:#?}"
+    );
+    for n in 0..4 {
+        let lost = found[0].files.iter().any(|f| f.ends_with(&format!(":f{n}")));
+        let out = world.temp.path().join(format!("out{n}"));
+        let options = RestoreOptions {
+            include: vec![format!("f{n}")],
+            ..RestoreOptions::new(&out, &NEVER)
+        };
+        let restored = restore(&options, &head, &world.store, &Lines::default());
+        assert_eq!(restored.is_err(), lost, "f{n}: {restored:?}");
+    }
+}
+
 #[test]
 fn damage_is_named_by_object_and_file() {
     let (mut world, first) = furnished();

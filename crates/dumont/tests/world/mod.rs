@@ -28,13 +28,22 @@ const HIDDEN: [&str; 7] = [
 pub struct World {
     pub dir: TempDir,
     market: Child,
-    server: Child,
+    server: Option<Child>,
     pub admin_url: String,
+    /// Of the server.
+    env: Vec<(String, String)>,
 }
 
 impl World {
     /// Machines boot at once.
     pub fn start(machines: u32) -> Self {
+        let mut world = Self::without_server(machines, Vec::new());
+        world.serve();
+        world
+    }
+
+    /// The market alone; `env` is for the server that comes.
+    pub fn without_server(machines: u32, env: Vec<(String, String)>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let market = child(dir.path(), "market")
             .args([
@@ -49,19 +58,78 @@ impl World {
             .spawn()
             .unwrap();
         let at = wait_for(&dir.path().join("market/market.json"));
-        let server = child(dir.path(), "serve")
-            .args(["--listen", "127.0.0.1:0"])
-            .env("VAST_URL", at["url"].as_str().unwrap())
-            .env("VAST_API_KEY", "test-key")
-            .spawn()
-            .unwrap();
-        wait_for(&dir.path().join("server.json"));
+        let mut all = vec![
+            ("VAST_URL".to_owned(), at["url"].as_str().unwrap().to_owned()),
+            ("VAST_API_KEY".to_owned(), "test-key".to_owned()),
+        ];
+        all.extend(env);
         Self {
             admin_url: at["admin_url"].as_str().unwrap().to_owned(),
             dir,
             market,
-            server,
+            server: None,
+            env: all,
         }
+    }
+
+    pub fn serve(&mut self) {
+        assert!(
+            self.try_serve(&[]),
+            "the server does not start: {}",
+            self.log("serve")
+        );
+    }
+
+    /// False if it ended instead of serving.
+    pub fn try_serve(&mut self, args: &[&str]) -> bool {
+        let file = self.dir.path().join("server.json");
+        let _ = std::fs::remove_file(&file);
+        let mut server = child(self.dir.path(), "serve")
+            .args(["--listen", "127.0.0.1:0"])
+            .args(args)
+            .envs(self.env.iter().cloned())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while read_json(&file).is_none() {
+            if server.try_wait().unwrap().is_some() {
+                return false;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the server hangs: {}",
+                self.log("serve")
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.server = Some(server);
+        true
+    }
+
+    /// `kill -9`, if it runs.
+    pub fn kill_server(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill().unwrap();
+            server.wait().unwrap();
+        }
+    }
+
+    /// Whether it runs and has not killed itself.
+    pub fn serves(&mut self) -> bool {
+        let ended = |server: &mut Child| server.try_wait().unwrap().is_some();
+        if self.server.as_mut().is_some_and(ended) {
+            self.server = None;
+        }
+        self.server.is_some()
+    }
+
+    pub fn market_pid(&self) -> u32 {
+        self.market.id()
+    }
+
+    /// What one of the two has written.
+    pub fn log(&self, verb: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("{verb}.log"))).unwrap_or_default()
     }
 
     /// The world's own directory, and nothing of the person who runs the tests.
@@ -98,7 +166,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for child in [&mut self.server, &mut self.market] {
+        for child in self.server.iter_mut().chain([&mut self.market]) {
             // The market ends its machines when it is told to end, not when it is killed.
             if let Some(pid) = i32::try_from(child.id())
                 .ok()
@@ -144,7 +212,12 @@ fn clean<'a>(dir: &Path, command: &'a mut Command) -> &'a mut Command {
 }
 
 fn child(dir: &Path, verb: &str) -> Command {
-    let log = std::fs::File::create(dir.join(format!("{verb}.log"))).unwrap();
+    let log = dir.join(format!("{verb}.log"));
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .unwrap();
     let mut command = command(dir);
     command
         .args(["--die-with-parent", "--quiet", verb])
@@ -157,13 +230,14 @@ fn child(dir: &Path, verb: &str) -> Command {
 fn wait_for(file: &Path) -> Value {
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
-        if let Some(value) = std::fs::read(file)
-            .ok()
-            .and_then(|b| serde_json::from_slice(&b).ok())
-        {
+        if let Some(value) = read_json(file) {
             return value;
         }
         assert!(Instant::now() < deadline, "{} does not appear", file.display());
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+fn read_json(file: &Path) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
 }

@@ -33,7 +33,7 @@ pub async fn refuses_to_overwrite(store: &dyn ObjectStore) -> Check {
     let found = match tried.await {
         Err(ObjectError::Exists(_)) => Check::ok(NAME, "an object is never overwritten"),
         Err(e) => failed(NAME, &e),
-        Ok(()) => Check::failed(
+        Ok(_) => Check::failed(
             NAME,
             "a second write under the same key was taken",
             "the store must refuse to overwrite; look at what else writes there",

@@ -4,22 +4,18 @@ use super::{ObjectError, ObjectStore};
 use dumont_core::id::Digest;
 use dumont_core::snapshot::{ObjectKind, ObjectRef};
 use dumont_snapshot::{ObjectSink, ObjectSource, StoreError};
-use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::runtime::Handle;
 use ulid::Ulid;
 
-/// Objects kept in memory, for an engine that reads many parts of one: a pack has 32 MiB.
-const KEPT: usize = 2;
-
-/// One workspace's objects. To be used on a blocking thread.
+/// One workspace's objects, and no others: an index is written by a machine, and may name what
+/// is not its own. To be used on a blocking thread.
 pub struct Bridge {
     objects: Arc<dyn ObjectStore>,
     runtime: Handle,
     /// `workspaces/{id}`; new objects are created below it.
     prefix: String,
-    kept: Mutex<VecDeque<(String, Arc<Vec<u8>>)>>,
 }
 
 impl Bridge {
@@ -28,21 +24,12 @@ impl Bridge {
             objects,
             runtime: Handle::current(),
             prefix,
-            kept: Mutex::default(),
         }
     }
 
-    fn whole(&self, key: &str) -> Result<Arc<Vec<u8>>, StoreError> {
-        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, bytes)) = kept().iter().find(|k| k.0 == key) {
-            return Ok(bytes.clone());
-        }
-        let bytes = self.runtime.block_on(self.objects.get(key)).map_err(told)?;
-        let bytes = Arc::new(bytes);
-        let mut kept = kept();
-        kept.truncate(KEPT - 1);
-        kept.push_front((key.to_owned(), bytes.clone()));
-        Ok(bytes)
+    fn is_own(&self, key: &str) -> bool {
+        key.strip_prefix(&self.prefix)
+            .is_some_and(|rest| rest.starts_with('/'))
     }
 }
 
@@ -56,27 +43,29 @@ fn told(e: ObjectError) -> StoreError {
 
 impl ObjectSource for Bridge {
     fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Vec<u8>, StoreError> {
-        let whole = self.whole(key)?;
-        let Some(range) = range else {
-            return Ok(whole.to_vec());
-        };
-        let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(whole.len());
-        let (from, to) = (at(range.start), at(range.end));
-        Ok(whole.get(from..to).unwrap_or_default().to_vec())
+        if !self.is_own(key) {
+            return Err(StoreError::Missing(key.into()));
+        }
+        let got = self.runtime.block_on(async {
+            match range {
+                Some(range) => self.objects.get_range(key, range).await,
+                None => self.objects.get(key).await,
+            }
+        });
+        got.map_err(told)
     }
 }
 
 impl ObjectSink for Bridge {
     fn put(&self, kind: ObjectKind, digest: Digest, body: &[u8]) -> Result<ObjectRef, StoreError> {
         let key = format!("{}/{}/{}", self.prefix, kind.folder(), Ulid::generate());
-        self.runtime
-            .block_on(self.objects.put(&key, body))
-            .map_err(told)?;
+        let put = self.runtime.block_on(self.objects.put(&key, body));
+        let version = put.map_err(told)?;
         Ok(ObjectRef {
             key,
             size: body.len() as u64,
             digest,
-            version: None,
+            version,
         })
     }
 }

@@ -28,6 +28,7 @@ use dumont_wire::agent::{DownloadGrant, UploadGrant, UploadWanted};
 use sign::{Act, Signer};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -153,15 +154,21 @@ impl ObjectStore for FileStore {
         self.on_disk(move |disk| disk.read(&key)).await
     }
 
-    async fn put(&self, key: &str, bytes: &[u8]) -> Result<(), ObjectError> {
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectError> {
+        let key = key.to_owned();
+        self.on_disk(move |disk| disk.read_range(&key, &range)).await
+    }
+
+    async fn put(&self, key: &str, bytes: &[u8]) -> Result<Option<String>, ObjectError> {
         let (key, bytes) = (key.to_owned(), bytes.to_vec());
         self.on_disk(move |disk| {
             disk::check_key(&key)?;
             let mut incoming = disk.receive()?;
             incoming.write(&bytes)?;
-            disk.publish(incoming, &key).map(drop)
+            disk.publish(incoming, &key)
         })
-        .await
+        .await?;
+        Ok(None)
     }
 
     async fn delete(&self, key: &str) -> Result<(), ObjectError> {

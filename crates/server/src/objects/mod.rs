@@ -15,6 +15,7 @@ pub use check::failed;
 use async_trait::async_trait;
 use dumont_core::id::Digest;
 use dumont_wire::agent::{DownloadGrant, UploadGrant, UploadWanted};
+use std::ops::Range;
 
 /// What the store itself saw of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,9 +130,14 @@ pub trait ObjectStore: Send + Sync + 'static {
 
     async fn get(&self, key: &str) -> Result<Vec<u8>, ObjectError>;
 
-    /// Creates `key`; refuses if it exists with other content, so that it can be repeated.
-    async fn put(&self, key: &str, bytes: &[u8]) -> Result<(), ObjectError>;
+    /// A part of an object; what lies beyond its end is left out.
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectError>;
 
+    /// Creates `key`; refuses if it exists with other content, so that it can be repeated. Gives
+    /// the version where the bucket keeps them.
+    async fn put(&self, key: &str, bytes: &[u8]) -> Result<Option<String>, ObjectError>;
+
+    /// Whatever was ever stored under `key` is gone, older versions included.
     async fn delete(&self, key: &str) -> Result<(), ObjectError>;
 
     /// Every object below `prefix`, sorted by key.

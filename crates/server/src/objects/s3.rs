@@ -17,6 +17,7 @@ mod client;
 mod config;
 mod refusal;
 mod sweep;
+mod versions;
 
 pub use abilities::Abilities;
 pub use config::{Addressing, BadSetting, S3Config, VARIABLES};
@@ -32,6 +33,7 @@ use rusty_s3::S3Action;
 use rusty_s3::actions::{CreateMultipartUpload, ListObjectsV2};
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
@@ -93,16 +95,15 @@ impl S3Store {
             .await
     }
 
-    async fn delete_version(&self, key: &str, version: Option<&str>) -> Result<(), ObjectError> {
+    /// Whether that only laid a marker over older versions.
+    async fn delete_version(&self, key: &str, version: Option<&str>) -> Result<bool, ObjectError> {
         let mut action = self.client.bucket.delete_object(self.key(), key);
         if let Some(version) = version {
             action.query_mut().insert("versionId", version.to_owned());
         }
         let what = format!("delete {key}");
-        self.client
-            .send(&what, &action, &[], Bytes::new())
-            .await
-            .map(drop)
+        let answer = self.client.send(&what, &action, &[], Bytes::new()).await?;
+        Ok(version.is_none() && answer.header("x-amz-delete-marker") == Some("true"))
     }
 
     /// The version that was noted when the object was made.
@@ -191,6 +192,16 @@ impl S3Store {
     async fn completed_before(&self, key: &str, size: u64) -> Result<Option<ObjectMeta>, ObjectError> {
         let seen = self.head_any(key, None).await?;
         Ok(seen.filter(|o| o.size == size))
+    }
+
+    /// The key is taken: fine if that was our own earlier try, whose answer was lost.
+    async fn put_before(&self, key: &str, bytes: &[u8]) -> Result<Option<String>, ObjectError> {
+        if self.get(key).await? != bytes {
+            return Err(ObjectError::Exists(key.to_owned()));
+        }
+        let version = self.head(key).await?.and_then(|o| o.version);
+        self.note(key, version.as_ref()).await?;
+        Ok(version)
     }
 
     async fn head_any(&self, key: &str, version: Option<String>) -> Result<Option<ObjectMeta>, ObjectError> {
@@ -327,28 +338,56 @@ impl ObjectStore for S3Store {
         }
     }
 
-    async fn put(&self, key: &str, bytes: &[u8]) -> Result<(), ObjectError> {
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectError> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut action = self.client.bucket.get_object(self.key(), key);
+        if let Some(version) = self.pinned(key).await? {
+            action.query_mut().insert("versionId", version);
+        }
+        let what = format!("get a part of {key}");
+        let part = [("range", format!("bytes={}-{}", range.start, range.end - 1))];
+        let answer = self.client.send(&what, &action, &part, Bytes::new()).await?;
+        match answer.status {
+            404 => Err(ObjectError::Missing(key.to_owned())),
+            // It ends before.
+            416 => Ok(Vec::new()),
+            206 => Ok(answer.body.to_vec()),
+            _ if answer.ok() => Ok(part_of(&answer.body, &range).to_vec()),
+            _ => Err(self.unexpected(&what, &answer)),
+        }
+    }
+
+    async fn put(&self, key: &str, bytes: &[u8]) -> Result<Option<String>, ObjectError> {
         let condition = [("if-none-match", "*".to_owned())];
         let headers: &[_] = if self.abilities().await?.create_only {
             &condition
         } else {
             // Keys are ours alone; this is for our own repetition after a crash.
             if self.head(key).await?.is_some() {
-                return same(self.get(key).await?, key, bytes);
+                return self.put_before(key, bytes).await;
             }
             &[]
         };
         let answer = self.put_plain(key, bytes, headers).await?;
         match answer.status {
-            409 | 412 => same(self.get(key).await?, key, bytes),
-            _ if answer.ok() => self.note(key, answer.version().as_ref()).await,
+            409 | 412 => self.put_before(key, bytes).await,
+            _ if answer.ok() => {
+                let version = answer.version();
+                self.note(key, version.as_ref()).await?;
+                Ok(version)
+            }
             _ => Err(self.unexpected(&format!("put {key}"), &answer)),
         }
     }
 
     async fn delete(&self, key: &str) -> Result<(), ObjectError> {
-        let version = self.pinned(key).await?;
-        self.delete_version(key, version.as_deref()).await?;
+        let can = self.abilities().await?;
+        // Versioning may have been switched on since it was tried: then a marker is the answer.
+        if can.versions || self.pinned(key).await?.is_some() || self.delete_version(key, None).await? {
+            self.delete_versions(key).await?;
+        }
         match &self.db {
             Some(db) => db.forget_object_version(key).await?,
             None => drop(self.noted().remove(key)),
@@ -429,12 +468,10 @@ impl ObjectStore for S3Store {
     }
 }
 
-/// Our own repetition is fine; anything else under the key is not ours.
-fn same(held: Vec<u8>, key: &str, bytes: &[u8]) -> Result<(), ObjectError> {
-    if held == bytes {
-        return Ok(());
-    }
-    Err(ObjectError::Exists(key.to_owned()))
+/// For servers that send all of it.
+fn part_of<'a>(whole: &'a [u8], range: &Range<u64>) -> &'a [u8] {
+    let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(whole.len());
+    whole.get(at(range.start)..at(range.end)).unwrap_or_default()
 }
 
 fn not_completed(place: &str, key: &str, answer: &Answer) -> ObjectError {

@@ -22,7 +22,7 @@ use crate::link::prefix;
 use crate::objects::engine::Bridge;
 use crate::objects::{ObjectError, ObjectStore};
 use dumont_core::retention::{Kept, expired};
-use dumont_core::snapshot::SnapshotHead;
+use dumont_core::snapshot::{ObjectRef, SnapshotHead};
 use dumont_core::time::Timestamp;
 use dumont_snapshot::{Compaction, compact, packs_of};
 use dumont_store::{Error as StoreError, InstanceState, SnapshotRow, Store, WorkspaceRow};
@@ -255,8 +255,9 @@ impl Pruner {
         let Some(done) = tokio::task::spawn_blocking(work).await?? else {
             return Ok(());
         };
+        let packs = self.with_versions(&done).await?;
         for row in rows {
-            self.exchange(workspace, row, &done).await?;
+            self.exchange(workspace, row, &done.index, &packs).await?;
         }
         report.freed_bytes = done.freed_bytes;
         report.copied_bytes = done.copied_bytes;
@@ -267,14 +268,15 @@ impl Pruner {
         &self,
         workspace: &WorkspaceRow,
         row: &SnapshotRow,
-        done: &Compaction,
+        index: &ObjectRef,
+        packs: &[ObjectRef],
     ) -> Result<(), PruneError> {
         let head = SnapshotHead {
-            indexes: vec![done.index.clone()],
+            indexes: vec![index.clone()],
             ..row.head.clone()
         };
-        let facts = crate::workflows::capture::commit_facts(row, &head);
-        let digest = done.index.digest.to_string();
+        let facts = crate::workflows::capture::commit_facts(row, &head, packs.to_vec());
+        let digest = index.digest.to_string();
         let key = format!("{}snapshot-{}.json", folder(workspace, &row.id), &digest[..16]);
         self.objects.put(&key, &facts).await?;
         // Another controller may have been faster: its objects hold the same.
@@ -282,6 +284,18 @@ impl Pruner {
             .replace_snapshot_head(&row.id, &row.head, &head)
             .await?;
         Ok(())
+    }
+
+    /// The packs of the new index: with an empty database, all that says which version is ours.
+    async fn with_versions(&self, done: &Compaction) -> Result<Vec<ObjectRef>, StoreError> {
+        let mut packs = done.packs.clone();
+        for pack in &done.kept {
+            packs.push(ObjectRef {
+                version: self.store.object_version(&pack.key).await?,
+                ..pack.clone()
+            });
+        }
+        Ok(packs)
     }
 
     async fn marks(&self, workspace: &WorkspaceRow) -> Result<(Marks, Vec<String>), PruneError> {

@@ -334,8 +334,8 @@ async fn check_objects(app: &App, report: &SnapshotReport) -> Result<(), StepErr
     Ok(())
 }
 
-/// The same of a snapshot that is visible, with another head.
-pub fn commit_facts(row: &SnapshotRow, head: &SnapshotHead) -> Vec<u8> {
+/// The same of a snapshot that is visible, with another head and the packs that it leads to.
+pub fn commit_facts(row: &SnapshotRow, head: &SnapshotHead, packs: Vec<ObjectRef>) -> Vec<u8> {
     commit_object(&NewSnapshot {
         id: row.id.clone(),
         workspace_id: row.workspace_id.clone(),
@@ -344,7 +344,7 @@ pub fn commit_facts(row: &SnapshotRow, head: &SnapshotHead) -> Vec<u8> {
         base_snapshot_id: row.base_snapshot_id.clone(),
         parent_id: row.parent_id.clone(),
         head: head.clone(),
-        packs: row.packs.clone(),
+        packs,
         metadata_key: row.metadata_key.clone(),
         files_changed: row.files_changed,
         uploaded_bytes: row.uploaded_bytes,

@@ -1,6 +1,6 @@
 //! A machine with every URL it ever saw, and the wish to do harm.
 
-use crate::bucket::{InProcess, Weed};
+use crate::bucket::{InProcess, VERSIONED, Weed, keep_versions};
 use crate::contract::{open, send, upload, wanted};
 use dumont_server::objects::ObjectStore;
 use dumont_server::objects::s3::S3Store;
@@ -112,9 +112,9 @@ async fn a_url_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overwrite_changes_nothing_where_versions_are_kept() {
     let mut server = Weed::start().await;
-    server.make_bucket("versioned").await;
+    server.make_bucket(VERSIONED).await;
     let mut config = server.config();
-    config.bucket = "versioned".into();
+    config.bucket = VERSIONED.into();
     keep_versions(&config).await;
     let store = open(config.clone()).await;
     assert!(store.abilities().await.unwrap().versions);
@@ -124,7 +124,7 @@ async fn an_overwrite_changes_nothing_where_versions_are_kept() {
     let bucket = rusty_s3::Bucket::new(
         config.endpoint.clone(),
         rusty_s3::UrlStyle::Path,
-        "versioned",
+        VERSIONED,
         "us-east-1",
     )
     .unwrap();
@@ -147,24 +147,4 @@ async fn an_overwrite_changes_nothing_where_versions_are_kept() {
         .unwrap();
     let answer = Client::new().get(url).send().await.unwrap();
     assert_eq!(answer.bytes().await.unwrap(), "the good one");
-}
-
-async fn keep_versions(config: &dumont_server::objects::s3::S3Config) {
-    let mut url = config.endpoint.clone();
-    url.set_path("/versioned");
-    let signed = rusty_s3::signing::sign(
-        &jiff::Timestamp::now(),
-        rusty_s3::Method::Put,
-        url,
-        &config.key_id,
-        &config.secret,
-        None,
-        "us-east-1",
-        60,
-        [("versioning", "")].into_iter(),
-        std::iter::empty(),
-    );
-    let body = "<VersioningConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Status>Enabled</Status></VersioningConfiguration>";
-    let answer = Client::new().put(signed).body(body).send().await.unwrap();
-    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
 }

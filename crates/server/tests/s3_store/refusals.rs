@@ -96,3 +96,46 @@ async fn each_mistake_is_named() {
     let error = open(config).await.ping().await.unwrap_err();
     assert_eq!(error.code(), "store_unreachable", "{error}");
 }
+
+/// A trial that meets a bad moment is no trial: nothing of it is remembered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_moment_says_nothing_about_a_store() {
+    let server = InProcess::start().await;
+    for trouble in [
+        (503, "<Error><Code>SlowDown</Code></Error>"),
+        (403, "<Error><Code>AccessDenied</Code></Error>"),
+    ] {
+        let store = open(server.config()).await;
+        server.requests.lock().unwrap().clear();
+        let refuse_all_but_the_first = async {
+            while server.requests.lock().unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            server.fail_next(&[trouble; 64]);
+        };
+        let (can, ()) = tokio::join!(store.abilities(), refuse_all_but_the_first);
+        assert!(can.is_err(), "{trouble:?}: {can:?}");
+        server.faults.lock().unwrap().clear();
+        let can = store.abilities().await.unwrap();
+        assert!(can.create_only && can.signed_lengths, "{trouble:?}: {can:?}");
+    }
+}
+
+/// What comes in place of the parts of a pack: only what was asked for, whatever the server does.
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_are_what_they_should_be() {
+    let server = InProcess::start().await;
+    let store = open(server.config()).await;
+    let body: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    store.put("workspaces/a/x", &body).await.unwrap();
+    for range in [0..1, 1_000..2_000, 399_990..400_010, 400_000..400_001, 5..5] {
+        let expected = &body[range.start as usize..(range.end as usize).min(body.len())];
+        assert_eq!(
+            store.get_range("workspaces/a/x", range.clone()).await.unwrap(),
+            expected,
+            "{range:?}"
+        );
+    }
+    let missing = store.get_range("workspaces/a/none", 0..1).await.unwrap_err();
+    assert_eq!(missing.code(), "object_missing");
+}

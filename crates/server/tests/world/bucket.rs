@@ -15,6 +15,8 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 pub const BUCKET: &str = "snapshots";
+/// Where versions are kept, once [`keep_versions`] was called on it.
+pub const VERSIONED: &str = "versioned";
 pub const KEY: &str = "TESTKEY";
 pub const SECRET: &str = "testsecret-of-the-bucket";
 
@@ -45,6 +47,8 @@ pub struct InProcess {
     pub requests: Arc<Mutex<Vec<String>>>,
     /// Every request is answered with 503.
     pub down: Arc<AtomicBool>,
+    /// `If-None-Match` is honoured; if not, it is answered as B2 does.
+    pub conditions: Arc<AtomicBool>,
     alive: CancellationToken,
 }
 
@@ -63,7 +67,8 @@ impl InProcess {
         let (faults, requests) = (Faults::default(), Arc::new(Mutex::new(Vec::new())));
         let alive = CancellationToken::new();
         let down = Arc::new(AtomicBool::new(false));
-        let shared_down = down.clone();
+        let conditions = Arc::new(AtomicBool::new(true));
+        let (shared_down, shared_conditions) = (down.clone(), conditions.clone());
         let (shared_faults, shared_requests, token) = (faults.clone(), requests.clone(), alive.clone());
         tokio::spawn(async move {
             loop {
@@ -74,12 +79,15 @@ impl InProcess {
                 let Ok((socket, _)) = accepted else { continue };
                 let (service, faults, requests) =
                     (service.clone(), shared_faults.clone(), shared_requests.clone());
-                let down = shared_down.clone();
+                let (down, conditions) = (shared_down.clone(), shared_conditions.clone());
                 let answer = hyper::service::service_fn(move |request: hyper::Request<_>| {
                     let service = service.clone();
                     let mut fault = faults.lock().expect("no panic").pop_front();
                     if down.load(Ordering::SeqCst) {
                         fault = Some((503, "<Error><Code>ServiceUnavailable</Code></Error>"));
+                    }
+                    if !conditions.load(Ordering::SeqCst) && request.headers().contains_key("if-none-match") {
+                        fault = Some((501, "<Error><Code>NotImplemented</Code></Error>"));
                     }
                     requests.lock().expect("no panic").push(format!(
                         "{} {}",
@@ -115,6 +123,7 @@ impl InProcess {
             faults,
             requests,
             down,
+            conditions,
             alive,
         }
     }
@@ -300,4 +309,26 @@ impl Drop for Weed {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Switches the bucket's versioning on.
+pub async fn keep_versions(config: &S3Config) {
+    let mut url = config.endpoint.clone();
+    url.set_path(&format!("/{}", config.bucket));
+    let signed = rusty_s3::signing::sign(
+        &jiff::Timestamp::now(),
+        rusty_s3::Method::Put,
+        url,
+        &config.key_id,
+        &config.secret,
+        None,
+        "us-east-1",
+        60,
+        [("versioning", "")].into_iter(),
+        std::iter::empty(),
+    );
+    let body = "<VersioningConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Status>Enabled</Status></VersioningConfiguration>";
+    let answer = reqwest::Client::new().put(signed).body(body).send().await;
+    let answer = answer.expect("an answer");
+    assert!(answer.status().is_success(), "versions: {}", answer.status());
 }

@@ -31,6 +31,8 @@ pub struct World {
     pub blacklist: dumont_core::blacklist::Settings,
     /// Where objects go; none is the embedded store.
     pub s3: Option<S3Config>,
+    /// What machines get.
+    pub agent: AgentBinary,
     token: String,
     url: String,
 }
@@ -56,6 +58,15 @@ impl World {
             config.machines = 12;
         };
         Self::begin(small, Some(s3), Database::Embedded).await
+    }
+
+    /// The same with an agent of the test's own.
+    pub async fn with_agent(s3: S3Config, agent: AgentBinary) -> Self {
+        let mut world = Self::on_bucket(s3).await;
+        world.stop_server().await;
+        world.agent = agent;
+        world.start_server().await;
+        world
     }
 
     pub async fn on_market(shape: impl FnOnce(&mut MarketConfig)) -> Self {
@@ -88,6 +99,10 @@ impl World {
             race: Default::default(),
             blacklist: Default::default(),
             s3,
+            agent: AgentBinary {
+                gz: dumont_agent_embed::AGENT_GZ,
+                digest: dumont_agent_embed::AGENT_DIGEST,
+            },
             token: String::new(),
             url: String::new(),
         };
@@ -102,10 +117,7 @@ impl World {
             public_url: None,
             data_dir: self.data_dir(),
             database: self.database.clone(),
-            agent: AgentBinary {
-                gz: dumont_agent_embed::AGENT_GZ,
-                digest: dumont_agent_embed::AGENT_DIGEST,
-            },
+            agent: self.agent,
             s3: self.s3.clone(),
             vast: VastConfig::new(&self.market.url(), ApiKey::new("test-key").expect("a key"))
                 .expect("a URL"),

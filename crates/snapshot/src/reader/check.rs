@@ -169,12 +169,8 @@ fn look(pack: &Pack, fetcher: &Fetcher<'_>) -> Result<Option<Bad>, Error> {
                 chunks: all(),
             }));
         }
-        Err(Error::Corrupt { detail, .. }) => {
-            return Ok(Some(Bad {
-                problem: detail,
-                chunks: all(),
-            }));
-        }
+        // Cut short, say: what a restore could still get of it is not lost.
+        Err(Error::Corrupt { detail, .. }) => return one_by_one(pack, detail, fetcher).map(Some),
         Err(e) => return Err(e),
     };
     let mut decoder = Decoder::new()?;
@@ -201,6 +197,18 @@ fn look(pack: &Pack, fetcher: &Fetcher<'_>) -> Result<Option<Bad>, Error> {
             chunks: bad,
         })
     })
+}
+
+fn one_by_one(pack: &Pack, problem: String, fetcher: &Fetcher<'_>) -> Result<Bad, Error> {
+    let (mut decoder, mut chunks) = (Decoder::new()?, HashSet::new());
+    for place in pack.chunks.values() {
+        match fetcher.chunk_again(&pack.object.key, place, &mut decoder, &String::new) {
+            Ok(_) => {}
+            Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => _ = chunks.insert(place.entry.id),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Bad { problem, chunks })
 }
 
 fn name(pack: &Pack, bad: &Bad, opened: &[Opened<'_>]) -> Damage {

@@ -4,7 +4,7 @@
 //! store's own. Its `snapshot.json` files say which snapshots there are.
 
 use crate::cli::workspace::path_of;
-use crate::client::{Client, encode};
+use crate::client::{Client, Got, encode};
 use crate::config::Globals;
 use crate::fail::{body_of, fail, usage};
 use anyhow::{Context, Result};
@@ -14,6 +14,7 @@ use dumont_core::time::Timestamp;
 use dumont_snapshot::{DirStore, ObjectSource, StoreError};
 use dumont_wire::agent::DownloadGrant;
 use dumont_wire::rest::{OpenedSnapshot, ReadSnapshot, Snapshot};
+use reqwest::StatusCode;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -209,17 +210,36 @@ impl Remote {
                 return Ok(None);
             };
             left -= 1;
-            match self.client.get_object(url, &grant.headers, range.clone()).await {
-                Ok(bytes) => return Ok(Some(bytes)),
-                Err(e) if left == 0 => return Err(e),
-                Err(_) => {
-                    self.grants().remove(key);
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
+            let why = match self.client.get_object(url, &grant.headers, range.clone()).await {
+                Ok(Got::Bytes(bytes)) => return Ok(Some(bytes)),
+                Ok(Got::Refused(StatusCode::NOT_FOUND, _)) => return Ok(None),
+                // The object ends before: less came than was asked for, which is for the engine to say.
+                Ok(Got::Refused(StatusCode::RANGE_NOT_SATISFIABLE, _)) => return Ok(Some(Vec::new())),
+                Ok(Got::Refused(status, why)) if !worth_repeating(status) => {
+                    return Err(fail("store_refused", why, "`dumont doctor` looks at the store"));
                 }
+                Ok(Got::Refused(_, why)) => fail(
+                    "store_unavailable",
+                    why,
+                    "look at the store's status, then try again",
+                ),
+                Err(e) => e,
+            };
+            if left == 0 {
+                return Err(why);
             }
+            self.grants().remove(key);
+            // In step with nobody else who lost the same store.
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause *= 2;
         }
     }
+}
+
+/// "Later", or a URL whose time was over: each try has a fresh one. What a store lacks (501) it
+/// will lack the next time, too.
+fn worth_repeating(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 401 | 403 | 408 | 429 | 500 | 502 | 503 | 504)
 }
 
 impl ObjectSource for Remote {

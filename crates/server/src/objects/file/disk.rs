@@ -8,7 +8,8 @@ use rustix::fs::{OFlags, XattrFlags};
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -243,6 +244,15 @@ impl Disk {
         let mut found = self.find(key)?.ok_or_else(|| ObjectError::Missing(key.into()))?;
         let mut bytes = Vec::new();
         found.file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// What lies beyond its end is left out.
+    pub fn read_range(&self, key: &str, range: &Range<u64>) -> Result<Vec<u8>, ObjectError> {
+        let found = self.find(key)?.ok_or_else(|| ObjectError::Missing(key.into()))?;
+        let length = range.end.min(found.size).saturating_sub(range.start);
+        let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+        found.file.read_exact_at(&mut bytes, range.start)?;
         Ok(bytes)
     }
 

@@ -56,18 +56,18 @@ impl S3Store {
     pub async fn probe(&self) -> Result<Abilities, ObjectError> {
         let key = format!("doctor/{}", Ulid::generate());
         let found = self.try_out(&key).await;
-        let versions = found.as_ref().map_or(&[][..], |(_, versions)| versions);
-        for version in versions {
-            self.delete_version(&key, Some(version)).await?;
+        for left in [key.clone(), length_key(&key)] {
+            // Where versions are kept, this leaves only a marker.
+            if self.delete_version(&left, None).await? {
+                self.delete_versions(&left).await?;
+            }
         }
-        // Where versions are kept, this would leave a marker behind.
-        if versions.is_empty() {
-            self.delete_version(&key, None).await?;
-        }
-        found.map(|(abilities, _)| abilities)
+        found
     }
 
-    async fn try_out(&self, key: &str) -> Result<(Abilities, Vec<String>), ObjectError> {
+    /// What is remembered for good must not come from a bad moment: whatever is not a plain yes
+    /// or no ends the experiment.
+    async fn try_out(&self, key: &str) -> Result<Abilities, ObjectError> {
         let first = self.put_plain(key, b"one", &[]).await?;
         if !first.ok() {
             return Err(self.unexpected(&format!("put {key}"), &first));
@@ -75,23 +75,25 @@ impl S3Store {
         let second = self
             .put_plain(key, b"two", &[("if-none-match", "*".to_owned())])
             .await;
-        // 501 is B2's answer; any other refusal of the header means the same for us.
-        let refused_it = matches!(&second, Ok(answer) if matches!(answer.status, 409 | 412));
-        let create_only = refused_it && self.get(key).await? == b"one";
-        let signed_lengths = self.checks_lengths(key).await;
-        let mut versions: Vec<String> = first.version().into_iter().collect();
-        versions.extend(second.ok().and_then(|a| a.version()));
-        let abilities = Abilities {
-            create_only,
-            versions: !versions.is_empty(),
-            signed_lengths,
+        let refused_it = match &second {
+            Ok(answer) => matches!(answer.status, 409 | 412),
+            // 501 is B2's answer; another refusal of the header means the same for us.
+            Err(error) if ["not_implemented", "store_refused"].contains(&error.code()) => false,
+            Err(_) => {
+                second?;
+                false
+            }
         };
-        Ok((abilities, versions))
+        Ok(Abilities {
+            create_only: refused_it && self.get(key).await? == b"one",
+            versions: first.version().is_some(),
+            signed_lengths: self.checks_lengths(key).await?,
+        })
     }
 
     /// A URL signed for three bytes, with four sent to it.
-    async fn checks_lengths(&self, key: &str) -> bool {
-        let other = format!("{key}-length");
+    async fn checks_lengths(&self, key: &str) -> Result<bool, ObjectError> {
+        let other = length_key(key);
         let mut action = self
             .client
             .bucket
@@ -102,11 +104,9 @@ impl S3Store {
             .send("put", &action, &[], Bytes::from_static(b"four"))
             .await;
         match sent {
-            Ok(answer) if answer.ok() => {
-                let _ = self.delete_version(&other, answer.version().as_deref()).await;
-                false
-            }
-            _ => true,
+            Ok(answer) => Ok(!answer.ok()),
+            Err(ObjectError::Store(refusal)) if !refusal.transient => Ok(true),
+            Err(error) => Err(error),
         }
     }
 
@@ -181,6 +181,10 @@ impl S3Store {
             }
         }
     }
+}
+
+fn length_key(key: &str) -> String {
+    format!("{key}-length")
 }
 
 fn is_private(ip: std::net::IpAddr) -> bool {

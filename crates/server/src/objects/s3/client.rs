@@ -125,7 +125,21 @@ impl Client {
         self.request(what, method, action.sign(OWN), headers, body).await
     }
 
-    /// A signed URL that no action of the library makes.
+    /// A URL that no action of the library makes, signed anew for each try.
+    pub async fn send_signed(
+        &self,
+        what: &str,
+        method: reqwest::Method,
+        url: impl Fn() -> url::Url + Send + Sync,
+    ) -> Result<Answer, ObjectError> {
+        let once = || self.request(what, method.clone(), url(), &[], Bytes::new());
+        once.retry(self.retry)
+            .when(|e: &Attempt| e.again)
+            .await
+            .map_err(|e| e.error)
+    }
+
+    /// A signed URL, tried once.
     pub async fn send_url(
         &self,
         what: &str,

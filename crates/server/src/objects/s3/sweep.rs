@@ -6,8 +6,6 @@
 use super::S3Store;
 use super::refusal::tag;
 use crate::objects::{ObjectError, ObjectStore};
-use reqwest::Method;
-use rusty_s3::signing::sign;
 use std::time::{Duration, SystemTime};
 
 pub const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -51,26 +49,12 @@ impl S3Store {
                 query.push(("upload-id-marker", id));
                 query.sort_unstable();
             }
-            let (bucket, key) = (&self.client.bucket, &self.client.credentials);
-            let url = sign(
-                &jiff::Timestamp::now(),
-                rusty_s3::Method::Get,
-                bucket.base_url().clone(),
-                key.key(),
-                key.secret(),
-                key.token(),
-                bucket.region(),
-                300,
-                query.into_iter(),
-                std::iter::empty(),
-            );
-            let answer = match self.client.send_url("list uploads", Method::GET, url).await {
-                Ok(answer) => answer,
+            let text = match self.list_signed("list uploads", query).await {
+                Ok(text) => text,
                 // Such a store ends them by itself, or keeps none.
                 Err(error) if error.code() == "not_implemented" => return Ok(found),
                 Err(error) => return Err(error),
             };
-            let text = answer.text();
             found.extend(parse(&text));
             let next = tag(&text, "NextKeyMarker").zip(tag(&text, "NextUploadIdMarker"));
             marker = match next {

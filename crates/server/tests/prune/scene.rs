@@ -1,6 +1,4 @@
-//! Retention and prune against a real store and a real database, with crashes at every step.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code")]
+//! One workspace on any store, its snapshots, and a store that dies.
 
 use async_trait::async_trait;
 use dumont_core::retention::Keep;
@@ -8,31 +6,49 @@ use dumont_core::snapshot::{SnapshotHead, SnapshotReport, Verdict};
 use dumont_core::time::Timestamp;
 use dumont_server::objects::engine::Bridge;
 use dumont_server::objects::file::FileStore;
+use dumont_server::objects::s3::{S3Config, S3Store};
 use dumont_server::objects::{Check, ObjectError, ObjectMeta, ObjectStore, Ticket};
 use dumont_server::reconcilers::retention::{Grace, Pruner};
 use dumont_snapshot::{NoEvents, RestoreOptions, SnapshotOptions, restore, snapshot};
 use dumont_store::{NewSnapshot, NewWorkspace, Store, WorkspaceRow, WorkspaceState};
 use dumont_wire::agent::{DownloadGrant, UploadWanted};
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 static NEVER: AtomicBool = AtomicBool::new(false);
 
-/// Dies after so many acts: whatever comes then has no effect.
-struct Dying {
-    inner: Arc<FileStore>,
+/// Dies after so many acts: whatever comes then has no effect. Counts what is read of packs.
+pub struct Dying {
+    inner: Arc<dyn ObjectStore>,
     left: AtomicI64,
+    pub read: AtomicU64,
 }
 
 impl Dying {
+    pub fn after(acts: i64, inner: Arc<dyn ObjectStore>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            left: AtomicI64::new(acts),
+            read: AtomicU64::new(0),
+        })
+    }
+
     fn act(&self) -> Result<(), ObjectError> {
         if self.left.fetch_sub(1, Relaxed) > 0 {
             return Ok(());
         }
         Err(ObjectError::Io(std::io::Error::other("it died here")))
+    }
+
+    fn count(&self, key: &str, bytes: Vec<u8>) -> Vec<u8> {
+        if key.contains("/packs/") {
+            self.read.fetch_add(bytes.len() as u64, Relaxed);
+        }
+        bytes
     }
 }
 
@@ -48,9 +64,12 @@ impl ObjectStore for Dying {
         self.inner.head(key).await
     }
     async fn get(&self, key: &str) -> Result<Vec<u8>, ObjectError> {
-        self.inner.get(key).await
+        Ok(self.count(key, self.inner.get(key).await?))
     }
-    async fn put(&self, key: &str, bytes: &[u8]) -> Result<(), ObjectError> {
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectError> {
+        Ok(self.count(key, self.inner.get_range(key, range).await?))
+    }
+    async fn put(&self, key: &str, bytes: &[u8]) -> Result<Option<String>, ObjectError> {
         self.act()?;
         self.inner.put(key, bytes).await
     }
@@ -69,21 +88,31 @@ impl ObjectStore for Dying {
     }
 }
 
-struct World {
+pub struct World {
     temp: tempfile::TempDir,
-    store: Store,
-    objects: Arc<FileStore>,
-    workspace: WorkspaceRow,
+    pub store: Store,
+    pub objects: Arc<dyn ObjectStore>,
+    pub workspace: WorkspaceRow,
     indexes: Vec<dumont_core::snapshot::ObjectRef>,
     parent: Option<String>,
     clock: i64,
 }
 
+/// Where a world keeps its objects.
+#[derive(Clone)]
+pub enum On {
+    Files,
+    Bucket(Box<S3Config>),
+}
+
 impl World {
-    async fn new(last: u32) -> Self {
+    pub async fn new(last: u32, on: &On) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let store = Store::open(temp.path().join("db")).await.unwrap();
-        let objects = Arc::new(FileStore::open(temp.path().join("objects"), [1; 32]).unwrap());
+        let objects: Arc<dyn ObjectStore> = match on {
+            On::Files => Arc::new(FileStore::open(temp.path().join("objects"), [1; 32]).unwrap()),
+            On::Bucket(config) => Arc::new(S3Store::new((**config).clone(), Some(store.clone())).unwrap()),
+        };
         let mut spec: dumont_core::spec::WorkspaceSpec =
             serde_json::from_value(serde_json::json!({ "name": "w" })).unwrap();
         spec.snapshot.keep = Keep {
@@ -93,7 +122,8 @@ impl World {
             weekly: 0,
         };
         let new = NewWorkspace {
-            id: "id-w".into(),
+            // Worlds may share a bucket.
+            id: format!("id-{}", ulid::Ulid::generate()).to_lowercase(),
             spec,
             state: WorkspaceState::Draft,
         };
@@ -110,21 +140,31 @@ impl World {
         }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn prefix(&self) -> String {
+        format!("workspaces/{}", self.workspace.id)
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
         self.temp.path().join("w").join(name)
     }
 
-    fn now(&self) -> Timestamp {
+    pub fn now(&self) -> Timestamp {
         Timestamp(self.clock * 1_000_000)
     }
 
     /// Takes a snapshot and makes it visible, as the controller would.
-    async fn snapshot(&mut self) -> String {
+    pub async fn snapshot(&mut self) -> String {
+        let report = self.upload().await;
+        self.commit(report).await
+    }
+
+    /// What the machine does; nobody can see it yet.
+    pub async fn upload(&mut self) -> SnapshotReport {
         self.clock += 60;
-        let bridge = Bridge::new(self.objects.clone(), "workspaces/id-w".into());
+        let bridge = Bridge::new(self.objects.clone(), self.prefix());
         let (path, cache) = (self.temp.path().join("w"), self.temp.path().join("cache"));
         let (stamp, parent) = (format!("i-{}", self.clock), self.parent.clone());
-        let report: SnapshotReport = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let options = SnapshotOptions {
                 path,
                 stamp,
@@ -135,9 +175,11 @@ impl World {
                 cancelled: &NEVER,
             };
             snapshot(&options, &bridge, &NoEvents).unwrap()
-        })
-        .await
-        .unwrap();
+        };
+        tokio::task::spawn_blocking(work).await.unwrap()
+    }
+
+    pub async fn commit(&mut self, report: SnapshotReport) -> String {
         // The head of the parent as it is now: it may have been exchanged.
         if let Some(parent) = &self.parent {
             self.indexes = self.store.snapshot(parent).await.unwrap().unwrap().head.indexes;
@@ -174,7 +216,10 @@ impl World {
         new.id
     }
 
-    async fn prune(&mut self, objects: Arc<dyn ObjectStore>) -> Result<dumont_wire::rest::Pruned, String> {
+    pub async fn prune(
+        &mut self,
+        objects: Arc<dyn ObjectStore>,
+    ) -> Result<dumont_wire::rest::Pruned, String> {
         self.clock += 60;
         let pruner = Pruner {
             store: self.store.clone(),
@@ -190,11 +235,16 @@ impl World {
     }
 
     /// Every visible snapshot restores; how many there are.
-    async fn all_restore(&self) -> usize {
-        let rows = self.store.list_snapshots("id-w", None, 100).await.unwrap().items;
+    pub async fn all_restore(&self) -> usize {
+        let rows = self
+            .store
+            .list_snapshots(&self.workspace.id, None, 100)
+            .await
+            .unwrap()
+            .items;
         for row in &rows {
             let out = tempfile::tempdir().unwrap();
-            let bridge = Bridge::new(self.objects.clone(), "workspaces/id-w".into());
+            let bridge = Bridge::new(self.objects.clone(), self.prefix());
             let (path, head) = (out.path().to_owned(), row.head.clone());
             let report = tokio::task::spawn_blocking(move || {
                 restore(&RestoreOptions::new(path, &NEVER), &head, &bridge, &NoEvents)
@@ -205,17 +255,17 @@ impl World {
         rows.len()
     }
 
-    async fn stored(&self, kind: &str) -> u64 {
+    pub async fn stored(&self, kind: &str) -> u64 {
         let all = self
             .objects
-            .list(&format!("workspaces/id-w/{kind}/"))
+            .list(&format!("{}/{kind}/", self.prefix()))
             .await
             .unwrap();
         all.iter().map(|o| o.size).sum()
     }
 
     /// Six snapshots in which most of the content is replaced again and again.
-    async fn busy(&mut self) {
+    pub async fn busy(&mut self) {
         for n in 0..6u8 {
             fs::write(self.file("stays"), noise(100_000, 0)).unwrap();
             fs::write(self.file("changes"), noise(400_000, n + 1)).unwrap();
@@ -224,97 +274,11 @@ impl World {
     }
 }
 
-fn noise(n: usize, seed: u8) -> Vec<u8> {
+pub fn noise(n: usize, seed: u8) -> Vec<u8> {
     let mut out = vec![0; n];
     blake3::Hasher::new()
         .update(&[seed])
         .finalize_xof()
         .fill(&mut out);
     out
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_needs_goes_after_its_grace() {
-    let mut world = World::new(2).await;
-    world.busy().await;
-    let before = world.stored("packs").await;
-    let first = world.prune(world.objects.clone()).await.unwrap();
-    assert_eq!(first.expired.len(), 4, "{first:?}");
-    assert_eq!(first.deleted_objects, 0, "marked first: {first:?}");
-    assert!(first.waiting_objects > 0);
-    assert_eq!(world.all_restore().await, 2);
-    let second = world.prune(world.objects.clone()).await.unwrap();
-    assert_eq!(second.deleted_objects, first.waiting_objects);
-    assert_eq!(second.waiting_objects, 0);
-    assert!(world.stored("packs").await < before / 2);
-    assert_eq!(world.all_restore().await, 2);
-    // The machine goes on from what it knew.
-    fs::write(world.file("new"), noise(50_000, 99)).unwrap();
-    world.snapshot().await;
-    assert_eq!(world.all_restore().await, 3);
-    // Nothing more to do, and nothing is done.
-    world.prune(world.objects.clone()).await.unwrap();
-    world.prune(world.objects.clone()).await.unwrap();
-    let idle = world.prune(world.objects.clone()).await.unwrap();
-    assert_eq!((idle.deleted_objects, idle.expired.len()), (0, 0), "{idle:?}");
-    assert_eq!(world.all_restore().await, 2);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_at_any_act_costs_no_snapshot() {
-    let (mut crashes, mut acts) = (0, 0);
-    loop {
-        let mut world = World::new(2).await;
-        world.busy().await;
-        let dying = Arc::new(Dying {
-            inner: world.objects.clone(),
-            left: AtomicI64::new(acts),
-        });
-        let mut done = true;
-        for _ in 0..2 {
-            done &= world.prune(dying.clone()).await.is_ok();
-            assert!(world.all_restore().await >= 2, "after {acts} acts");
-        }
-        // Whoever comes next finishes the work, with a snapshot in between.
-        fs::write(world.file("between"), noise(10_000, 77)).unwrap();
-        world.snapshot().await;
-        for _ in 0..3 {
-            world.prune(world.objects.clone()).await.unwrap();
-        }
-        assert_eq!(world.all_restore().await, 2, "after {acts} acts");
-        // Two snapshots of half a megabyte that share most of it.
-        let left = world.stored("packs").await;
-        assert!(left < 1_100_000, "after {acts} acts: {left} bytes of packs");
-        if done {
-            break;
-        }
-        crashes += 1;
-        // Each of the first, then some of the many deletions.
-        acts += 1 + acts / 6;
-    }
-    assert!(crashes > 5, "{crashes}");
-}
-
-/// A snapshot that still uploads has no head: nothing of it may go, however old.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn objects_of_running_work_stay() {
-    let mut world = World::new(2).await;
-    world.busy().await;
-    let key = format!("workspaces/id-w/packs/{}", ulid::Ulid::generate());
-    world.objects.put(&key, b"uploaded a moment ago").await.unwrap();
-    let workflow = dumont_store::NewWorkflow {
-        id: "wf".into(),
-        kind: dumont_core::workflow::Kind::Snapshot,
-        workspace_id: "id-w".into(),
-        state: serde_json::json!({}),
-        preempt: Vec::new(),
-        preempt_error: None,
-        expects_instance: None,
-        effects: Vec::new(),
-    };
-    world.store.start_workflow(&workflow, world.now()).await.unwrap();
-    for _ in 0..3 {
-        world.prune(world.objects.clone()).await.unwrap();
-    }
-    assert!(world.objects.head(&key).await.unwrap().is_some());
 }
