@@ -2,9 +2,10 @@
 //!
 //! The newest few, then the newest of each hour, day and week for a while: recent mistakes can be
 //! undone finely and old ones coarsely. Three things are beyond all numbers: what is pinned, what
-//! something running needs, and the last snapshots of the instance before the present one. The
+//! something running needs, and the last snapshots of the instances before the present one. The
 //! last is against a host that turned hostile: it can take snapshots as fast as it likes, but not
-//! push out what its predecessor left (design decision 1).
+//! push out what its predecessor left (design decision 1). Several are kept so, because whoever
+//! follows a hostile host has that one for a predecessor.
 //!
 //! Times are the controller's: a host's clock decides nothing.
 
@@ -36,8 +37,9 @@ impl Default for Keep {
     }
 }
 
-/// Of the instance before the present one.
+/// Of each instance before the present one, and of how many of those.
 const PREDECESSOR: usize = 3;
+const PREDECESSORS: usize = 4;
 
 /// A visible snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,10 +73,18 @@ pub fn expired<'a>(keep: Keep, snapshots: &[Kept<'a>]) -> Vec<&'a str> {
         }
     }
     let present = newest_first.first().and_then(|s| s.instance);
-    let mut earlier = newest_first.iter().filter(|s| s.instance != present).peekable();
-    let predecessor = earlier.peek().map(|s| s.instance);
-    let left = earlier.filter(|s| Some(s.instance) == predecessor);
-    stay.extend(left.take(PREDECESSOR).map(|s| s.id));
+    let mut earlier: Vec<(Option<&str>, usize)> = Vec::new();
+    for s in newest_first.iter().filter(|s| s.instance != present) {
+        let number = earlier.iter().position(|(instance, _)| *instance == s.instance);
+        let number = number.unwrap_or(earlier.len());
+        if number == earlier.len() && number < PREDECESSORS {
+            earlier.push((s.instance, 0));
+        }
+        if let Some((_, kept)) = earlier.get_mut(number).filter(|(_, kept)| *kept < PREDECESSOR) {
+            *kept += 1;
+            stay.insert(s.id);
+        }
+    }
     newest_first
         .iter()
         .rev()
@@ -136,6 +146,28 @@ mod tests {
         let gone = expired(none, &all);
         assert_eq!(gone.len(), 1004 - 2 - PREDECESSOR);
         assert_eq!(gone.iter().filter(|id| id.len() == 1).count(), 1);
+    }
+
+    #[test]
+    fn nor_does_a_second_flood_push_out_what_was_there_before_the_first() {
+        let ids: Vec<String> = (0..200).map(|i| format!("flood{i}")).collect();
+        let mut all = vec![Kept {
+            instance: Some("i0"),
+            ..at("good", HOUR)
+        }];
+        all.extend((0i64..).zip(&ids).map(|(i, id)| Kept {
+            instance: Some(if i < 100 { "i1" } else { "i2" }),
+            ..at(id, 2 * HOUR + i)
+        }));
+        let none = Keep {
+            last: 2,
+            hourly: 0,
+            daily: 0,
+            weekly: 0,
+        };
+        let gone = expired(none, &all);
+        assert_eq!(gone.len(), 201 - 1 - 2 - PREDECESSOR);
+        assert!(!gone.contains(&"good"));
     }
 
     prop_compose! {

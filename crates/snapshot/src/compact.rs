@@ -86,6 +86,26 @@ pub fn compact(
     live.write(&fetcher, sink).map(Some).map_err(|e| abort.explain(e))
 }
 
+/// Where a chunk lies; looked at where its indexes say different things.
+fn good_place<'a>(
+    map: &'a ChunkMap,
+    id: &Digest,
+    fetcher: &Fetcher<'_>,
+    decoder: &mut Decoder,
+) -> Result<Option<&'a ChunkPlace>, Error> {
+    if map.places(id).nth(1).is_none() {
+        return Ok(map.get(id));
+    }
+    for place in map.places(id) {
+        match fetcher.chunk_again(&map.pack(place)?.key, place, decoder, &String::new) {
+            Ok(_) => return Ok(Some(place)),
+            Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(map.get(id))
+}
+
 /// Living chunks by pack.
 #[derive(Default)]
 struct Live {
@@ -126,7 +146,7 @@ impl Live {
         let needed: HashSet<&Digest> = files.chain(&manifest.chunks).collect();
         let mut decoder = Decoder::new()?;
         for id in needed {
-            let place = map.get(id).ok_or_else(|| {
+            let place = good_place(&map, id, fetcher, &mut decoder)?.ok_or_else(|| {
                 Error::corrupt(&head.snapshot_id, format_args!("chunk {id} is in no index"))
             })?;
             self.claim(&map, place, fetcher, &mut decoder)?;

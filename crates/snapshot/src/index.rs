@@ -2,7 +2,8 @@
 //!
 //! Each snapshot writes one for its new packs only. A restore is handed all of them, oldest
 //! first, and the first definition of a chunk wins: so a machine that turned hostile can add
-//! chunks, but cannot redefine one that an earlier snapshot needs.
+//! chunks, but cannot redefine one that an earlier snapshot needs. Where the first does not hold,
+//! the next is tried: so it cannot spoil in advance what a later snapshot brings.
 
 use crate::bytes::{Malformed, Put, Reader};
 use crate::chunk::MAX_CHUNK;
@@ -128,6 +129,8 @@ pub struct ChunkPlace {
 pub(crate) struct ChunkMap {
     pub packs: Vec<ObjectRef>,
     map: HashMap<Digest, ChunkPlace>,
+    /// Later definitions of chunks that were defined before, oldest first, one per index.
+    again: HashMap<Digest, Vec<ChunkPlace>>,
 }
 
 impl ChunkMap {
@@ -137,10 +140,17 @@ impl ChunkMap {
         self.packs.extend(index.packs);
         self.map.reserve(index.entries.len());
         for (pack, entry) in index.entries {
-            self.map.entry(entry.id).or_insert(ChunkPlace {
+            let place = ChunkPlace {
                 pack: base.saturating_add(pack),
                 entry,
-            });
+            };
+            let first = *self.map.entry(entry.id).or_insert(place);
+            if first.pack < base {
+                let again = self.again.entry(entry.id).or_default();
+                if again.last().is_none_or(|last| last.pack < base) {
+                    again.push(place);
+                }
+            }
         }
     }
 
@@ -150,6 +160,13 @@ impl ChunkMap {
 
     pub fn get(&self, id: &Digest) -> Option<&ChunkPlace> {
         self.map.get(id)
+    }
+
+    /// Everywhere it is said to lie, oldest first. The first is the one to use; a machine that
+    /// turned hostile may have claimed it in advance over other bytes, and then another holds.
+    pub fn places(&self, id: &Digest) -> impl Iterator<Item = &ChunkPlace> {
+        let again = self.again.get(id).into_iter().flatten();
+        self.map.get(id).into_iter().chain(again)
     }
 
     pub fn pack(&self, place: &ChunkPlace) -> Result<&ObjectRef, Error> {

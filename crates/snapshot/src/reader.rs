@@ -209,8 +209,7 @@ impl<'a> Reader<'a> {
                     let place = self.map.get(id).ok_or_else(|| {
                         Error::corrupt(&self.head.snapshot_id, format_args!("chunk {id} is in no index"))
                     })?;
-                    let key = &self.map.pack(place)?.key;
-                    let raw = fetcher.chunk_again(key, place, &mut decoder, &|| printable(path))?;
+                    let raw = fetcher.chunk_anywhere(&self.map, place, &mut decoder, &|| printable(path))?;
                     out.write_all(&raw).map_err(fail)?;
                 }
             }

@@ -90,7 +90,7 @@ pub fn check(
     let bad = parallel(THREADS, &items, &abort, |pack| look(pack, &fetcher))?;
     for (pack, bad) in items.iter().zip(bad) {
         if let Some(bad) = bad {
-            report.damaged.push(name(pack, &bad, &opened));
+            report.damaged.push(name(pack, &bad, &opened, &fetcher)?);
         }
     }
     report.bytes_read += fetcher.bytes.load(Relaxed);
@@ -211,14 +211,32 @@ fn one_by_one(pack: &Pack, problem: String, fetcher: &Fetcher<'_>) -> Result<Bad
     Ok(Bad { problem, chunks })
 }
 
-fn name(pack: &Pack, bad: &Bad, opened: &[Opened<'_>]) -> Damage {
+/// What of `bad` a snapshot gets from nowhere else.
+fn lost(s: &Opened<'_>, bad: &Bad, fetcher: &Fetcher<'_>) -> Result<HashSet<Digest>, Error> {
+    let (mut decoder, mut lost) = (Decoder::new()?, HashSet::new());
+    for id in &bad.chunks {
+        let Some(place) = s.map.get(id) else { continue };
+        if s.map.places(id).nth(1).is_some() {
+            match fetcher.chunk_anywhere(&s.map, place, &mut decoder, &String::new) {
+                Ok(_) => continue,
+                Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        lost.insert(*id);
+    }
+    Ok(lost)
+}
+
+fn name(pack: &Pack, bad: &Bad, opened: &[Opened<'_>], fetcher: &Fetcher<'_>) -> Result<Damage, Error> {
     let (mut snapshots, mut files) = (BTreeSet::new(), Vec::new());
     for s in opened {
-        if s.manifest.chunks.iter().any(|id| bad.chunks.contains(id)) {
+        let lost = lost(s, bad, fetcher)?;
+        if s.manifest.chunks.iter().any(|id| lost.contains(id)) {
             snapshots.insert(s.head.snapshot_id.clone());
         }
         for (number, leaf) in s.manifest.leaves.iter().enumerate() {
-            if chunks(&leaf.body).any(|id| bad.chunks.contains(id)) {
+            if chunks(&leaf.body).any(|id| lost.contains(id)) {
                 snapshots.insert(s.head.snapshot_id.clone());
                 if files.len() < MOST_NAMED {
                     let path = printable(&s.manifest.path(number));
@@ -227,10 +245,10 @@ fn name(pack: &Pack, bad: &Bad, opened: &[Opened<'_>]) -> Damage {
             }
         }
     }
-    Damage {
+    Ok(Damage {
         object: pack.object.key.clone(),
         problem: bad.problem.clone(),
         snapshots: snapshots.into_iter().collect(),
         files,
-    }
+    })
 }

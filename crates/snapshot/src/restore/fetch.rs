@@ -63,6 +63,27 @@ impl<'a> Fetcher<'a> {
         }
     }
 
+    /// A chunk on its own: where it should lie, else wherever another index says.
+    pub fn chunk_anywhere(
+        &self,
+        map: &ChunkMap,
+        place: &ChunkPlace,
+        decoder: &mut Decoder,
+        of: &dyn Fn() -> String,
+    ) -> Result<Vec<u8>, Error> {
+        let others = map.places(&place.entry.id).filter(|p| *p != place);
+        let mut first = None;
+        for place in std::iter::once(place).chain(others) {
+            match self.chunk_again(&map.pack(place)?.key, place, decoder, of) {
+                Err(e @ (Error::Corrupt { .. } | Error::ObjectMissing { .. })) => {
+                    first.get_or_insert(e);
+                }
+                other => return other,
+            }
+        }
+        Err(first.unwrap_or_else(|| Error::internal("a chunk lies nowhere")))
+    }
+
     /// One chunk on its own, after it was found bad in a longer range: the transfer may have
     /// been at fault and not the object. `of` says what it is part of.
     pub fn chunk_again(
@@ -196,8 +217,8 @@ impl Download<'_> {
             .fetcher
             .get(key, Some(range.clone()), range.end - range.start)
         {
-            // Too short or long: each chunk is asked for on its own below.
-            Err(Error::Corrupt { .. }) => Vec::new(),
+            // Too short or long, or lost: each chunk is asked for on its own below.
+            Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => Vec::new(),
             other => other?,
         };
         for chunk in &self.plan.chunks[chunks] {
@@ -219,7 +240,7 @@ impl Download<'_> {
                     };
                     again = self
                         .fetcher
-                        .chunk_again(key, &chunk.place, &mut Decoder::new()?, &of)?;
+                        .chunk_anywhere(self.map, &chunk.place, &mut Decoder::new()?, &of)?;
                     &again
                 }
             };

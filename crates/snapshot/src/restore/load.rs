@@ -399,7 +399,6 @@ impl TreeReader<'_> {
         let ranges = self.fetch(&places)?;
         let mut out = Vec::with_capacity(places.len());
         for place in &places {
-            let key = &self.map.pack(place)?.key;
             let bytes = match self.kept.get(&place.pack) {
                 Some(pack) => slice(pack, 0, place),
                 None => ranges
@@ -412,7 +411,7 @@ impl TreeReader<'_> {
                 Some(raw) => raw,
                 None => self
                     .fetcher
-                    .chunk_again(key, place, &mut self.decoder, &|| "the tree".into())?,
+                    .chunk_anywhere(self.map, place, &mut self.decoder, &|| "the tree".into())?,
             });
         }
         if self.bytes > KEEP {
@@ -464,8 +463,12 @@ impl TreeReader<'_> {
             self.fetcher.prepare(&keys)?;
         }
         let fetched = parallel(4, &wants, self.fetcher.abort, |w| {
-            self.fetcher
-                .get(&key(w.pack), Some(w.range.clone()), w.range.end - w.range.start)
+            let length = w.range.end - w.range.start;
+            match self.fetcher.get(&key(w.pack), Some(w.range.clone()), length) {
+                // Each chunk is then asked for on its own, here or elsewhere.
+                Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => Ok(Vec::new()),
+                other => other,
+            }
         })?;
         let mut out: HashMap<u32, BTreeMap<u64, Vec<u8>>> = HashMap::new();
         for (w, bytes) in wants.iter().zip(fetched) {

@@ -186,9 +186,9 @@ impl Plan {
     fn add_jobs(&mut self, mut items: Vec<Item>, wanted: &Wanted<'_>) -> Result<(), Error> {
         items.sort_unstable_by_key(|i| (i.pack, i.offset, i.id, i.leaf, i.at));
         for same in items.chunk_by(|a, b| a.id == b.id && a.pack == b.pack && a.offset == b.offset) {
-            let place = *wanted
-                .map
-                .get(&same[0].id)
+            let mut places = wanted.map.places(&same[0].id);
+            let place = *places
+                .find(|p| (p.pack, p.entry.offset) == (same[0].pack, same[0].offset))
                 .ok_or_else(|| Error::internal("a planned chunk is in no index"))?;
             let from = self.pieces.len();
             self.pieces.extend(same.iter().map(|i| Piece {
@@ -251,12 +251,12 @@ impl Wanted<'_> {
         let (mut at, mut pieces) = (0u64, 0u32);
         for (i, e) in extents.iter().enumerate() {
             if let Extent::Chunk { id, len } = e {
-                let Some(place) = self.map.get(id) else {
+                if self.map.get(id).is_none() {
                     return bad(&format!("chunk {id} is in no index"));
-                };
-                if place.entry.raw_len != *len {
-                    return bad(&format!("chunk {id} is of another length in the index"));
                 }
+                let Some(place) = self.map.places(id).find(|p| p.entry.raw_len == *len) else {
+                    return bad(&format!("chunk {id} is of another length in the index"));
+                };
                 if !have.is_some_and(|h| h[i]) {
                     items.push(Item {
                         turn,
