@@ -13,8 +13,8 @@ use dumont_store::{
     NewBlacklist, Store,
 };
 
-const HOUR: i64 = 3_600;
-const DAY: i64 = 24 * HOUR;
+pub const HOUR: i64 = 3_600;
+pub const DAY: i64 = 24 * HOUR;
 
 /// Fails `n` times from `from` on; whether the last one blocked.
 async fn fails(store: &Store, m: &MachineRef, from: i64, n: i64) -> bool {
@@ -196,9 +196,9 @@ pub async fn incidents_and_drivers_are_not_charged(fixture: Fixture) {
 }
 
 /// xorshift: the same in every run.
-struct Dice(u64);
+pub struct Dice(pub u64);
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -207,7 +207,7 @@ impl Dice {
 }
 
 /// An attempt as a race records it, any of them.
-fn any(dice: &mut Dice, key: &str, machines: u64) -> NewAttempt {
+pub fn any(dice: &mut Dice, key: &str, machines: u64) -> NewAttempt {
     let id = dice.roll(machines) as u32;
     let outcome = Outcome::ALL[dice.roll(5) as usize];
     let when = Timestamp(dice.roll(200 * DAY as u64 * 1_000_000) as i64);

@@ -11,6 +11,7 @@ mod fixture;
 mod history;
 mod instances;
 mod restart;
+mod sharing;
 mod small;
 mod snapshots;
 mod workflows;
@@ -56,6 +57,9 @@ on_every_engine! {
         what_is_exported_can_be_imported_elsewhere,
         the_summary_agrees_with_the_levels,
         lists_are_filtered_and_paged;
+    sharing:
+        counts_are_added_once_whatever_came_before,
+        imports_side_by_side_add_nothing_twice;
     instances:
         an_intent_comes_before_the_contract,
         states_only_move_forward,
