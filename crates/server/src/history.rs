@@ -6,8 +6,10 @@
 //! cache would have to say how old it is.
 
 use crate::app::App;
+use crate::providers::InstanceStatus;
 use dumont_core::blacklist::{Circumstances, CudaVersion, LossCause};
 use dumont_core::boot::{BootCurves, Curve, Stratum};
+use dumont_core::detect::Cause;
 use dumont_core::guard::{Guard, Vote, WINDOW};
 use dumont_core::history::{Outcome, Reason, Stage};
 use dumont_core::offer::Offer;
@@ -18,9 +20,12 @@ use dumont_core::workflow::Kind;
 use dumont_store::{BlacklistRow, Conditions, Error as StoreError, InstanceRow, Interrupt, NewAttempt};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// How long a machine's copy of an image is taken to stay.
 pub const WARM: Duration = Duration::from_secs(7 * 86_400);
+/// How long the provider may take to say what became of an instance.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What was known of one machine when it was chosen; kept with the offer, so that a race that
 /// is resumed judges by the same.
@@ -128,9 +133,38 @@ async fn incident(app: &App, now: Timestamp) -> bool {
     Guard::of(&all, now).incident()
 }
 
+/// Whose doing a loss was. A session that was reset and a port that refuses look the same
+/// whether the host died or somebody stopped the contract; only the account's own people do
+/// that, and the provider then calls it stopped. To be asked before it is destroyed, and not
+/// while somebody waits for another machine: it costs a call.
+async fn whose(app: &App, row: &InstanceRow, trigger: &str) -> LossCause {
+    if trigger == Cause::ProviderSaysStopped.as_str() {
+        return LossCause::UserStop;
+    }
+    let (Some(market), Some(id)) = (app.market(&row.machine.provider), &row.instance_id) else {
+        return LossCause::Host;
+    };
+    match timeout(PATIENCE, market.provider.get(id)).await {
+        Ok(Ok(Some(instance))) if instance.status == InstanceStatus::Stopped => LossCause::UserStop,
+        _ => LossCause::Host,
+    }
+}
+
+/// Writes down that the workspace's machine was lost, and by whom. Safe to repeat.
+pub async fn lost(app: &App, key: &str, trigger: &str, at: Timestamp) {
+    match app.store.instance(key).await {
+        Ok(Some(row)) => {
+            let cause = whose(app, &row, trigger).await;
+            interrupted(app, &row, trigger, cause, at).await;
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "a loss could not be recorded"),
+    }
+}
+
 /// Writes down that a machine was lost after it was ready. Whatever comes of it, the caller's
 /// own work goes on: a history that cannot be written must not hold up a failover.
-pub async fn lost(app: &App, row: &InstanceRow, trigger: &str, cause: LossCause, at: Timestamp) {
+pub async fn interrupted(app: &App, row: &InstanceRow, trigger: &str, cause: LossCause, at: Timestamp) {
     let interrupt = Interrupt {
         interrupt_key: row.key.clone(),
         machine: row.machine.clone(),

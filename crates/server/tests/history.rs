@@ -616,6 +616,43 @@ async fn what_is_only_counted_travels_too_and_never_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn losses_of_the_host_block_for_a_day_and_the_accounts_own_do_not() {
+    let world = World::instant().await;
+    let world = world.reconfigured(|w| w.blacklist.interrupts = 1).await;
+    let instance = async || {
+        let workspace = world.get("/workspaces/w").await;
+        let instance = &workspace["instance"];
+        let of = |field: &str| instance[field].as_str().unwrap().to_owned();
+        (of("instance_id"), of("machine").replace("vast:", ""))
+    };
+    world.deployed("w").await;
+    // Stopped in the account, which looks like a higher bid: nothing is held against it.
+    let (id, machine) = instance().await;
+    world
+        .admin("POST", &format!("/admin/instances/{id}/outbid"), None)
+        .await;
+    let event = world.failed_over("w").await;
+    let stats = world.get(&format!("{HISTORY}/stats/vast/{machine}")).await;
+    assert_eq!(stats["interrupts"][0]["cause"], "user_stop", "{event} {stats}");
+    assert_eq!(stats["is_blacklisted"], false);
+    // Gone by itself.
+    let (id, machine) = instance().await;
+    world.kill(&id).await;
+    world.failed_over_again("w", event["id"].as_str().unwrap()).await;
+    let check = world
+        .get(&format!("{HISTORY}/blacklist/check/vast/{machine}"))
+        .await;
+    assert_eq!(
+        (&check["blacklist_type"], &check["reason"]),
+        (&json!("temporary"), &json!("frequent_interrupts")),
+        "{check}"
+    );
+    let lasts = check["expires_at"].as_i64().unwrap() - check["blacklisted_at"].as_i64().unwrap();
+    assert_eq!(lasts, 24 * 3_600_000_000);
+    assert_ne!(instance().await.1, machine);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_race_that_is_called_off_leaves_an_attempt_of_each_racer() {
     let world = World::instant().await;
     world.arm(json!({ "fault": "stuck_loading", "count": 3 })).await;

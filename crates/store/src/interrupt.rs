@@ -2,8 +2,8 @@
 //! every attempt on it succeeded.
 //!
 //! They have a counter of their own: as attempts they would spoil the rate of a machine that
-//! served for months. What is not the host's doing (a person's stop, our own low bid) is kept
-//! with its cause and counts for nothing.
+//! served for months. What is not the host's doing (the account stopped it) is kept with its
+//! cause and counts for nothing.
 
 use crate::attempt::Recorded;
 use crate::blacklist;

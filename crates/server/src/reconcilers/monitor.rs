@@ -11,8 +11,7 @@ use crate::link::{Link, LinkError};
 use crate::providers::{InstanceStatus, SshEndpoint};
 use crate::ssh::SshError;
 use crate::workflows::state::{Loss, Placement};
-use dumont_core::blacklist::LossCause;
-use dumont_core::detect::{Cause, Evidence, Judgement, ProviderWord, Redial, SILENCE, judge};
+use dumont_core::detect::{Evidence, Judgement, ProviderWord, Redial, SILENCE, judge};
 use dumont_core::time::Timestamp;
 use dumont_core::workflow::Kind;
 use dumont_store::{Effect, Error as StoreError, InstanceRow, NewWorkflow, WorkspaceRow, WorkspaceState};
@@ -120,12 +119,6 @@ async fn watch(app: Arc<App>, workspace: WorkspaceRow, row: InstanceRow) {
                     link.close().await;
                 }
                 let lost_at = evidence.session_reset.unwrap_or(evidence.last_heard);
-                // Only the account's own people stop a contract that is paid for.
-                let whose = match cause {
-                    Cause::ProviderSaysStopped => LossCause::UserStop,
-                    _ => LossCause::Host,
-                };
-                history::lost(&app, &row, cause.as_str(), whose, app.now()).await;
                 if let Err(error) = fail_over(&app, &now, &row, cause.as_str(), lost_at).await {
                     tracing::warn!(workspace = %workspace.name, %error, "the failover could not begin; trying again");
                     sleep(TICK).await;
@@ -266,6 +259,7 @@ async fn fail_over(
             "its machine {} is lost ({trigger}); `dumont failover run {}` moves it",
             row.offer.machine, workspace.name
         );
+        history::lost(app, &row.key, trigger, app.now()).await;
         // What was judged may be over by now: the machine may be left already.
         let now = app.store.workspace(&workspace.id).await?;
         if !now.is_some_and(|w| w.fence == workspace.fence && w.state == WorkspaceState::Running) {

@@ -148,7 +148,7 @@ async fn machine_failed(run: &mut Run, state: &mut Placement, error: &LinkError)
     if let Some(key) = state.winner.take() {
         if let Some(row) = run.app.store.instance(&key).await? {
             let app = &run.app;
-            history::lost(app, &row, "died_before_it_served", LossCause::Host, app.now()).await;
+            history::interrupted(app, &row, "died_before_it_served", LossCause::Host, app.now()).await;
         }
         run.app.sessions.remove(&key);
         super::dispose::owe(&run.app, &key).await?;

@@ -2,6 +2,7 @@
 
 use super::state::{Loss, Placement};
 use super::{Flow, Run, StepError, StepResult, capture, detect, dispose, placement, race, search, switch};
+use crate::history;
 use dumont_core::detect::Cause;
 use dumont_core::workflow::{Kind, Step};
 use dumont_store::{Effect, Error as StoreError, InstanceState, WorkspaceState};
@@ -53,6 +54,16 @@ async fn destroy(run: &mut Run) -> StepResult {
 /// A workflow fails: nothing stays rented that no workspace owns, and the workspace says why.
 /// Gives the instances to destroy once the end is written.
 pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, StoreError> {
+    let loss = match run.kind {
+        Kind::Deploy | Kind::Failover => run.load::<Placement>().loss,
+        _ => None,
+    };
+    if let Some(loss) = loss.as_ref().filter(|l| l.dead)
+        && let Some(key) = &loss.instance_key
+        && !old_machine_stays(run, Some(loss))
+    {
+        history::lost(&run.app, key, &loss.trigger, loss.detected_at).await;
+    }
     if let Err(StepError::Store(error)) = write_failed_event(run, error).await {
         return Err(error);
     }
@@ -61,7 +72,6 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, St
     match run.kind {
         Kind::Deploy | Kind::Failover => {
             owed = rented(run).await?;
-            let loss = run.load::<Placement>().loss;
             if old_machine_stays(run, loss.as_ref()) {
                 if run.load::<Placement>().parting {
                     placement::go_on_there(run).await;

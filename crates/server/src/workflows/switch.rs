@@ -7,6 +7,7 @@
 use super::dispose;
 use super::state::{Loss, Placement};
 use super::{Flow, Run, StepError, StepResult};
+use crate::history;
 use dumont_core::snapshot::Validation;
 use dumont_core::time::Timestamp;
 use dumont_core::workflow::Step;
@@ -52,8 +53,13 @@ pub async fn switch(run: &mut Run) -> StepResult {
 
 pub async fn cleanup(run: &mut Run) -> StepResult {
     let state: Placement = run.load();
-    if let Some(key) = state.loss.and_then(|l| l.instance_key) {
+    if let Some(loss) = state.loss
+        && let Some(key) = loss.instance_key
+    {
         run.app.watch.notify_one();
+        if loss.dead {
+            history::lost(&run.app, &key, &loss.trigger, loss.detected_at).await;
+        }
         run.app.sessions.remove(&key);
         dispose::owe(&run.app, &key).await?;
         if let Ok(Some(row)) = run.app.store.instance(&key).await

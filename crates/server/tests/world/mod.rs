@@ -314,11 +314,19 @@ impl World {
                 .as_array()
                 .and_then(|a| a.iter().find(|e| e["original_instance_id"] == lost));
             if let Some(event) = found {
-                return event.clone();
+                return self.over(event).await;
             }
             assert!(Instant::now() < deadline, "no failover from {lost}: {events:#}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// The event is there a moment before its workflow has ended and lets others work.
+    async fn over(&self, event: &Value) -> Value {
+        if let Some(id) = event["id"].as_str() {
+            self.ended(id).await;
+        }
+        event.clone()
     }
 
     /// Waits for the failover that the monitor starts, and gives its event.
@@ -333,7 +341,7 @@ impl World {
             let events = self.get(&format!("/failovers?workspace={name}")).await;
             let items = events["items"].as_array().into_iter().flatten();
             if let Some(event) = items.rev().find(|e| e["id"].as_str() > Some(last)) {
-                return event.clone();
+                return self.over(event).await;
             }
             assert!(
                 Instant::now() < deadline,
