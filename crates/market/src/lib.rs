@@ -24,6 +24,7 @@ mod market;
 mod money;
 mod net;
 mod offers;
+mod outfit;
 mod presets;
 mod proxy;
 mod query;
@@ -34,7 +35,9 @@ mod sshd;
 mod state;
 mod switches;
 mod tides;
+mod view;
 mod volumes;
+mod weather;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,6 +18,8 @@ use crate::proxy::Proxy;
 use crate::sshd::openssh;
 use crate::state::State;
 
+const STARTING: usize = 16;
+
 pub struct Inner {
     pub config: MarketConfig,
     pub kind: Kind,
@@ -28,6 +31,8 @@ pub struct Inner {
     asked: Mutex<limits::Ledger>,
     refusals: AtomicUsize,
     pub proxy: Arc<Proxy>,
+    /// Machines that may come up at once: more would only wait for each other.
+    pub starting: Semaphore,
 }
 
 impl Inner {
@@ -58,6 +63,7 @@ impl Inner {
             asked: Mutex::default(),
             refusals: AtomicUsize::new(0),
             proxy: Arc::default(),
+            starting: Semaphore::new(STARTING),
         }))
     }
 

@@ -380,6 +380,14 @@ pub fn hardware_fields(machine: &Machine, gpus: &[u32]) -> serde_json::Map<Strin
     }
 }
 
+pub fn dlperf(machine: &Machine, gpus: usize) -> f64 {
+    round(machine.tflops_per_gpu * gpus as f64 * 1.21, 2)
+}
+
+pub fn score(machine: &Machine, gpus: usize, total: f64) -> f64 {
+    round(dlperf(machine, gpus) / total * machine.reliability, 3)
+}
+
 /// What a search prices its rows with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ask {
@@ -400,7 +408,7 @@ pub fn offer_row(machine: &Machine, offer: &Offer, ask: &Ask) -> Value {
     let n = offer.gpus.len() as f64;
     let min_bid = quote.min_bid * n;
     let price = Price::of(quote, offer.gpus.len(), disk_gb, bid.then_some(min_bid));
-    let dlperf = round(machine.tflops_per_gpu * n * 1.21, 2);
+    let dlperf = dlperf(machine, offer.gpus.len());
     let total = price.dph_total();
     let share = n / f64::from(machine.gpu_count);
     let mut row = hardware_fields(machine, &offer.gpus);
@@ -416,7 +424,7 @@ pub fn offer_row(machine: &Machine, offer: &Offer, ask: &Ask) -> Value {
             "discountTotalHour": 0, "discountedTotalPerHour": price.storage_total_cost},
         "dlperf": dlperf, "dlperf_per_dphtotal": round(dlperf / total, 3),
         "flops_per_dphtotal": round(machine.tflops_per_gpu * n / total, 3),
-        "score": round(dlperf / total * machine.reliability, 3),
+        "score": score(machine, offer.gpus.len(), total),
         "rentable": true, "rented": false, "external": null,
         "start_date": now_s - 30.0 * 86_400.0, "end_date": now_s + machine.max_duration_s,
         "duration": machine.max_duration_s, "time_remaining": "", "time_remaining_isbid": "",

@@ -56,6 +56,18 @@ struct Condition {
     value: Value,
 }
 
+/// Something with named values.
+pub trait Row {
+    /// Null where there is no such field.
+    fn field(&self, name: &str) -> Value;
+}
+
+impl Row for Value {
+    fn field(&self, name: &str) -> Value {
+        self.get(name).cloned().unwrap_or(Value::Null)
+    }
+}
+
 /// Conditions that a row must all meet.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter(Vec<Condition>);
@@ -90,15 +102,12 @@ impl Filter {
         self.0.iter().map(|c| c.field.as_str())
     }
 
-    pub fn matches(&self, row: &Value) -> bool {
-        self.0.iter().all(|c| {
-            let left = row.get(&c.field).cloned().unwrap_or(Value::Null);
-            holds(&left, c.op, &c.value)
-        })
+    pub fn matches(&self, row: &impl Row) -> bool {
+        self.0.iter().all(|c| holds(&row.field(&c.field), c.op, &c.value))
     }
 
     /// As [`Self::matches`], with the oddities of offer search.
-    pub fn matches_offer(&self, row: &Value) -> bool {
+    pub fn matches_offer(&self, row: &impl Row) -> bool {
         self.0.iter().all(|c| match c.field.as_str() {
             // Really so: the ask is only found by `ask_contract_id`.
             "id" => false,
@@ -108,18 +117,19 @@ impl Filter {
 }
 
 /// The value that an offer filter on `field` looks at.
-fn offer_field(row: &Value, field: &str) -> Value {
+fn offer_field(row: &impl Row, field: &str) -> Value {
     match field {
-        "verified" => Value::Bool(row["verification"] == "verified"),
+        "verified" => Value::Bool(row.field("verification") == "verified"),
         "geolocation" => {
-            let place = row["geolocation"].as_str().unwrap_or("");
+            let place = row.field("geolocation");
+            let place = place.as_str().unwrap_or("");
             Value::from(place.rsplit(", ").next().unwrap_or(place))
         }
         // Null in rows of ordinary offers, and yet `external=false` finds them.
-        "external" => Value::Bool(row["external"].as_bool().unwrap_or(false)),
-        "driver_version" => row["driver_vers"].clone(),
-        "datacenter" => Value::Bool(row["hosting_type"].as_u64().is_some_and(|t| t >= 1)),
-        other => row.get(other).cloned().unwrap_or(Value::Null),
+        "external" => Value::Bool(row.field("external").as_bool().unwrap_or(false)),
+        "driver_version" => row.field("driver_vers"),
+        "datacenter" => Value::Bool(row.field("hosting_type").as_u64().is_some_and(|t| t >= 1)),
+        other => row.field(other),
     }
 }
 
@@ -215,19 +225,22 @@ impl SortKey {
     }
 }
 
-/// A total order over rows; nulls last, as SQL sorts them.
-pub fn compare_rows(keys: &[SortKey], a: &Value, b: &Value) -> Ordering {
-    keys.iter().fold(Ordering::Equal, |order, key| {
-        order.then_with(|| {
-            let (x, y) = (&a[&key.column], &b[&key.column]);
-            match (x.is_null(), y.is_null()) {
-                (true, true) => Ordering::Equal,
-                (true, false) => Ordering::Greater,
-                (false, true) => Ordering::Less,
-                (false, false) => {
-                    let order = compare(x, y).unwrap_or(Ordering::Equal);
-                    if key.descending { order.reverse() } else { order }
-                }
+/// The values that a row is ordered by.
+pub fn key_of(keys: &[SortKey], row: &impl Row) -> Vec<Value> {
+    keys.iter().map(|key| row.field(&key.column)).collect()
+}
+
+/// A total order over such values; nulls last, as SQL sorts them.
+pub fn compare_keys(keys: &[SortKey], a: &[Value], b: &[Value]) -> Ordering {
+    let pairs = keys.iter().zip(a.iter().zip(b));
+    pairs.fold(Ordering::Equal, |order, (key, (x, y))| {
+        order.then_with(|| match (x.is_null(), y.is_null()) {
+            (true, true) => Ordering::Equal,
+            (true, false) => Ordering::Greater,
+            (false, true) => Ordering::Less,
+            (false, false) => {
+                let order = compare(x, y).unwrap_or(Ordering::Equal);
+                if key.descending { order.reverse() } else { order }
             }
         })
     })
@@ -284,14 +297,12 @@ impl OfferQuery {
     }
 
     /// Filters, orders and cuts.
-    pub fn select(&self, rows: impl IntoIterator<Item = Value>) -> Vec<Value> {
-        let mut rows: Vec<Value> = rows
-            .into_iter()
-            .filter(|r| self.filter.matches_offer(r))
-            .collect();
-        rows.sort_by(|a, b| compare_rows(&self.order, a, b));
-        rows.truncate(self.limit);
-        rows
+    pub fn select<R: Row>(&self, rows: impl IntoIterator<Item = R>) -> Vec<R> {
+        let found = rows.into_iter().filter(|r| self.filter.matches_offer(r));
+        let mut found: Vec<(Vec<Value>, R)> = found.map(|r| (key_of(&self.order, &r), r)).collect();
+        found.sort_by(|(a, _), (b, _)| compare_keys(&self.order, a, b));
+        found.truncate(self.limit);
+        found.into_iter().map(|(_, row)| row).collect()
     }
 }
 

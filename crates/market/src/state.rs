@@ -11,15 +11,15 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::config::MarketConfig;
-use crate::faults::{Fate, FaultKind, Faults, Measure, Suffered};
+use crate::faults::Faults;
 pub use crate::instance::{Instance, Order, SshKey, Status};
 use crate::machine::Machine;
 use crate::money::Meter;
-use crate::offers::{Offer, Price, Quote, Universe};
+use crate::offers::{Price, Universe};
 use crate::presets::Weather;
 use crate::results::Results;
 use crate::switches::{AccountKeys, LowBid, StoppedStatus, Switches};
-use crate::tides::{self, Image, Outcome, Tides};
+use crate::tides::Outcome;
 use crate::volumes::{self, NoVolume, Volume, Volumes, Wish};
 
 /// A contract just made.
@@ -63,15 +63,15 @@ pub struct State {
     pub weather: Option<Weather>,
     /// What there was, in dollars.
     pub credit: f64,
-    opened_ms: i64,
-    time_scale: f64,
+    pub opened_ms: i64,
+    pub time_scale: f64,
     /// Which machine pulled which image when, in hours since the market opened.
-    pulled: HashMap<(usize, String), f64>,
-    operators: usize,
+    pub pulled: HashMap<(usize, String), f64>,
+    pub operators: usize,
     taken: HashSet<(usize, u32)>,
     rentals: HashMap<usize, u64>,
     /// How often each machine was asked for: what rules draw by.
-    asks: HashMap<usize, u64>,
+    pub asks: HashMap<usize, u64>,
     next_instance: u64,
     next_key: u64,
 }
@@ -104,98 +104,6 @@ impl State {
 
     pub fn is_free(&self, machine: usize, gpu: u32) -> bool {
         !self.taken.contains(&(machine, gpu))
-    }
-
-    /// Hours since the market opened, as fast as its waits are short.
-    pub fn hour(&self, now: i64) -> f64 {
-        if self.time_scale > 0.0 {
-            (now - self.opened_ms).max(0) as f64 / 3_600_000.0 / self.time_scale
-        } else {
-            0.0
-        }
-    }
-
-    pub fn tides(&self) -> Option<Tides<'_>> {
-        Some(Tides {
-            seed: self.universe.seed,
-            weather: self.weather.as_ref()?,
-            operators: self.operators,
-        })
-    }
-
-    /// What a GPU of this machine costs now.
-    pub fn quote(&self, machine: usize, now: i64) -> Quote {
-        let Some(machine) = self.universe.machines.get(machine) else {
-            return Quote::default();
-        };
-        let mut quote = machine.quote();
-        if let Some(tides) = self.tides() {
-            let (hour, factor) = (self.hour(now), tides.price_factor(machine, self.hour(now)));
-            quote.price *= factor;
-            quote.min_bid *= factor * tides.rival(machine, hour);
-        }
-        quote
-    }
-
-    /// The offers that are shown now.
-    pub fn listed(&self, now: i64) -> Vec<&Offer> {
-        let (tides, hour) = (self.tides(), self.hour(now));
-        let mut last = (usize::MAX, false);
-        self.universe.listed(|machine, gpu| {
-            if !self.is_free(machine, gpu) {
-                return false;
-            }
-            if last.0 != machine {
-                let host = self.universe.machines.get(machine);
-                let present = |t: &Tides<'_>| host.is_some_and(|host| t.present(host, hour));
-                last = (machine, tides.as_ref().is_none_or(present));
-            }
-            last.1
-        })
-    }
-
-    fn draw_fate(&mut self, machine: usize, image: &str, now: i64) -> Option<tides::Fate> {
-        let hour = self.hour(now);
-        let key = (machine, image.to_owned());
-        let idle_h = self.pulled.get(&key).map(|at| hour - at);
-        let nth = self.asks.get(&machine).copied().unwrap_or(0);
-        let host = self.universe.machines.get(machine)?;
-        let fate = self.tides()?.fate(host, nth, Image { name: image, idle_h }, hour);
-        if fate.outcome == Outcome::Works {
-            self.pulled.insert(key, hour);
-        }
-        Some(fate)
-    }
-
-    /// What was drawn, in the words of faults; what was armed by name comes first.
-    fn befall(&self, fate: &mut Fate, drawn: tides::Fate) {
-        let ms = |seconds: f64| Some((seconds * self.time_scale * 1000.0) as u64);
-        let mut add = |fault, measure| {
-            if fate.on_board.iter().all(|s| s.fault != fault) {
-                fate.on_board.push(Suffered::new(fault, measure));
-            }
-        };
-        let none = Measure::default();
-        match drawn.outcome {
-            Outcome::Works | Outcome::Gone => {}
-            Outcome::Hangs => add(FaultKind::StuckLoading, none),
-            Outcome::SshDead => add(FaultKind::SshDead, none),
-            Outcome::GpuMissing => add(FaultKind::GpuMissing, none),
-            Outcome::Fails => add(FaultKind::BootFails, none),
-        }
-        if let Some(lag) = drawn.key_lag_s {
-            let for_ms = ms(lag);
-            add(FaultKind::KeyLag, Measure { for_ms, ..none });
-        }
-        // Without a clock of its own a market would lose its machines at once.
-        if let Some(hours) = drawn.dies_after_h.filter(|_| self.time_scale > 0.0) {
-            let after_ms = ms(hours * 3600.0);
-            add(FaultKind::Dies, Measure { after_ms, ..none });
-        }
-        if self.weather.as_ref().is_some_and(|w| w.noise) {
-            add(FaultKind::TmuxNoise, none);
-        }
-        fate.reply_lost |= drawn.reply_lost;
     }
 
     /// The instance if it exists and was not destroyed.

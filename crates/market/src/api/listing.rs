@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Shared, fail, ok};
 use crate::market::now_ms;
-use crate::query::{BadQuery, Filter, SortKey, compare_rows};
-use crate::rows::instance_row;
+use crate::query::{BadQuery, Filter, Row, SortKey, compare_keys, key_of};
+use crate::view::InstanceView;
 
 /// Page sizes (Vast.ai docs).
 const MAX_PAGE: usize = 25;
@@ -44,23 +44,35 @@ pub async fn deprecated() -> Response {
 }
 
 pub async fn list(State(inner): Shared, Query(query): Query<HashMap<String, String>>) -> Response {
-    let rows: Vec<Value> = {
-        let (state, now) = (inner.state(), now_ms());
-        state.all_alive().map(|i| instance_row(&state, i, now)).collect()
+    let page = match Page::parse(&query) {
+        Ok(page) => page,
+        Err(bad) => return fail(StatusCode::BAD_REQUEST, "invalid_request", &bad.to_string()),
     };
-    match Page::parse(&query) {
-        Ok(page) => ok(page.cut(rows)),
-        Err(bad) => fail(StatusCode::BAD_REQUEST, "invalid_request", &bad.to_string()),
-    }
+    let (state, now_ms) = (inner.state(), now_ms());
+    let view = |instance| InstanceView {
+        state: &state,
+        instance,
+        now_ms,
+    };
+    let views = state.all_alive().map(view).collect();
+    ok(page.cut(views, InstanceView::row))
 }
 
 /// What there is to filter by.
 pub async fn filters(State(inner): Shared) -> Response {
     let state = inner.state();
-    let now = now_ms();
-    let rows = state.all_alive().map(|i| instance_row(&state, i, now));
-    let pick = |row: Value| json!({"actual_status": row["actual_status"], "verification": row["verification"], "gpu_name": row["gpu_name"]});
-    ok(json!({"filters": rows.map(pick).collect::<Vec<_>>()}))
+    let now_ms = now_ms();
+    let pick = |instance| {
+        let view = InstanceView {
+            state: &state,
+            instance,
+            now_ms,
+        };
+        let columns = ["actual_status", "verification", "gpu_name"];
+        Value::Object(columns.iter().map(|c| ((*c).to_owned(), view.field(c))).collect())
+    };
+    let filters: Vec<Value> = state.all_alive().map(pick).collect();
+    ok(json!({"filters": filters}))
 }
 
 /// A parsed query string.
@@ -108,37 +120,39 @@ impl Page {
         })
     }
 
-    /// The answer for these rows.
-    fn cut(&self, rows: Vec<Value>) -> Value {
+    /// The answer for these rows, those of the page written out.
+    fn cut<R: Row>(&self, rows: Vec<R>, written: impl Fn(&R) -> Value) -> Value {
         let total = rows.len();
-        let mut found: Vec<Value> = rows.into_iter().filter(|r| self.filter.matches(r)).collect();
+        let found: Vec<R> = rows.into_iter().filter(|r| self.filter.matches(r)).collect();
         let mut labels: BTreeMap<String, u64> = BTreeMap::new();
         for row in &found {
-            *labels
-                .entry(row["label"].as_str().unwrap_or("").to_owned())
-                .or_insert(0) += 1;
+            let label = row.field("label").as_str().unwrap_or("").to_owned();
+            *labels.entry(label).or_insert(0) += 1;
         }
         let count = found.len();
-        found.sort_by(|a, b| compare_rows(&self.order, a, b));
+        let mut found: Vec<(Vec<Value>, R)> =
+            found.into_iter().map(|r| (key_of(&self.order, &r), r)).collect();
+        found.sort_by(|(a, _), (b, _)| compare_keys(&self.order, a, b));
         if let Some(after) = &self.after {
-            found.retain(|row| compare_rows(&self.order, row, after) == Ordering::Greater);
+            let after = key_of(&self.order, after);
+            found.retain(|(key, _)| compare_keys(&self.order, key, &after) == Ordering::Greater);
         }
         let more = found.len() > self.limit;
         found.truncate(self.limit);
-        let token = found.last().filter(|_| more).map(|last| self.token(last));
-        let rows: Vec<Value> = found.into_iter().map(|row| self.columns_of(row)).collect();
+        let token = found.last().filter(|_| more).map(|(key, _)| self.token(key));
+        let rows: Vec<Value> = found
+            .iter()
+            .map(|(_, row)| self.columns_of(written(row)))
+            .collect();
         json!({
             "success": true, "instances_found": count, "total_instances": total, "label_counts": labels,
             "next_token": token, "instances": rows,
         })
     }
 
-    fn token(&self, row: &Value) -> String {
-        let values: Map<String, Value> = self
-            .order
-            .iter()
-            .map(|k| (k.column.clone(), row[&k.column].clone()))
-            .collect();
+    fn token(&self, key: &[Value]) -> String {
+        let columns = self.order.iter().map(|k| k.column.clone());
+        let values: Map<String, Value> = columns.zip(key.iter().cloned()).collect();
         Value::Object(values)
             .to_string()
             .bytes()

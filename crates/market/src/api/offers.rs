@@ -10,8 +10,9 @@ use serde_json::{Map, Value, json};
 
 use super::{Shared, fail, object, ok};
 use crate::market::{Inner, now_ms, seconds};
-use crate::offers::{Ask, offer_row};
+use crate::offers::Ask;
 use crate::query::OfferQuery;
+use crate::view::OfferView;
 
 pub async fn search(State(inner): Shared, body: Bytes) -> Response {
     match object(&body) {
@@ -47,19 +48,17 @@ fn answer(inner: &Inner, body: &Map<String, Value>) -> Response {
         let state = inner.state();
         let universe = &state.universe;
         let listed = state.listed(now);
-        listed
-            .into_iter()
-            .filter_map(|offer| {
-                let machine = universe.machines.get(offer.machine)?;
-                let ask = Ask {
-                    quote: state.quote(offer.machine, now),
-                    disk_gb: query.storage_gb,
-                    bid: query.bid,
-                    now_s: seconds(now),
-                };
-                Some(offer_row(machine, offer, &ask))
-            })
-            .collect()
+        let views = listed.into_iter().filter_map(|offer| {
+            let machine = universe.machines.get(offer.machine)?;
+            let ask = Ask {
+                quote: state.quote(offer.machine, now),
+                disk_gb: query.storage_gb,
+                bid: query.bid,
+                now_s: seconds(now),
+            };
+            Some(OfferView { machine, offer, ask })
+        });
+        query.select(views).iter().map(OfferView::row).collect()
     };
-    ok(json!({"offers": query.select(rows)}))
+    ok(json!({"offers": rows}))
 }
