@@ -71,8 +71,9 @@ impl Report {
             ));
         }
         if let Some(e) = &self.error {
-            output::line(&format!("{}  {}", output::red("FAIL"), e.message));
-            output::line(&format!("      {}", output::dim(&e.hint)));
+            // Both may quote the provider.
+            output::line(&format!("{}  {}", output::red("FAIL"), output::safe(&e.message)));
+            output::line(&format!("      {}", output::dim(&output::safe(&e.hint))));
         }
         let rented = match self.left_rented {
             0 => "nothing is rented any more".to_owned(),
