@@ -189,6 +189,26 @@ fn a_store_in_trouble_costs_time_and_nothing_else() {
 }
 
 #[test]
+fn later_is_not_no() {
+    let (machine, store, mut agent) = scene();
+    store.fail_next(&[Fault::Status(429), Fault::Status(504), Fault::Status(408)]);
+    let report = snapshot(&mut agent, &machine.workspace(), 1, None).unwrap();
+    let other = Machine::new();
+    let mut agent = Agent::ready(other.path()).with_store(&store);
+    store.fail_next(&[Fault::Status(408), Fault::Status(504), Fault::Status(429)]);
+    restore(&mut agent, &other.workspace(), &head_of(&report)).unwrap();
+    assert!(store.faults.lock().unwrap().is_empty());
+    assert_eq!(tree(&machine.workspace()), tree(&other.workspace()));
+    // What a store lacks it will lack the next time: asked once for each object under way.
+    let mut agent = Agent::ready(other.path()).with_store(&store);
+    store.requests.lock().unwrap().clear();
+    store.fail_next(&[Fault::Status(501); 64]);
+    let failure = restore(&mut agent, &other.path().join("new"), &head_of(&report)).unwrap_err();
+    assert!(failure.message.contains("501"), "{failure}");
+    assert_eq!(store.requests.lock().unwrap().len(), 1, "{:?}", store.requests);
+}
+
+#[test]
 fn connections_are_used_again() {
     let (machine, store, mut agent) = scene();
     snapshot(&mut agent, &machine.workspace(), 1, None).unwrap();

@@ -180,6 +180,23 @@ async fn listings_are_read_to_their_end() {
     assert!(pages >= 2, "{pages} pages");
 }
 
+/// The plan's last fix: a listing that takes longer than 10 s is waited for, page after page.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_bucket_that_answers_slowly_is_listed() {
+    let server = InProcess::start().await;
+    let folder = server.dir.path().join("snapshots/workspaces/many");
+    std::fs::create_dir_all(&folder).unwrap();
+    for n in 0..3_500 {
+        std::fs::write(folder.join(format!("{n:05}")), "x").unwrap();
+    }
+    let store = open(server.config()).await;
+    server.slow.store(2_600, std::sync::atomic::Ordering::SeqCst);
+    let listed = store.list("workspaces/many/").await.unwrap();
+    assert_eq!(listed.len(), 3_500);
+    let pages = server.requests.lock().unwrap().len();
+    assert_eq!(pages, 4, "no page was asked for twice");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn large_objects_go_up_in_several_parts() {
     let server = InProcess::start().await;

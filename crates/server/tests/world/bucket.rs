@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -49,6 +49,8 @@ pub struct InProcess {
     pub down: Arc<AtomicBool>,
     /// `If-None-Match` is honoured; if not, it is answered as B2 does.
     pub conditions: Arc<AtomicBool>,
+    /// Milliseconds that each answer takes longer.
+    pub slow: Arc<AtomicU64>,
     alive: CancellationToken,
 }
 
@@ -69,6 +71,8 @@ impl InProcess {
         let down = Arc::new(AtomicBool::new(false));
         let conditions = Arc::new(AtomicBool::new(true));
         let (shared_down, shared_conditions) = (down.clone(), conditions.clone());
+        let slow = Arc::new(AtomicU64::new(0));
+        let shared_slow = slow.clone();
         let (shared_faults, shared_requests, token) = (faults.clone(), requests.clone(), alive.clone());
         tokio::spawn(async move {
             loop {
@@ -80,6 +84,7 @@ impl InProcess {
                 let (service, faults, requests) =
                     (service.clone(), shared_faults.clone(), shared_requests.clone());
                 let (down, conditions) = (shared_down.clone(), shared_conditions.clone());
+                let slow = shared_slow.clone();
                 let answer = hyper::service::service_fn(move |request: hyper::Request<_>| {
                     let service = service.clone();
                     let mut fault = faults.lock().expect("no panic").pop_front();
@@ -94,7 +99,9 @@ impl InProcess {
                         request.method(),
                         request.uri()
                     ));
+                    let pause = Duration::from_millis(slow.load(Ordering::SeqCst));
                     async move {
+                        tokio::time::sleep(pause).await;
                         match fault {
                             None => hyper::service::Service::call(&service, request).await,
                             Some((status, body)) => {
@@ -124,6 +131,7 @@ impl InProcess {
             requests,
             down,
             conditions,
+            slow,
             alive,
         }
     }
