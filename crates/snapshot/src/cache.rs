@@ -109,7 +109,7 @@ impl Cache {
         (is_file && same && settled(meta.ctime) && mtime_settled).then_some(extents)
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.entries.len() * 128 + self.chunks.len() * 32 + 256);
         put_header(&mut out, Kind::Cache);
         out.short(self.snapshot_id.as_bytes());
@@ -137,7 +137,7 @@ impl Cache {
         out
     }
 
-    fn decode(object: &str, bytes: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn decode(object: &str, bytes: &[u8]) -> Result<Self, Error> {
         let corrupt = |e: Malformed| Error::corrupt(object, e);
         let body = bytes
             .len()

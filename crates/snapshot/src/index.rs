@@ -30,11 +30,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// The object's bytes.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] if compressing fails.
-    pub fn encode(&self) -> Result<Vec<u8>, Error> {
+    pub(crate) fn payload(&self) -> Vec<u8> {
         let mut raw = Vec::with_capacity(self.packs.len() * 128 + self.entries.len() * ENTRY_LEN + 8);
         raw.u32(u32::try_from(self.packs.len()).unwrap_or(u32::MAX));
         for p in &self.packs {
@@ -47,6 +43,15 @@ impl Index {
             raw.u32(*pack);
             e.put(&mut raw);
         }
+        raw
+    }
+
+    /// The object's bytes.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if compressing fails.
+    pub fn encode(&self) -> Result<Vec<u8>, Error> {
+        let raw = self.payload();
         let stored = zstd::bulk::compress(&raw, 1).map_err(|e| Error::internal(format_args!("zstd: {e}")))?;
         let mut out = Vec::with_capacity(stored.len() + 64);
         put_header(&mut out, Kind::Index);
@@ -81,7 +86,7 @@ impl Index {
         Self::parse(&raw).map_err(|e| Error::corrupt(object, e))
     }
 
-    fn parse(raw: &[u8]) -> Result<Self, Malformed> {
+    pub(crate) fn parse(raw: &[u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(raw);
         let packs: Vec<_> = (0..r.count(42)?)
             .map(|_| {

@@ -24,6 +24,9 @@ mod error;
 mod events;
 mod format;
 mod fsutil;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod metadata;
 mod pack;
