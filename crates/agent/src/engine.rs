@@ -27,6 +27,7 @@ pub fn take_snapshot(job: &Job, home: &Home, request: SnapshotRequest) -> Result
         full: request.full,
         cache_path,
         workers: 0,
+        key: request.key,
         cancelled: &job.stop,
     };
     let report = quiet
@@ -51,6 +52,7 @@ pub fn do_restore(job: &Job, home: &Home, request: &RestoreRequest) -> Result<Ou
         delete: request.delete,
         cache_path: Some(cache_path),
         priority: request.priority.clone(),
+        key: request.key.clone(),
         ..RestoreOptions::new(path, &job.stop)
     };
     let report = restore(&options, &request.head, &Source::new(job), &Reporter { job });
@@ -108,6 +110,10 @@ fn explain(job: &Job, e: &Error) -> Failure {
         Error::Corrupt { .. } => as_is(
             FailureCode::Corrupt,
             "restore an older snapshot, and check the store",
+        ),
+        Error::Key { .. } => as_is(
+            FailureCode::Corrupt,
+            "the snapshot was not made by this workspace as it is now; restore another one",
         ),
         Error::Version { .. } => as_is(
             FailureCode::Version,

@@ -73,6 +73,7 @@ fn tree(root: &Path) -> BTreeMap<String, String> {
 
 fn request(path: &Path, unix: u64, parent: Option<&str>) -> Request {
     Request::Snapshot(SnapshotRequest {
+        key: None,
         path: path.to_str().unwrap().into(),
         stamp: format!("4711-{unix}"),
         parent: parent.map(Into::into),
@@ -107,6 +108,7 @@ fn head_of(report: &SnapshotReport) -> SnapshotHead {
 
 fn restore_request(path: &Path, head: &SnapshotHead) -> Request {
     Request::Restore(RestoreRequest {
+        key: None,
         path: path.to_str().unwrap().into(),
         head: head.clone(),
         delete: true,

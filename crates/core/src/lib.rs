@@ -12,6 +12,7 @@ pub mod driver;
 pub mod guard;
 pub mod history;
 pub mod id;
+pub mod key;
 pub mod level;
 pub mod offer;
 #[cfg(feature = "openapi")]

@@ -5,6 +5,7 @@
 
 use crate::blacklist::CudaVersion;
 use crate::id::{Digest, MachineRef, WorkspaceName};
+use crate::key::WorkspaceKey;
 pub use utoipa;
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
@@ -70,6 +71,8 @@ texts! {
         "1 to 40 lower-case letters, digits and inner dashes.";
     Digest: "^[0-9a-fA-F]{64}$", "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262",
         "BLAKE3, 256 bits in hexadecimal digits.";
+    WorkspaceKey: "^[0-9a-fA-F]{64}$", "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
+        "The key of an encrypted workspace, 256 bits in hexadecimal digits.";
     CudaVersion: "^[0-9]{1,3}(\\.[0-9]{1,3})?$", "12.8", "A CUDA version.";
 }
 

@@ -124,6 +124,10 @@ pub struct SnapshotPolicy {
     /// Which snapshots are kept.
     #[serde(default)]
     pub keep: Keep,
+    /// Everything in the store is sealed with a key of the workspace's own, which the server makes
+    /// and keeps. Whoever loses the server and has no copy of the key loses the snapshots.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypt: bool,
 }
 
 impl Default for SnapshotPolicy {
@@ -134,6 +138,7 @@ impl Default for SnapshotPolicy {
             hook_timeout_s: default_hook_timeout(),
             priority: Vec::new(),
             keep: Keep::default(),
+            encrypt: false,
         }
     }
 }

@@ -129,6 +129,16 @@ impl World {
         request.send().await.unwrap().json().await.unwrap()
     }
 
+    /// The key that a workspace's snapshots are sealed with; none while there is no workspace.
+    async fn key(&self, name: &str) -> String {
+        let made = self.cli(&["workspace", "list"]).await;
+        if made.as_array().unwrap().iter().all(|w| w["name"] != name) {
+            return "no key yet".into();
+        }
+        let shown = self.cli(&["workspace", "key", name]).await;
+        shown["key"].as_str().unwrap().to_owned()
+    }
+
     async fn instance(&self, name: &str) -> String {
         let workspace = self.cli(&["workspace", "show", name]).await;
         let id = workspace["instance"]["instance_id"].as_str();
@@ -265,7 +275,8 @@ async fn check_machine(world: &World, id: &str, whose: usize) {
         }
     }
     let stranger = 1 - whose;
-    for foreign in [ENVIRONMENTS[stranger], FILES[stranger]] {
+    let (own, foreign) = (world.key(NAMES[whose]).await, world.key(NAMES[stranger]).await);
+    for foreign in [ENVIRONMENTS[stranger], FILES[stranger], &foreign] {
         let places = places(&known, foreign);
         assert!(
             places.is_empty(),
@@ -273,6 +284,12 @@ async fn check_machine(world: &World, id: &str, whose: usize) {
             NAMES[whose]
         );
     }
+    // Its own key comes in the jobs of its sessions, and lies in no file, process or contract.
+    let holders = places(&known, &own);
+    assert!(
+        holders.iter().all(|p| p == "its SSH sessions"),
+        "the workspace's key is in {holders:?}"
+    );
     // The search finds what is there.
     let environment = places(&known, ENVIRONMENTS[whose]);
     assert!(
@@ -318,7 +335,16 @@ async fn a_life_tells_no_secret(world: World) {
         let env = format!("WORKSPACE_SECRET={}", ENVIRONMENTS[at]);
         let start = "exec sleep 100000";
         world
-            .cli(&["workspace", "create", name, "--start", start, "--env", &env])
+            .cli(&[
+                "workspace",
+                "create",
+                name,
+                "--start",
+                start,
+                "--env",
+                &env,
+                "--encrypt",
+            ])
             .await;
         let id = world.instance(name).await;
         let about = world.admin("GET", &format!("/admin/instances/{id}")).await;
@@ -345,6 +371,8 @@ async fn a_life_tells_no_secret(world: World) {
         let id = world.instance(name).await;
         check_machine(&world, &id, at).await;
     }
+    let keys = [world.key(NAMES[0]).await, world.key(NAMES[1]).await];
+    let mut with_key = 0;
     // Those that are gone, and the losers of races: what went over their SSH.
     for tap in fs::read_dir(world.dir.path().join("market/taps"))
         .unwrap()
@@ -356,6 +384,19 @@ async fn a_life_tells_no_secret(world: World) {
         }
         let both = ENVIRONMENTS.iter().all(|e| bytes.contains(e));
         assert!(!both, "{:?} has both environments", tap.path());
+        let both = keys.iter().all(|k| bytes.contains(k));
+        assert!(!both, "{:?} has both workspaces' keys", tap.path());
+        with_key += keys.iter().filter(|k| bytes.contains(*k)).count();
+    }
+    assert!(
+        with_key >= 3,
+        "two machines and the one after the failover: {with_key}"
+    );
+    // What lies in the store shows neither a file nor a key.
+    let mut stored = Vec::new();
+    files(&world.data().join("objects"), &mut stored);
+    for secret in FILES.iter().copied().chain(keys.iter().map(String::as_str)) {
+        assert_eq!(places(&stored, secret), Vec::<String>::new(), "{secret}");
     }
     // The server's own log, with what it says to developers, too.
     let log = text(&fs::read(world.dir.path().join("server.log")).unwrap());
@@ -363,7 +404,8 @@ async fn a_life_tells_no_secret(world: World) {
     for (what, secret) in world.held() {
         assert!(!log.contains(&secret), "{what} is in the server's log");
     }
-    for secret in ENVIRONMENTS.iter().chain(&FILES) {
+    let shown = ENVIRONMENTS.iter().chain(&FILES).copied();
+    for secret in shown.chain(keys.iter().map(String::as_str)) {
         assert!(!log.contains(secret), "{secret} is in the server's log");
     }
 }

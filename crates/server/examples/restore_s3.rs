@@ -342,6 +342,7 @@ impl Session {
 
     async fn snapshot(&mut self, store: &S3Store, tree: &Path) -> SnapshotReport {
         let request = SnapshotRequest {
+            key: None,
             path: tree.to_str().unwrap().into(),
             stamp: "1-1".into(),
             parent: None,
@@ -356,6 +357,7 @@ impl Session {
 
     async fn restore(&mut self, store: &S3Store, to: &Path, report: &SnapshotReport) -> RestoreReport {
         let request = RestoreRequest {
+            key: None,
             path: to.to_str().unwrap().into(),
             head: SnapshotHead {
                 snapshot_id: report.snapshot_id.clone(),

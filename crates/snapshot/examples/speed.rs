@@ -82,6 +82,7 @@ fn measure(what: &str, tree: &Path, temp: &Path) -> Outcome<()> {
         full: false,
         cache_path: cache.clone(),
         workers: 0,
+        key: None,
         cancelled: &NEVER,
     };
     std::thread::sleep(std::time::Duration::from_millis(50));

@@ -7,7 +7,7 @@
 use crate::bytes::Malformed;
 use crate::chunk::{TREE_MAX, cut_tree};
 use crate::error::Error;
-use crate::format::digest;
+use crate::seal::Vault;
 use crate::tree::{decode_pieces, encode_pieces};
 use dumont_core::id::Digest;
 
@@ -29,19 +29,19 @@ pub(crate) enum Broken {
 }
 
 /// Stores `bytes` through `put` (one chunk at a time) and returns the id that stands for them.
-pub(crate) fn store(bytes: &[u8], put: Keep<'_>) -> Result<Digest, Error> {
+pub(crate) fn store(bytes: &[u8], vault: &Vault, put: Keep<'_>) -> Result<Digest, Error> {
     if bytes.len() <= TREE_MAX {
-        let id = digest(bytes);
+        let id = vault.id(bytes);
         put(id, bytes)?;
         return Ok(id);
     }
     let mut pieces = Vec::new();
-    for piece in cut_tree(bytes) {
-        let id = digest(piece);
+    for piece in cut_tree(bytes, vault.cuts()) {
+        let id = vault.id(piece);
         put(id, piece)?;
         pieces.push((id, u32::try_from(piece.len()).unwrap_or(u32::MAX)));
     }
-    store(&encode_pieces(&pieces), put)
+    store(&encode_pieces(&pieces), vault, put)
 }
 
 /// Puts the tree objects `firsts` together, each given as the chunk that its id names; `fetch`

@@ -20,6 +20,7 @@ use crate::bytes::{Malformed, Put, Reader};
 use crate::error::Error;
 use crate::format::{Kind, digest, put_header, read_header};
 use crate::fsutil::{Attrs, Meta, Time};
+use crate::seal::Vault;
 use crate::tree::Extent;
 use dumont_core::id::Digest;
 use rustix::fs::FileType;
@@ -111,7 +112,7 @@ impl Cache {
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.entries.len() * 128 + self.chunks.len() * 32 + 256);
-        put_header(&mut out, Kind::Cache);
+        put_header(&mut out, Kind::Cache, &Vault::default());
         out.short(self.snapshot_id.as_bytes());
         out.bytes(&self.root.0);
         out.i64(self.started_ns);
@@ -145,7 +146,7 @@ impl Cache {
             .ok_or(Malformed("it ends too early"))
             .map_err(corrupt)?;
         let (body, check) = bytes.split_at(body);
-        let r = read_header(object, body, &[Kind::Cache])?;
+        let (_, r) = read_header(object, body, &[Kind::Cache])?;
         if digest(body).0 != check {
             return Err(Error::corrupt(object, "its checksum does not match"));
         }

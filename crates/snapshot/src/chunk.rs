@@ -28,11 +28,16 @@ const WINDOW: usize = 2 * MAX_CHUNK;
 /// Reused between files, so that small ones cost no allocation.
 pub(crate) struct Window {
     buf: Vec<u8>,
+    /// Moves the cuts.
+    seed: u64,
 }
 
 impl Window {
-    pub fn new() -> Self {
-        Self { buf: Vec::new() }
+    pub fn new(seed: u64) -> Self {
+        Self {
+            buf: Vec::new(),
+            seed,
+        }
     }
 
     /// Reads `len` bytes of `fd` from `offset` and gives them to `each` in chunks. Ends early
@@ -63,7 +68,7 @@ impl Window {
             }
             let ended = end < size || read == len;
             while end - start >= MAX_CHUNK || (ended && start < end) {
-                let n = next_cut(&self.buf[start..end], MIN_CHUNK, AVG_CHUNK, MAX_CHUNK);
+                let n = next_cut(&self.buf[start..end], MIN_CHUNK, AVG_CHUNK, MAX_CHUNK, self.seed);
                 each(&self.buf[start..start + n])?;
                 start += n;
             }
@@ -77,19 +82,21 @@ impl Window {
     }
 }
 
-fn next_cut(bytes: &[u8], min: usize, avg: usize, max: usize) -> usize {
+fn next_cut(bytes: &[u8], min: usize, avg: usize, max: usize, seed: u64) -> usize {
     if bytes.len() <= min {
         return bytes.len();
     }
-    let (_, at) = fastcdc::v2020::FastCDC::new(bytes, min, avg, max).cut(0, bytes.len());
+    let level = fastcdc::v2020::Normalization::Level1;
+    let cutter = fastcdc::v2020::FastCDC::with_level_and_seed(bytes, min, avg, max, level, seed);
+    let (_, at) = cutter.cut(0, bytes.len());
     at.clamp(1, bytes.len())
 }
 
 /// The pieces of a tree object that is too long for one chunk.
-pub(crate) fn cut_tree(mut bytes: &[u8]) -> Vec<&[u8]> {
+pub(crate) fn cut_tree(mut bytes: &[u8], seed: u64) -> Vec<&[u8]> {
     let mut out = Vec::new();
     while !bytes.is_empty() {
-        let (piece, rest) = bytes.split_at(next_cut(bytes, TREE_MIN, TREE_AVG, TREE_MAX));
+        let (piece, rest) = bytes.split_at(next_cut(bytes, TREE_MIN, TREE_AVG, TREE_MAX, seed));
         out.push(piece);
         bytes = rest;
     }
@@ -114,7 +121,7 @@ mod tests {
         let mut f = tempfile::tempfile().unwrap();
         f.write_all(data).unwrap();
         let mut out = Vec::new();
-        let n = Window::new()
+        let n = Window::new(0)
             .cut(&f, &|| "f".into(), 0, data.len() as u64, &mut |c| {
                 out.push(c.to_vec());
                 Ok(())
@@ -140,7 +147,7 @@ mod tests {
         let mut whole = Vec::new();
         let mut rest = &data[..];
         while !rest.is_empty() {
-            let n = next_cut(rest, MIN_CHUNK, AVG_CHUNK, MAX_CHUNK);
+            let n = next_cut(rest, MIN_CHUNK, AVG_CHUNK, MAX_CHUNK, 0);
             whole.push(rest[..n].to_vec());
             rest = &rest[n..];
         }
@@ -161,7 +168,7 @@ mod tests {
         let mut f = tempfile::tempfile().unwrap();
         f.write_all(b"abc").unwrap();
         let mut out = Vec::new();
-        let n = Window::new().cut(&f, &|| "f".into(), 1, 1 << 20, &mut |c| {
+        let n = Window::new(0).cut(&f, &|| "f".into(), 1, 1 << 20, &mut |c| {
             out.extend_from_slice(c);
             Ok(())
         });

@@ -6,20 +6,21 @@
 //! removed here: until the heads are changed the new objects are garbage, and afterwards the old
 //! ones are, so that a crash in between costs space and nothing else.
 //!
-//! Chunks are copied as they are stored, after they were decoded and held against their id. Where
+//! Chunks are copied as they are stored (sealed ones, too), after they were decoded and held against their id. Where
 //! two snapshots have a chunk in different packs, one whose bytes are good is chosen.
 
-use crate::codec::Decoder;
 use crate::error::Error;
 use crate::events::Abort;
 use crate::index::{ChunkMap, ChunkPlace, Index};
-use crate::pack::{Class, FRAME_LEN, PackBuilder, PackEntry};
+use crate::pack::{Class, FRAME_LEN, Opener, PackBuilder, PackEntry};
 use crate::reader::chunks;
 use crate::restore::fetch::Fetcher;
 use crate::restore::load;
+use crate::seal::Vault;
 use crate::store::{ObjectSink, ObjectSource};
 use crate::upload::put;
 use dumont_core::id::Digest;
+use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{ObjectKind, ObjectRef, SnapshotHead};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
@@ -54,10 +55,11 @@ pub struct Compaction {
 pub fn packs_of(
     head: &SnapshotHead,
     source: &dyn ObjectSource,
+    key: Option<&WorkspaceKey>,
     cancelled: &AtomicBool,
 ) -> Result<Vec<ObjectRef>, Error> {
     let abort = Abort::new(cancelled);
-    let fetcher = Fetcher::new(source, &abort);
+    let fetcher = Fetcher::new(source, Vault::new(key), &abort);
     let map = load::indexes(head, &fetcher).map_err(|e| abort.explain(e))?;
     Ok(map.packs)
 }
@@ -71,10 +73,11 @@ pub fn compact(
     heads: &[SnapshotHead],
     source: &dyn ObjectSource,
     sink: &dyn ObjectSink,
+    key: Option<&WorkspaceKey>,
     cancelled: &AtomicBool,
 ) -> Result<Option<Compaction>, Error> {
     let abort = Abort::new(cancelled);
-    let fetcher = Fetcher::new(source, &abort);
+    let fetcher = Fetcher::new(source, Vault::new(key), &abort);
     let mut live = Live::default();
     for head in heads {
         abort.check()?;
@@ -91,13 +94,13 @@ fn good_place<'a>(
     map: &'a ChunkMap,
     id: &Digest,
     fetcher: &Fetcher<'_>,
-    decoder: &mut Decoder,
+    opener: &mut Opener,
 ) -> Result<Option<&'a ChunkPlace>, Error> {
     if map.places(id).nth(1).is_none() {
         return Ok(map.get(id));
     }
     for place in map.places(id) {
-        match fetcher.chunk_again(&map.pack(place)?.key, place, decoder, &String::new) {
+        match fetcher.chunk_again(&map.pack(place)?.key, place, opener, &String::new) {
             Ok(_) => return Ok(Some(place)),
             Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => {}
             Err(e) => return Err(e),
@@ -144,12 +147,12 @@ impl Live {
         }
         let files = manifest.leaves.iter().flat_map(|l| chunks(&l.body));
         let needed: HashSet<&Digest> = files.chain(&manifest.chunks).collect();
-        let mut decoder = Decoder::new()?;
+        let mut opener = fetcher.opener()?;
         for id in needed {
-            let place = good_place(&map, id, fetcher, &mut decoder)?.ok_or_else(|| {
+            let place = good_place(&map, id, fetcher, &mut opener)?.ok_or_else(|| {
                 Error::corrupt(&head.snapshot_id, format_args!("chunk {id} is in no index"))
             })?;
-            self.claim(&map, place, fetcher, &mut decoder)?;
+            self.claim(&map, place, fetcher, &mut opener)?;
         }
         Ok(())
     }
@@ -159,7 +162,7 @@ impl Live {
         map: &ChunkMap,
         place: &ChunkPlace,
         fetcher: &Fetcher<'_>,
-        decoder: &mut Decoder,
+        opener: &mut Opener,
     ) -> Result<(), Error> {
         let (id, key) = (place.entry.id, &map.pack(place)?.key);
         match self.at.get(&id) {
@@ -172,7 +175,7 @@ impl Live {
                 });
                 if let Some((key, entry)) = first {
                     let place = ChunkPlace { pack: 0, entry };
-                    match fetcher.chunk_again(&key, &place, decoder, &String::new) {
+                    match fetcher.chunk_again(&key, &place, opener, &String::new) {
                         Ok(_) => return Ok(()),
                         Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => {
                             if let Some(p) = self.packs.get_mut(&key) {
@@ -200,6 +203,7 @@ impl Live {
         let (mut index, mut freed, mut kept) = (Index::default(), 0, Vec::new());
         let mut writer = Writer {
             sink,
+            vault: &fetcher.vault,
             open: [None, None],
             done: Vec::new(),
             copied: 0,
@@ -227,7 +231,7 @@ impl Live {
             index.packs.push(object);
         }
         Ok(Compaction {
-            index: put(sink, ObjectKind::Index, &index.encode()?)?,
+            index: put(sink, ObjectKind::Index, &index.encode(&fetcher.vault)?)?,
             packs,
             kept,
             freed_bytes: freed,
@@ -238,6 +242,7 @@ impl Live {
 
 struct Writer<'a> {
     sink: &'a dyn ObjectSink,
+    vault: &'a Vault,
     /// By class.
     open: [Option<PackBuilder>; 2],
     done: Vec<(ObjectRef, Vec<PackEntry>)>,
@@ -246,7 +251,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn copy(&mut self, pack: &Pack, fetcher: &Fetcher<'_>) -> Result<(), Error> {
-        let mut decoder = Decoder::new()?;
+        let mut opener = fetcher.opener()?;
         let key = &pack.object.key;
         for run in runs(pack.chunks.values()) {
             fetcher.abort.check()?;
@@ -257,13 +262,13 @@ impl Writer<'_> {
             let bytes = fetcher.get(key, Some(from..to), to - from)?;
             for e in run {
                 let frame = &bytes[(e.offset - from) as usize..(e.end() - from) as usize];
-                if e.open(frame, &mut decoder).is_ok() {
+                if e.open(frame, &mut opener).is_ok() {
                     self.add(e, &frame[FRAME_LEN..])?;
                     continue;
                 }
                 // The transfer may have been at fault.
                 let frame = fetcher.get(key, Some(e.offset..e.end()), e.end() - e.offset)?;
-                e.open(&frame, &mut decoder)
+                e.open(&frame, &mut opener)
                     .map_err(|why| Error::corrupt(key, format_args!("chunk {}: {why}", e.id)))?;
                 self.add(e, &frame[FRAME_LEN..])?;
             }
@@ -278,7 +283,7 @@ impl Writer<'_> {
             self.done.push(seal(full, self.sink)?);
         }
         let lane = &mut self.open[usize::from(e.class == Class::Tree)];
-        lane.get_or_insert_with(|| PackBuilder::new(e.class, Vec::new()))
+        lane.get_or_insert_with(|| PackBuilder::new(e.class, Vec::new(), self.vault))
             .add(e.id, e.raw_len, e.codec, stored);
         Ok(())
     }

@@ -35,6 +35,9 @@ pub enum Error {
     /// Written by a newer version of the format.
     #[error("{object} has format version {found}, this program reads up to {known}")]
     Version { object: String, found: u16, known: u16 },
+    /// It is sealed and the key does not fit, or the other way round.
+    #[error("{object} {problem}")]
+    Key { object: String, problem: &'static str },
     /// A transfer failed after the retries of whoever makes the transfers.
     #[error("transfer of {object} failed: {message}")]
     Transfer { object: String, message: String },

@@ -1,16 +1,17 @@
 //! The header that every pack, index and cache begins with.
 //!
 //! An object says what it is before anything else of it is believed: magic, version, kind and
-//! flags. Flags are zero today; encryption will take one, and a reader that does not know a
-//! flag refuses the object instead of misreading it.
+//! flags. One flag says that the object is sealed; a reader that does not know a flag refuses
+//! the object instead of misreading it.
 
 use crate::bytes::{Put, Reader};
 use crate::error::Error;
+use crate::seal::Vault;
 use dumont_core::id::Digest;
 
 /// The version written; this and all before are read. 2 added the codecs of byte planes, which a
-/// reader of version 1 would have to call damage.
-pub const FORMAT_VERSION: u16 = 2;
+/// reader of version 1 would have to call damage; 3 added sealed objects.
+pub const FORMAT_VERSION: u16 = 3;
 
 const MAGIC: [u8; 8] = *b"DUMONTsn";
 pub(crate) const HEADER_LEN: usize = 16;
@@ -21,21 +22,50 @@ pub(crate) enum Kind {
     TreePack = 2,
     Index = 3,
     Cache = 4,
+    Metadata = 5,
 }
 
-pub(crate) fn put_header(out: &mut Vec<u8>, kind: Kind) {
+const SEALED: u8 = 1;
+
+pub(crate) fn put_header(out: &mut Vec<u8>, kind: Kind, vault: &Vault) {
     out.bytes(&MAGIC);
     out.u16(FORMAT_VERSION);
     out.u8(kind as u8);
-    out.u8(0);
-    out.u32(0);
+    out.u8(if vault.mark().is_some() { SEALED } else { 0 });
+    out.u32(vault.mark().unwrap_or(0));
+}
+
+/// What a header says of its object.
+pub(crate) struct Header {
+    /// The mark of the key that it is sealed with.
+    sealed: Option<u32>,
+}
+
+impl Header {
+    /// Whether the object can be opened with what `vault` has.
+    pub fn fits(&self, object: &str, vault: &Vault) -> Result<(), Error> {
+        let problem = match (self.sealed, vault.mark()) {
+            (a, b) if a == b => return Ok(()),
+            (Some(_), None) => "is encrypted, and no key was given",
+            (None, Some(_)) => "is not encrypted, though a key was given",
+            _ => "is encrypted with another key than the one given",
+        };
+        Err(Error::Key {
+            object: object.into(),
+            problem,
+        })
+    }
 }
 
 /// The reader after a header of one of `kinds`; `object` names it in errors.
-pub(crate) fn read_header<'a>(object: &str, bytes: &'a [u8], kinds: &[Kind]) -> Result<Reader<'a>, Error> {
+pub(crate) fn read_header<'a>(
+    object: &str,
+    bytes: &'a [u8],
+    kinds: &[Kind],
+) -> Result<(Header, Reader<'a>), Error> {
     let mut r = Reader::new(bytes);
     let mut fields = || Ok((r.take(8)?, r.u16()?, r.u8()?, r.u8()?, r.u32()?));
-    let (magic, version, kind, flags, zero) =
+    let (magic, version, kind, flags, mark) =
         fields().map_err(|e: crate::bytes::Malformed| Error::corrupt(object, e))?;
     if magic != MAGIC {
         return Err(Error::corrupt(object, "it does not begin like an object of ours"));
@@ -47,10 +77,15 @@ pub(crate) fn read_header<'a>(object: &str, bytes: &'a [u8], kinds: &[Kind]) -> 
             known: FORMAT_VERSION,
         });
     }
-    if version == 0 || flags != 0 || zero != 0 || !kinds.iter().any(|k| *k as u8 == kind) {
-        return Err(Error::corrupt(object, "its header is not one of its kind"));
+    let sealed = match (flags, mark) {
+        (0, 0) => Some(None),
+        (SEALED, mark) if version >= 3 => Some(Some(mark)),
+        _ => None,
+    };
+    match sealed.filter(|_| version != 0 && kinds.iter().any(|k| *k as u8 == kind)) {
+        Some(sealed) => Ok((Header { sealed }, r)),
+        None => Err(Error::corrupt(object, "its header is not one of its kind")),
     }
-    Ok(r)
 }
 
 /// Directories and fifos beyond the number of files that a tree may have. A few nodes that name

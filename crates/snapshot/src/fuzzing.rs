@@ -8,8 +8,9 @@ use crate::codec::{Codec, Decoder, Encoder};
 use crate::format::digest;
 use crate::fsutil::{Attrs, Time};
 use crate::index::Index;
-use crate::pack::{Class, PackBuilder, read_pack};
+use crate::pack::{Class, Opener, PackBuilder, read_pack};
 use crate::reader::{Reader, check};
+use crate::seal::Vault;
 use crate::store::{ObjectSource, StoreError};
 use crate::tree::{
     Body, Entry, Extent, Extents, Node, decode_extents, decode_pieces, encode_extents, encode_pieces,
@@ -23,11 +24,11 @@ use std::sync::atomic::AtomicBool;
 static NEVER: AtomicBool = AtomicBool::new(false);
 
 pub fn pack(data: &[u8]) {
-    let (Ok(entries), Ok(mut decoder)) = (read_pack("fuzz", data), Decoder::new()) else {
+    let (Ok(entries), Ok(mut opener)) = (read_pack("fuzz", data), Opener::new(&Vault::default())) else {
         return;
     };
     for e in entries {
-        _ = e.open(&data[e.offset as usize..e.end() as usize], &mut decoder);
+        _ = e.open(&data[e.offset as usize..e.end() as usize], &mut opener);
     }
 }
 
@@ -52,14 +53,14 @@ pub fn pack_sealed(data: &[u8]) {
 }
 
 pub fn index(data: &[u8]) {
-    _ = Index::decode("fuzz", data);
+    _ = Index::decode("fuzz", data, &Vault::default());
 }
 
 pub fn index_payload(data: &[u8]) {
     if let Ok(index) = Index::parse(data)
-        && let Ok(bytes) = index.encode()
+        && let Ok(bytes) = index.encode(&Vault::default())
     {
-        assert_eq!(Index::decode("fuzz", &bytes).ok(), Some(index));
+        assert_eq!(Index::decode("fuzz", &bytes, &Vault::default()).ok(), Some(index));
     }
 }
 
@@ -126,7 +127,7 @@ impl ObjectSource for Objects {
 /// A whole snapshot of one pack: parts of the input, each after its length (u16), are its chunks,
 /// and the last is the root. Where a part holds 32 bytes `0xAA`, the id of the part before is put.
 pub fn manifest(data: &[u8]) {
-    let mut pack = PackBuilder::new(Class::Tree, Vec::new());
+    let mut pack = PackBuilder::new(Class::Tree, Vec::new(), &Vault::default());
     let (mut rest, mut last) = (data, None);
     while let Some((length, after)) = rest.split_first_chunk::<2>() {
         let length = usize::from(u16::from_le_bytes(*length)).min(after.len());
@@ -151,7 +152,7 @@ pub fn manifest(data: &[u8]) {
         packs: vec![object("pack", &body)],
         entries: entries.into_iter().map(|e| (0, e)).collect(),
     };
-    let Ok(bytes) = index.encode() else { return };
+    let Ok(bytes) = index.encode(&Vault::default()) else { return };
     let head = SnapshotHead {
         snapshot_id: "fuzz".into(),
         root,
@@ -160,11 +161,11 @@ pub fn manifest(data: &[u8]) {
         bytes: 1 << 30,
     };
     let source = Objects([("pack".into(), body), ("index".into(), bytes)].into());
-    if let Ok(reader) = Reader::open(&head, &source, &NEVER) {
+    if let Ok(reader) = Reader::open(&head, &source, None, &NEVER) {
         reader.list(b"");
         assert!(reader.diff(&reader).is_empty());
     }
-    _ = check(&[head], &source, &NEVER);
+    _ = check(&[head], &source, None, &NEVER);
 }
 
 fn put_id(part: &mut [u8], id: Digest) {
@@ -181,7 +182,7 @@ pub fn samples() -> Vec<(&'static str, Vec<u8>)> {
         .flat_map(|n| [(n * 37) as u8, 0x3c + (n % 3) as u8])
         .collect();
     let mut out = Vec::new();
-    let mut pack = PackBuilder::new(Class::Data, Vec::new());
+    let mut pack = PackBuilder::new(Class::Data, Vec::new(), &Vault::default());
     if let Ok(mut encoder) = Encoder::new() {
         for raw in [&text[..], &floats, b"short", b""] {
             if let Ok((codec, stored)) = encoder.encode(raw) {
@@ -207,7 +208,7 @@ pub fn samples() -> Vec<(&'static str, Vec<u8>)> {
     };
     out.push(("pack", body.clone()));
     out.push(("pack_sealed", body));
-    out.extend(index.encode().ok().map(|bytes| ("index", bytes)));
+    out.extend(index.encode(&Vault::default()).ok().map(|bytes| ("index", bytes)));
     out.push(("index_payload", index.payload()));
     let (nodes, cache) = small_tree();
     for bytes in &nodes {

@@ -10,6 +10,7 @@ use crate::chunk::MAX_CHUNK;
 use crate::error::Error;
 use crate::format::{HEADER_LEN, Kind, digest, put_header, read_header};
 use crate::pack::PackEntry;
+use crate::seal::Vault;
 use dumont_core::id::Digest;
 use dumont_core::snapshot::ObjectRef;
 use std::collections::HashMap;
@@ -49,27 +50,34 @@ impl Index {
     /// The object's bytes.
     ///
     /// # Errors
-    /// [`Error::Internal`] if compressing fails.
-    pub fn encode(&self) -> Result<Vec<u8>, Error> {
+    /// [`Error::Internal`] if compressing or sealing fails.
+    pub(crate) fn encode(&self, vault: &Vault) -> Result<Vec<u8>, Error> {
         let raw = self.payload();
         let stored = zstd::bulk::compress(&raw, 1).map_err(|e| Error::internal(format_args!("zstd: {e}")))?;
         let mut out = Vec::with_capacity(stored.len() + 64);
-        put_header(&mut out, Kind::Index);
+        put_header(&mut out, Kind::Index, vault);
         out.u64(raw.len() as u64);
         out.bytes(&digest(&raw).0);
-        out.bytes(&stored);
+        let mut sealed = Vec::new();
+        let stored = vault.seal(&out, &stored, &mut sealed)?;
+        out.bytes(stored);
         Ok(out)
     }
 
     /// Reads an index; every place it names lies inside its pack.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] or [`Error::Version`], naming `object`.
-    pub fn decode(object: &str, bytes: &[u8]) -> Result<Self, Error> {
-        let mut r = read_header(object, bytes, &[Kind::Index])?;
+    /// [`Error::Corrupt`], [`Error::Key`] or [`Error::Version`], naming `object`.
+    pub(crate) fn decode(object: &str, bytes: &[u8], vault: &Vault) -> Result<Self, Error> {
+        let (header, mut r) = read_header(object, bytes, &[Kind::Index])?;
+        header.fits(object, vault)?;
         let fields = r.u64().and_then(|len| Ok((len, r.digest()?)));
         let (raw_len, check) = fields.map_err(|e| Error::corrupt(object, e))?;
-        let stored = &bytes[HEADER_LEN + 40..];
+        let (what, stored) = bytes.split_at(HEADER_LEN + 40);
+        let mut opened = Vec::new();
+        let stored = vault
+            .open(what, stored, &mut opened)
+            .map_err(|e| Error::corrupt(object, e))?;
         if raw_len > (stored.len() as u64).saturating_mul(MAX_RATIO) {
             return Err(Error::corrupt(
                 object,
@@ -109,7 +117,7 @@ impl Index {
                 if e.end() > size || e.offset < HEADER_LEN as u64 {
                     return Err(Malformed("a chunk lies outside its pack"));
                 }
-                // What does not shrink is kept raw; the margin is for a future codec that seals.
+                // What does not shrink is kept raw; the margin is for what sealing adds.
                 if e.raw_len as usize > MAX_CHUNK || e.stored_len > e.raw_len.saturating_add(1024) {
                     return Err(Malformed("a chunk is longer than chunks can be"));
                 }
@@ -211,10 +219,12 @@ mod tests {
 
     #[test]
     fn round_trips_and_checks_bounds() {
-        let bytes = sample(16).encode().unwrap();
-        assert_eq!(Index::decode("i", &bytes).unwrap(), sample(16));
-        let beyond = sample(900).encode().unwrap();
-        assert!(matches!(Index::decode("i", &beyond), Err(Error::Corrupt { object, .. }) if object == "i"));
+        let bytes = sample(16).encode(&Vault::default()).unwrap();
+        assert_eq!(Index::decode("i", &bytes, &Vault::default()).unwrap(), sample(16));
+        let beyond = sample(900).encode(&Vault::default()).unwrap();
+        assert!(
+            matches!(Index::decode("i", &beyond, &Vault::default()), Err(Error::Corrupt { object, .. }) if object == "i")
+        );
     }
 
     #[test]
@@ -230,14 +240,14 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(300))]
         #[test]
         fn damage_is_found_and_never_panics(at in 0usize..10_000, byte in any::<u8>(), cut in 0usize..10_000) {
-            let good = sample(16).encode().unwrap();
+            let good = sample(16).encode(&Vault::default()).unwrap();
             let mut bytes = good.clone();
             let at = at % bytes.len();
             bytes[at] = byte;
             if bytes != good {
-                prop_assert!(Index::decode("i", &bytes).is_err());
+                prop_assert!(Index::decode("i", &bytes, &Vault::default()).is_err());
             }
-            prop_assert!(Index::decode("i", &good[..cut % good.len()]).is_err());
+            prop_assert!(Index::decode("i", &good[..cut % good.len()], &Vault::default()).is_err());
         }
 
         #[test]

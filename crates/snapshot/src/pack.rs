@@ -10,6 +10,7 @@ use crate::bytes::{Malformed, Put, Reader};
 use crate::codec::{Codec, Decoder};
 use crate::error::Error;
 use crate::format::{HEADER_LEN, Kind, digest, put_header, read_header};
+use crate::seal::Vault;
 use dumont_core::id::Digest;
 
 /// Bytes at which a pack is closed. It can be longer by one chunk and its trailer.
@@ -40,7 +41,7 @@ impl Class {
 /// One chunk in a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackEntry {
-    /// BLAKE3 of the raw bytes.
+    /// BLAKE3 of the raw bytes, keyed where they are sealed.
     pub id: Digest,
     /// Of the frame, bytes from the start of the pack.
     pub offset: u64,
@@ -80,6 +81,16 @@ impl PackEntry {
         })
     }
 
+    /// What a sealed chunk is; authenticated with it.
+    pub(crate) fn sealed_as(id: &Digest, raw_len: u32, codec: Codec, class: Class) -> [u8; 38] {
+        let mut out = [0; 38];
+        out[..32].copy_from_slice(&id.0);
+        out[32..36].copy_from_slice(&raw_len.to_le_bytes());
+        out[36] = codec as u8;
+        out[37] = class as u8;
+        out
+    }
+
     fn put_frame(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.bytes(&self.id.0);
@@ -94,7 +105,7 @@ impl PackEntry {
 
     /// The chunk's raw bytes out of `frame` (its header and stored bytes): the header must say
     /// what the index says, and the bytes must hash to the id.
-    pub(crate) fn open<'a>(&self, frame: &'a [u8], decoder: &'a mut Decoder) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn open<'a>(&self, frame: &'a [u8], opener: &'a mut Opener) -> Result<&'a [u8], Malformed> {
         let mut expected = Vec::with_capacity(FRAME_LEN);
         self.put_frame(&mut expected);
         let (head, stored) = frame
@@ -103,12 +114,36 @@ impl PackEntry {
         if head != expected || stored.len() != self.stored_len as usize {
             return Err(Malformed("a chunk's header differs from the index"));
         }
+        let Opener {
+            vault,
+            opened,
+            decoder,
+        } = opener;
+        let what = Self::sealed_as(&self.id, self.raw_len, self.codec, self.class);
+        let stored = vault.open(&what, stored, opened)?;
         let raw = decoder.decode(self.codec, stored, self.raw_len)?;
-        if digest(raw) == self.id {
+        if vault.id(raw) == self.id {
             Ok(raw)
         } else {
             Err(Malformed("its bytes do not hash to its id"))
         }
+    }
+}
+
+/// Opens chunks; one per thread.
+pub(crate) struct Opener {
+    vault: Vault,
+    opened: Vec<u8>,
+    decoder: Decoder,
+}
+
+impl Opener {
+    pub fn new(vault: &Vault) -> Result<Self, Error> {
+        Ok(Self {
+            vault: vault.clone(),
+            opened: Vec::new(),
+            decoder: Decoder::new()?,
+        })
     }
 }
 
@@ -121,7 +156,7 @@ pub(crate) struct PackBuilder {
 
 impl PackBuilder {
     /// `buf` is an old buffer to reuse, or an empty one.
-    pub fn new(class: Class, mut buf: Vec<u8>) -> Self {
+    pub fn new(class: Class, mut buf: Vec<u8>, vault: &Vault) -> Self {
         buf.clear();
         put_header(
             &mut buf,
@@ -130,6 +165,7 @@ impl PackBuilder {
             } else {
                 Kind::TreePack
             },
+            vault,
         );
         Self {
             class,
@@ -138,6 +174,7 @@ impl PackBuilder {
         }
     }
 
+    /// `stored` is sealed already where the pack is.
     pub fn add(&mut self, id: Digest, raw_len: u32, codec: Codec, stored: &[u8]) {
         let stored_len = u32::try_from(stored.len()).unwrap_or(u32::MAX);
         let offset = self.buf.len() as u64;
@@ -178,7 +215,7 @@ impl PackBuilder {
 }
 
 /// The chunks of a whole pack by its own trailer, checked for shape but not opened. This is how
-/// an index is rebuilt when it is lost.
+/// an index is rebuilt when it is lost; it needs no key.
 ///
 /// # Errors
 /// [`Error::Corrupt`] or [`Error::Version`], naming `object`.
@@ -230,7 +267,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sample() -> (Vec<u8>, Vec<PackEntry>) {
-        let mut b = PackBuilder::new(Class::Data, Vec::new());
+        let mut b = PackBuilder::new(Class::Data, Vec::new(), &Vault::default());
         for raw in [b"one".as_slice(), b"two two", b""] {
             b.add(digest(raw), raw.len() as u32, Codec::Raw, raw);
         }
@@ -242,7 +279,7 @@ mod tests {
         let (bytes, entries) = sample();
         assert_eq!(read_pack("p", &bytes).unwrap(), entries);
         let e = entries[1];
-        let mut d = Decoder::new().unwrap();
+        let mut d = Opener::new(&Vault::default()).unwrap();
         assert_eq!(
             e.open(&bytes[e.offset as usize..e.end() as usize], &mut d)
                 .unwrap(),
@@ -267,7 +304,7 @@ mod tests {
             let (mut bytes, entries) = sample();
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;
-            let mut d = Decoder::new().unwrap();
+            let mut d = Opener::new(&Vault::default()).unwrap();
             let opened = entries.iter().all(|e| {
                 e.open(&bytes[e.offset as usize..e.end() as usize], &mut d).is_ok()
             });

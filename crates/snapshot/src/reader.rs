@@ -10,15 +10,16 @@ pub(crate) use check::chunks;
 pub use check::{CheckReport, Damage, check};
 pub use diff::{Change, ChangeKind};
 
-use crate::codec::Decoder;
 use crate::error::Error;
 use crate::events::Abort;
 use crate::index::ChunkMap;
 use crate::printable::printable;
 use crate::restore::fetch::Fetcher;
 use crate::restore::load::{self, Leaf, LeafBody, Manifest};
+use crate::seal::Vault;
 use crate::store::ObjectSource;
 use crate::tree::Extent;
+use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::SnapshotHead;
 use std::io::Write;
 use std::sync::atomic::AtomicBool;
@@ -55,6 +56,7 @@ pub struct Entry {
 pub struct Reader<'a> {
     head: &'a SnapshotHead,
     source: &'a dyn ObjectSource,
+    vault: Vault,
     cancelled: &'a AtomicBool,
     map: ChunkMap,
     manifest: Manifest,
@@ -68,10 +70,12 @@ impl<'a> Reader<'a> {
     pub fn open(
         head: &'a SnapshotHead,
         source: &'a dyn ObjectSource,
+        key: Option<&WorkspaceKey>,
         cancelled: &'a AtomicBool,
     ) -> Result<Self, Error> {
         let abort = Abort::new(cancelled);
-        let fetcher = Fetcher::new(source, &abort);
+        let vault = Vault::new(key);
+        let fetcher = Fetcher::new(source, vault.clone(), &abort);
         let read = || {
             let map = load::indexes(head, &fetcher)?;
             let manifest = load::manifest(head, &map, &fetcher)?;
@@ -81,6 +85,7 @@ impl<'a> Reader<'a> {
         Ok(Self {
             head,
             source,
+            vault,
             cancelled,
             map,
             manifest,
@@ -191,8 +196,8 @@ impl<'a> Reader<'a> {
             });
         };
         let abort = Abort::new(self.cancelled);
-        let fetcher = Fetcher::new(self.source, &abort);
-        let mut decoder = Decoder::new()?;
+        let fetcher = Fetcher::new(self.source, self.vault.clone(), &abort);
+        let mut opener = fetcher.opener()?;
         let zeros = [0; 64 << 10];
         let fail = |e| Error::io("the output", "write", e);
         for extent in extents.iter() {
@@ -209,7 +214,7 @@ impl<'a> Reader<'a> {
                     let place = self.map.get(id).ok_or_else(|| {
                         Error::corrupt(&self.head.snapshot_id, format_args!("chunk {id} is in no index"))
                     })?;
-                    let raw = fetcher.chunk_anywhere(&self.map, place, &mut decoder, &|| printable(path))?;
+                    let raw = fetcher.chunk_anywhere(&self.map, place, &mut opener, &|| printable(path))?;
                     out.write_all(&raw).map_err(fail)?;
                 }
             }

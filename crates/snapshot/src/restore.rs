@@ -23,8 +23,10 @@ use crate::events::{Abort, Events, Meter};
 use crate::fsutil::{io_at, now_ns, open_root};
 use crate::index::ChunkMap;
 use crate::scan::{Scan, scan};
+use crate::seal::Vault;
 use crate::store::ObjectSource;
 use dumont_core::id::Digest;
+use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{RestoreReport, SnapshotHead, Validation, Verdict};
 use fetch::{Download, Fetcher};
 use load::Manifest;
@@ -64,6 +66,8 @@ pub struct RestoreOptions<'a> {
     pub include: Vec<String>,
     /// Bytes of memory to stay below; 0 for 256 MiB.
     pub memory: u64,
+    /// What the workspace's snapshots are sealed with.
+    pub key: Option<WorkspaceKey>,
     /// Once true, the engine stops within about a second with [`Error::Cancelled`].
     pub cancelled: &'a AtomicBool,
 }
@@ -79,6 +83,7 @@ impl<'a> RestoreOptions<'a> {
             priority: Vec::new(),
             include: Vec::new(),
             memory: 0,
+            key: None,
             cancelled,
         }
     }
@@ -101,7 +106,7 @@ pub fn restore(
         });
     }
     let abort = Abort::new(opts.cancelled);
-    let fetcher = Fetcher::new(source, &abort);
+    let fetcher = Fetcher::new(source, Vault::new(opts.key.as_ref()), &abort);
     let (manifest, plan, reused_bytes) = run(opts, head, &fetcher, events).map_err(|e| abort.explain(e))?;
     // Before the first look: whatever changes from now on must look fresh to the next snapshot.
     let started_ns = now_ns();
@@ -109,6 +114,7 @@ pub fn restore(
     let check = Check {
         root: &root,
         manifest: &manifest,
+        vault: &fetcher.vault,
         content: false,
     };
     let expected = if opts.include.is_empty() {
@@ -173,13 +179,14 @@ pub fn verify_tree(
     content: bool,
 ) -> Result<Validation, Error> {
     let abort = Abort::new(opts.cancelled);
-    let fetcher = Fetcher::new(source, &abort);
+    let fetcher = Fetcher::new(source, Vault::new(opts.key.as_ref()), &abort);
     let map = load::indexes(head, &fetcher)?;
     let manifest = load::manifest(head, &map, &fetcher)?;
     let root = open_root(&opts.path).map_err(|e| no_such_path(&opts.path, e.into()))?;
     let check = Check {
         root: &root,
         manifest: &manifest,
+        vault: &fetcher.vault,
         content,
     };
     validate(&check, head.files, workers(opts.workers), &abort).map(|v| v.0)
@@ -264,6 +271,7 @@ fn survey(
         scan,
         exists: &replacement.exists,
         caches: &caches,
+        vault: &fetcher.vault,
         abort: fetcher.abort,
     };
     surveyor.survey(workers)

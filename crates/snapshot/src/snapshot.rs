@@ -23,8 +23,10 @@ use crate::fsutil::{Time, now_ns, open_root};
 use crate::index::Index;
 use crate::metadata;
 use crate::scan::{LeafKind, Scan, scan};
+use crate::seal::Vault;
 use crate::store::ObjectSink;
 use crate::upload::{Packed, Packer, UPLOADS, put};
+use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{ObjectKind, ObjectRef, SnapshotReport, SnapshotType};
 use manifest::{Manifest, Plan};
 use read::ReadPool;
@@ -52,6 +54,8 @@ pub struct SnapshotOptions<'a> {
     pub cache_path: PathBuf,
     /// 0 for one per core, at most 6.
     pub workers: usize,
+    /// Seals all that is stored. The same for every snapshot of a workspace.
+    pub key: Option<WorkspaceKey>,
     /// Once true, the engine stops within about a second with [`Error::Cancelled`].
     pub cancelled: &'a AtomicBool,
 }
@@ -60,13 +64,15 @@ pub struct SnapshotOptions<'a> {
 struct Tools {
     window: Window,
     encoder: Encoder,
+    sealed: Vec<u8>,
 }
 
 impl Tools {
-    fn new() -> Result<Self, Error> {
+    fn new(vault: &Vault) -> Result<Self, Error> {
         Ok(Self {
-            window: Window::new(),
+            window: Window::new(vault.cuts()),
             encoder: Encoder::new()?,
+            sealed: Vec::new(),
         })
     }
 }
@@ -152,11 +158,13 @@ pub fn snapshot(
         .as_mut()
         .map(|c| std::mem::take(&mut c.chunks))
         .unwrap_or_default();
-    let packer = Packer::new(sink, &abort, known);
+    let vault = Vault::new(opts.key.as_ref());
+    let packer = Packer::new(sink, &vault, &abort, known);
     let plan = Plan::new(&scan, base.cache.as_ref(), opts.full);
     let manifest = run(opts, &root, &scan, plan, &packer, events, &abort, workers)?;
     let packed = packer.finish();
-    finish(opts, base, manifest, packed, sink, events, started_ns, begun)
+    let put = Put { sink, vault: &vault };
+    finish(opts, base, manifest, packed, put, events, started_ns, begun)
 }
 
 /// What no restore would accept is refused now, while the files are still there.
@@ -229,7 +237,7 @@ fn run(
                 pool.results,
                 packer,
                 events,
-                &mut Tools::new()?,
+                &mut Tools::new(packer.vault)?,
             )
         });
         // Always closed, or the upload threads would wait for ever.
@@ -241,6 +249,13 @@ fn run(
     encoded
 }
 
+/// Where the last objects go.
+#[derive(Clone, Copy)]
+struct Put<'a> {
+    sink: &'a dyn ObjectSink,
+    vault: &'a Vault,
+}
+
 #[allow(
     clippy::too_many_arguments,
     reason = "one call, each argument a part of the report"
@@ -250,7 +265,7 @@ fn finish(
     base: Base,
     manifest: Manifest,
     packed: Packed,
-    sink: &dyn ObjectSink,
+    to: Put<'_>,
     events: &dyn Events,
     started_ns: i64,
     begun: Instant,
@@ -261,7 +276,7 @@ fn finish(
             .as_ref()
             .filter(|_| base.kind == SnapshotType::Incremental),
     );
-    let index = put_index(&packed, sink)?;
+    let index = put_index(&packed, to)?;
     let metadata = if base.kind == SnapshotType::Full || changed > 0 {
         let mut files = manifest.files_by_path();
         files.sort_unstable();
@@ -269,8 +284,8 @@ fn finish(
             sec: started_ns.div_euclid(1_000_000_000),
             ns: u32::try_from(started_ns.rem_euclid(1_000_000_000)).unwrap_or(0),
         };
-        let body = metadata::encode(&base.id, taken, &files, manifest.bytes)?;
-        Some(put(sink, ObjectKind::Metadata, &body)?)
+        let body = metadata::encode(&base.id, taken, &files, manifest.bytes, to.vault)?;
+        Some(put(to.sink, ObjectKind::Metadata, &body)?)
     } else {
         None
     };
@@ -311,7 +326,7 @@ fn finish(
     })
 }
 
-fn put_index(packed: &Packed, sink: &dyn ObjectSink) -> Result<Option<ObjectRef>, Error> {
+fn put_index(packed: &Packed, to: Put<'_>) -> Result<Option<ObjectRef>, Error> {
     if packed.packs.is_empty() {
         return Ok(None);
     }
@@ -320,7 +335,7 @@ fn put_index(packed: &Packed, sink: &dyn ObjectSink) -> Result<Option<ObjectRef>
         index.packs.push(object.clone());
         index.entries.extend(entries.iter().map(|e| (number, *e)));
     }
-    put(sink, ObjectKind::Index, &index.encode()?).map(Some)
+    put(to.sink, ObjectKind::Index, &index.encode(to.vault)?).map(Some)
 }
 
 /// New, gone and differently recorded paths.

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::events::{Abort, lock};
 use crate::format::digest;
 use crate::pack::{Class, PACK_TARGET, PackBuilder, PackEntry};
+use crate::seal::Vault;
 use crate::store::ObjectSink;
 use dumont_core::id::Digest;
 use dumont_core::snapshot::{ObjectKind, ObjectRef};
@@ -24,6 +25,7 @@ const PACK_CAPACITY: usize = PACK_TARGET + (2 << 20);
 
 pub(crate) struct Packer<'a> {
     sink: &'a dyn ObjectSink,
+    pub vault: &'a Vault,
     abort: &'a Abort<'a>,
     known: Mutex<HashSet<Digest>>,
     data: Mutex<Option<PackBuilder>>,
@@ -52,9 +54,15 @@ pub(crate) struct Packed {
 }
 
 impl<'a> Packer<'a> {
-    pub fn new(sink: &'a dyn ObjectSink, abort: &'a Abort<'a>, known: HashSet<Digest>) -> Self {
+    pub fn new(
+        sink: &'a dyn ObjectSink,
+        vault: &'a Vault,
+        abort: &'a Abort<'a>,
+        known: HashSet<Digest>,
+    ) -> Self {
         Self {
             sink,
+            vault,
             abort,
             known: Mutex::new(known),
             data: Mutex::new(None),
@@ -70,15 +78,18 @@ impl<'a> Packer<'a> {
         lock(&self.known).insert(id)
     }
 
+    /// `buf` is the caller's own, for sealing.
     pub fn add(
         &self,
         class: Class,
         id: Digest,
         raw_len: usize,
-        codec: Codec,
-        stored: &[u8],
+        (codec, stored): (Codec, &[u8]),
+        buf: &mut Vec<u8>,
     ) -> Result<(), Error> {
         let raw_len = u32::try_from(raw_len).map_err(|_| Error::internal("a chunk is too long"))?;
+        let what = PackEntry::sealed_as(&id, raw_len, codec, class);
+        let stored = self.vault.seal(&what, stored, buf)?;
         let mut open = lock(if class == Class::Data {
             &self.data
         } else {
@@ -87,7 +98,7 @@ impl<'a> Packer<'a> {
         if let Some(full) = open.take_if(|p| p.full(stored.len())) {
             self.submit(full)?;
         }
-        open.get_or_insert_with(|| PackBuilder::new(class, self.buffer(class)))
+        open.get_or_insert_with(|| PackBuilder::new(class, self.buffer(class), self.vault))
             .add(id, raw_len, codec, stored);
         Ok(())
     }

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Lines, World, noise, tree};
+use dumont_core::key::WorkspaceKey;
 use dumont_snapshot::restore;
 use proptest::prelude::*;
 use std::ffi::OsStr;
@@ -204,8 +205,10 @@ proptest! {
     fn every_snapshot_of_a_chain_restores_to_its_own_moment(
         chain in prop::collection::vec(prop::collection::vec(edit(), 1..14), 1..5),
         onto in 0usize..5,
+        sealed in any::<bool>(),
     ) {
         let mut world = World::new();
+        world.key = sealed.then_some(WorkspaceKey([7; 32]));
         let mut moments = Vec::new();
         for edits in &chain {
             edits.iter().for_each(|e| apply(&world.work(), e));

@@ -43,7 +43,7 @@ fn paths(list: &[dumont_snapshot::Entry]) -> Vec<String> {
 #[test]
 fn a_snapshot_is_listed_and_read() {
     let (world, head) = furnished();
-    let reader = Reader::open(&head, &world.store, &NEVER).unwrap();
+    let reader = Reader::open(&head, &world.store, None, &NEVER).unwrap();
     let all = reader.list(b"");
     assert_eq!(
         paths(&all),
@@ -88,7 +88,7 @@ fn two_snapshots_are_compared() {
         .set_modified(std::time::UNIX_EPOCH)
         .unwrap();
     let (_, after, _) = world.snapshot();
-    let open = |head| Reader::open(head, &world.store, &NEVER).unwrap();
+    let open = |head| Reader::open(head, &world.store, None, &NEVER).unwrap();
     let changes = open(&before).diff(&open(&after));
     let shown: Vec<_> = changes
         .iter()
@@ -174,7 +174,7 @@ fn damage_is_named_by_object_and_file() {
     fs::write(world.work().join("late"), noise(500_000, 5)).unwrap();
     let (report, second, _) = world.snapshot();
     let heads = [first, second.clone()];
-    let good = check(&heads, &world.store, &NEVER).unwrap();
+    let good = check(&heads, &world.store, None, &NEVER).unwrap();
     assert_eq!((good.snapshots, good.damaged.as_slice()), (2, &[][..]));
     assert!(good.bytes_read > 9_500_000);
     let spoil = |key: &str, at: usize| {
@@ -185,14 +185,14 @@ fn damage_is_named_by_object_and_file() {
     };
     let data = report.packs.iter().find(|p| p.size > 400_000).unwrap();
     spoil(&data.key, 100_000);
-    let found = check(&heads, &world.store, &NEVER).unwrap().damaged;
+    let found = check(&heads, &world.store, None, &NEVER).unwrap().damaged;
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0].object, data.key);
     assert_eq!(found[0].snapshots, std::slice::from_ref(&second.snapshot_id));
     assert_eq!(found[0].files, [format!("{}:late", second.snapshot_id)]);
     // Nothing else is called damaged, and a missing index costs its snapshot.
     fs::remove_file(world.store.dir.path_of(&second.indexes[1].key).unwrap()).unwrap();
-    let found = check(&heads, &world.store, &NEVER).unwrap().damaged;
+    let found = check(&heads, &world.store, None, &NEVER).unwrap().damaged;
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(
         (found[0].object.as_str(), found[0].problem.as_str()),
@@ -202,7 +202,7 @@ fn damage_is_named_by_object_and_file() {
 
 /// What whoever keeps the heads does: new index for all, then the sweep.
 fn make_room(world: &mut World, heads: &mut [SnapshotHead]) -> bool {
-    let Some(done) = compact(heads, &world.store, &world.store, &NEVER).unwrap() else {
+    let Some(done) = compact(heads, &world.store, &world.store, None, &NEVER).unwrap() else {
         return false;
     };
     for head in heads.iter_mut() {
@@ -210,7 +210,7 @@ fn make_room(world: &mut World, heads: &mut [SnapshotHead]) -> bool {
     }
     let mut needed: HashSet<String> = HashSet::from([done.index.key]);
     needed.extend(
-        packs_of(&heads[0], &world.store, &NEVER)
+        packs_of(&heads[0], &world.store, None, &NEVER)
             .unwrap()
             .into_iter()
             .map(|p| p.key),
@@ -249,7 +249,7 @@ fn the_dead_make_room_and_the_living_stay() {
     assert!(make_room(&mut world, &mut heads));
     assert!(stored(&world) < before / 2, "{} of {before}", stored(&world));
     assert_eq!(world.restored(&heads[0]), expected);
-    assert_eq!(check(&heads, &world.store, &NEVER).unwrap().damaged, []);
+    assert_eq!(check(&heads, &world.store, None, &NEVER).unwrap().damaged, []);
     // Nothing is left to gain.
     assert!(!make_room(&mut world, &mut heads));
     // The machine goes on with what it knew, and all that it builds on is there.

@@ -7,11 +7,15 @@ use crate::column::{args, json, record, words_as_text};
 use crate::engine::{Tx, statements, transact};
 use crate::{Error, Page, Result, Store};
 use dumont_core::id::WorkspaceName;
+use dumont_core::key::WorkspaceKey;
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::time::Timestamp;
 use dumont_core::words;
 
 statements! {
+    INSERT_KEY: ["INSERT INTO workspace_keys (workspace_id, key) VALUES ($1, $2) \
+                  ON CONFLICT (workspace_id) DO NOTHING"];
+    KEY: ["SELECT key FROM workspace_keys WHERE workspace_id = $1"];
     INSERT: ["INSERT INTO workspaces (id, name, spec_json, state, fence, created_at) \
               VALUES ($1, $2, $3, $4, 0, $5) ON CONFLICT DO NOTHING"];
     BY_ID: ["SELECT * FROM workspaces WHERE id = $1"];
@@ -48,7 +52,14 @@ pub struct NewWorkspace {
     /// The workspace's name is the spec's.
     pub spec: WorkspaceSpec,
     pub state: WorkspaceState,
+    /// Seals its snapshots.
+    pub key: Option<WorkspaceKey>,
 }
+
+struct KeyRow {
+    key: String,
+}
+record!(KeyRow { key });
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkspaceRow {
@@ -130,13 +141,36 @@ impl Store {
     /// `Conflict` with the name where it is taken. Repeated with the same id: no change.
     pub async fn create_workspace(&self, new: &NewWorkspace, now: Timestamp) -> Result<WorkspaceRow> {
         let name = new.spec.name.as_str();
-        self.db
-            .run(INSERT, args![&new.id, name, json(&new.spec)?, new.state, now])
-            .await?;
+        let args = args![&new.id, name, json(&new.spec)?, new.state, now];
+        // Together: an encrypted workspace without its key must never be seen.
+        transact!(self.db, |tx| {
+            let made = tx.run(INSERT, args.clone()).await?;
+            if let Some(key) = new.key.as_ref().filter(|_| made == 1) {
+                tx.run(INSERT_KEY, args![&new.id, key.to_text()]).await?;
+            }
+            Ok(())
+        })?;
         match self.workspace(&new.id).await? {
             Some(row) if row.name == new.spec.name => Ok(row),
             _ => Err(Error::conflict("workspace", name)),
         }
+    }
+
+    /// What the snapshots of a workspace are sealed with; `None` where they are not. An encrypted
+    /// workspace whose key is gone is an error, and never one that is not encrypted.
+    pub async fn workspace_key(&self, workspace: &WorkspaceRow) -> Result<Option<WorkspaceKey>> {
+        if !workspace.spec.snapshot.encrypt {
+            return Ok(None);
+        }
+        let corrupt = |detail: String| Error::Corrupt {
+            column: "workspace_keys.key",
+            detail,
+        };
+        let row: Option<KeyRow> = self.db.first(KEY, args![&workspace.id]).await?;
+        let row = row.ok_or_else(|| corrupt(format!("workspace {} has no key", workspace.name)))?;
+        let key = row.key.parse();
+        key.map(Some)
+            .map_err(|_| corrupt(format!("that of workspace {}", workspace.name)))
     }
 
     /// By id, deleted ones too.

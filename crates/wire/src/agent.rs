@@ -8,6 +8,7 @@
 //! supervisor, a process of its own, lives on.
 
 use dumont_core::id::Digest;
+use dumont_core::key::WorkspaceKey;
 use dumont_core::probe::Probe;
 use dumont_core::snapshot::{ObjectKind, ObjectRef, Progress, RestoreReport, SnapshotHead, SnapshotReport};
 use dumont_core::time::Timestamp;
@@ -222,6 +223,9 @@ pub struct SnapshotRequest {
     pub full: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
+    /// The workspace's own; seals all that is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<WorkspaceKey>,
 }
 
 /// Shell commands around a snapshot, with the workload's environment and in its directory.
@@ -244,6 +248,9 @@ pub struct RestoreRequest {
     /// Globs of paths below the directory that come first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub priority: Vec<String>,
+    /// The workspace's own, where its snapshots are sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<WorkspaceKey>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 
 use crate::agent::DownloadGrant;
 use dumont_core::id::{MachineRef, WorkspaceName};
+use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{ObjectKind, Progress, SnapshotHead, SnapshotReport, SnapshotType, Validation};
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::time::Timestamp;
@@ -372,6 +373,13 @@ pub struct SshTarget {
     /// `ssh-ed25519 AAAA…`, pinned by the controller on first contact.
     pub host_key: String,
     pub path: String,
+}
+
+/// `GET /workspaces/{name}/key`: what an encrypted workspace's snapshots are sealed with.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownKey {
+    pub key: WorkspaceKey,
 }
 
 /// `POST /workspaces/{name}/imports`: put local files into a draft workspace's first snapshot.

@@ -8,6 +8,7 @@ use crate::output;
 use crate::progress::Show;
 use anyhow::{Context, Result};
 use dumont_core::id::{Digest, WorkspaceName};
+use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{ObjectKind, ObjectRef, Progress};
 use dumont_snapshot::{Error, Events, ObjectSink, SnapshotOptions, StoreError};
 use dumont_wire::agent::UploadGrant;
@@ -27,6 +28,7 @@ pub async fn import(client: &Client, name: &WorkspaceName, dir: &Path, quiet: bo
     let begun: Import = client
         .post(&format!("{}/imports", path_of(name)), &serde_json::json!({}))
         .await?;
+    let key = super::workspace_key::of_workspace(client, name).await?;
     let base = format!("/imports/{}", encode(&begun.import_id));
     let cache = tempfile::tempdir().context("make a temporary directory")?;
     let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
@@ -40,6 +42,7 @@ pub async fn import(client: &Client, name: &WorkspaceName, dir: &Path, quiet: bo
         stamp: begun.stamp,
         cache_path: cache.path().join("cache"),
         stop: Arc::clone(&stop.0),
+        key,
         quiet,
     };
     let report = tokio::task::spawn_blocking(move || job.run()).await?;
@@ -64,6 +67,7 @@ struct Job {
     stamp: String,
     cache_path: std::path::PathBuf,
     stop: Arc<AtomicBool>,
+    key: Option<WorkspaceKey>,
     quiet: bool,
 }
 
@@ -76,6 +80,7 @@ impl Job {
             full: true,
             cache_path: self.cache_path,
             workers: 0,
+            key: self.key,
             cancelled: &self.stop,
         };
         dumont_snapshot::snapshot(&options, &self.sink, &Shown(Show::new(self.quiet)))

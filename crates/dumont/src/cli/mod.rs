@@ -20,6 +20,7 @@ mod spec;
 mod ssh;
 mod token;
 mod workspace;
+mod workspace_key;
 
 use crate::config::Globals;
 use anyhow::Result;

@@ -49,6 +49,22 @@ pub struct SpecArgs {
     /// `ollama:MODEL` (more can be said in --spec)
     #[arg(long, value_name = "PROBE")]
     pub probe: Option<String>,
+    /// Shell command on the machine before each snapshot, e.g. to flush or to pause a trainer; if it
+    /// fails there is no snapshot
+    #[arg(long, value_name = "CMD")]
+    pub before: Option<String>,
+    /// Shell command after each snapshot, whatever became of it
+    #[arg(long, value_name = "CMD")]
+    pub after: Option<String>,
+    /// How long each of the two may take, seconds [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub hook_timeout: Option<u32>,
+    /// Glob of files that a restore brings first, e.g. 'src/**'; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub priority: Vec<String>,
+    /// Seal all that is stored with a key of the workspace's own (`dumont workspace key` shows it)
+    #[arg(long)]
+    pub encrypt: bool,
     /// Machines to race for at once [default: as many as pay, judged every few seconds]
     #[arg(long, value_name = "N")]
     pub racers: Option<u32>,
@@ -94,7 +110,7 @@ pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
 const SPEC_HINT: &str = "fields: name, gpu {name, count, min_ram_gb, cuda}, image, disk_gb, max_price, path, start, \
      env, ports, probe {kind = \"command\", command} or {kind = \"http\", port, path, status, contains} or \
      {kind = \"ollama\", model, prompt, contains, port} with timeout_s, snapshot {before, after, \
-     hook_timeout_s, priority, keep {last, hourly, daily, weekly}}, failover {automatic, racers}";
+     hook_timeout_s, priority, keep {last, hourly, daily, weekly}, encrypt}, failover {automatic, racers}";
 
 fn read(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| {
@@ -145,6 +161,20 @@ fn apply(spec: &mut WorkspaceSpec, args: &SpecArgs) {
         spec.probe = Some(probe(text, spec.probe.as_ref().map(Probe::timeout_s)));
     }
     spec.failover.racers = args.racers.or(spec.failover.racers);
+    let policy = &mut spec.snapshot;
+    for (field, command) in [
+        (&mut policy.before, &args.before),
+        (&mut policy.after, &args.after),
+    ] {
+        if command.is_some() {
+            field.clone_from(command);
+        }
+    }
+    set(&mut policy.hook_timeout_s, &args.hook_timeout);
+    if !args.priority.is_empty() {
+        policy.priority.clone_from(&args.priority);
+    }
+    policy.encrypt |= args.encrypt;
 }
 
 /// `http:8000/health` and `ollama:llama3.2:1b` are words of ours, all else is a command. The
@@ -205,6 +235,35 @@ mod tests {
         assert_eq!(spec.gpu.cuda.map(|v| v.to_string()).as_deref(), Some("12.8"));
         assert_eq!(spec.env.len(), 2);
         assert_eq!(spec.name.as_str(), "box");
+    }
+
+    #[test]
+    fn what_surrounds_a_snapshot_can_be_said_in_options() {
+        let toml = "[snapshot]\nbefore = \"sync\"\nhook_timeout_s = 9\n";
+        let spec = with_file("toml", toml, |a| {
+            a.after = Some("resume".into());
+            a.priority = vec!["src/**".into()];
+            a.encrypt = true;
+        });
+        let policy = spec.unwrap().snapshot;
+        assert_eq!(
+            (
+                policy.before.as_deref(),
+                policy.after.as_deref(),
+                policy.hook_timeout_s
+            ),
+            (Some("sync"), Some("resume"), 9)
+        );
+        assert_eq!(
+            (policy.priority, policy.encrypt),
+            (vec!["src/**".to_owned()], true)
+        );
+        let options = SpecArgs {
+            before: Some(" ".into()),
+            ..SpecArgs::default()
+        };
+        let refused = build(&"box".parse().unwrap(), &options).unwrap_err();
+        assert!(crate::fail::body_of(&refused).message.contains("snapshot.before"));
     }
 
     #[test]

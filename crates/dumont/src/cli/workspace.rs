@@ -1,7 +1,7 @@
 //! `dumont workspace`: create, list, show, delete.
 
 use super::deploy::{OnArgs, show_record};
-use super::{confirm, import, spec};
+use super::{confirm, import, spec, workspace_key};
 use crate::client::{Client, encode};
 use crate::config::Globals;
 use crate::fail::{fail, usage};
@@ -31,6 +31,8 @@ pub enum WorkspaceCommand {
     List,
     /// One workspace: where it runs, what it costs, its last snapshot
     Show { name: WorkspaceName },
+    /// The key that an encrypted workspace's snapshots are sealed with; keep a copy of it
+    Key(workspace_key::ShowArgs),
     /// Give the machine back and forget the workspace
     Delete {
         name: WorkspaceName,
@@ -74,6 +76,7 @@ pub async fn run(globals: &Globals, command: WorkspaceCommand) -> Result<()> {
         }
         WorkspaceCommand::List => list(globals).await,
         WorkspaceCommand::Show { name } => show(globals, &globals.client()?, &name).await,
+        WorkspaceCommand::Key(args) => workspace_key::show(globals, &args).await,
         WorkspaceCommand::Delete { name, yes, no_wait } => delete_verb(globals, &name, yes, no_wait).await,
     }
 }
@@ -263,6 +266,9 @@ async fn show(globals: &Globals, client: &Client, name: &WorkspaceName) -> Resul
     pairs.push(("path", w.spec.path.clone()));
     if let Some(start) = &w.spec.start {
         pairs.push(("start", start.clone()));
+    }
+    if w.spec.snapshot.encrypt {
+        pairs.push(("encrypted", format!("yes  (dumont workspace key {})", w.name)));
     }
     let snapshot = w.last_snapshot.as_ref().map(|s| {
         format!(

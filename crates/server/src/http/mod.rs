@@ -63,6 +63,7 @@ fn api_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(workspaces::show, workspaces::delete))
         .routes(routes!(workspaces::deploy))
         .routes(routes!(workspaces::ssh))
+        .routes(routes!(workspaces::key))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::restore))
         .routes(routes!(snapshots::open))

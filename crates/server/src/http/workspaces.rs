@@ -12,14 +12,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use dumont_core::id::WorkspaceName;
+use dumont_core::key::WorkspaceKey;
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::workflow::Kind;
 use dumont_store::{
     Effect, Error as StoreError, InstanceRow, NewWorkflow, NewWorkspace, WorkspaceRow, WorkspaceState,
 };
 use dumont_wire::rest::{
-    self, CreateWorkspace, DeployWorkspace, ErrorBody, Page, PageQuery, SshAccess, SshTarget, Started,
-    Workspace,
+    self, CreateWorkspace, DeployWorkspace, ErrorBody, Page, PageQuery, ShownKey, SshAccess, SshTarget,
+    Started, Workspace,
 };
 use serde_json::Value;
 use std::sync::Arc;
@@ -80,7 +81,9 @@ pub async fn create(
     // Before anything is made: a refusal leaves nothing behind.
     let placement = placement(&app, target, &wanted.spec).await?;
     let name = wanted.spec.name.clone();
+    let encrypt = wanted.spec.snapshot.encrypt;
     let new = NewWorkspace {
+        key: encrypt.then(new_key),
         id: Ulid::generate().to_string(),
         spec: wanted.spec,
         state: WorkspaceState::Draft,
@@ -113,6 +116,35 @@ pub async fn create(
 pub async fn show(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<Json<Workspace>> {
     let row = named(&app, &name).await?;
     Ok(Json(shown(&app, row).await?))
+}
+
+fn new_key() -> WorkspaceKey {
+    let mut key = [0; 32];
+    rand::Rng::fill_bytes(&mut rand::rng(), &mut key);
+    WorkspaceKey(key)
+}
+
+/// What an encrypted workspace's snapshots are sealed with.
+#[utoipa::path(
+    get,
+    path = "/workspaces/{name}/key",
+    tag = "workspaces",
+    params(("name" = WorkspaceName, Path)),
+    responses(
+        (status = 200, description = "The key; without it nobody reads the snapshots", body = ShownKey),
+        (status = 409, description = "The workspace is not encrypted", body = ErrorBody),
+    ),
+)]
+pub async fn key(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<Json<ShownKey>> {
+    let row = named(&app, &name).await?;
+    match app.store.workspace_key(&row).await? {
+        Some(key) => Ok(Json(ShownKey { key })),
+        None => Err(ApiError::conflict(
+            "not_encrypted",
+            format!("workspace {name:?} is not encrypted and has no key"),
+            "read its snapshots without one",
+        )),
+    }
 }
 
 /// Rents a machine for a workspace that lives on none.

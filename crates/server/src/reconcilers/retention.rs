@@ -232,7 +232,10 @@ impl Pruner {
         };
         out.extend(all.indexes.iter().map(|o| o.key.clone()));
         let bridge = self.bridge(workspace);
-        let packs = tokio::task::spawn_blocking(move || packs_of(&all, &bridge, &AtomicBool::new(false)));
+        let key = self.store.workspace_key(workspace).await?;
+        let packs = tokio::task::spawn_blocking(move || {
+            packs_of(&all, &bridge, key.as_ref(), &AtomicBool::new(false))
+        });
         out.extend(packs.await??.into_iter().map(|o| o.key));
         out.extend(rows.iter().map(|r| folder(workspace, &r.id)));
         Ok(out)
@@ -251,7 +254,8 @@ impl Pruner {
     ) -> Result<(), PruneError> {
         let heads: Vec<SnapshotHead> = rows.iter().map(|r| r.head.clone()).collect();
         let bridge = self.bridge(workspace);
-        let work = move || compact(&heads, &bridge, &bridge, &AtomicBool::new(false));
+        let key = self.store.workspace_key(workspace).await?;
+        let work = move || compact(&heads, &bridge, &bridge, key.as_ref(), &AtomicBool::new(false));
         let Some(done) = tokio::task::spawn_blocking(work).await?? else {
             return Ok(());
         };
@@ -275,7 +279,7 @@ impl Pruner {
             indexes: vec![index.clone()],
             ..row.head.clone()
         };
-        let facts = crate::workflows::capture::commit_facts(row, &head, packs.to_vec());
+        let facts = crate::workflows::capture::commit_facts(row, &head, packs.to_vec(), workspace.spec.snapshot.encrypt);
         let digest = index.digest.to_string();
         let key = format!("{}snapshot-{}.json", folder(workspace, &row.id), &digest[..16]);
         self.objects.put(&key, &facts).await?;

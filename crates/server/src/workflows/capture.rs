@@ -72,7 +72,9 @@ async fn take(run: &Run, full: bool) -> Result<Capture, StepError> {
         budget(run.workspace.spec.disk_gb),
         Arc::new(fence),
     );
+    let key = run.app.store.workspace_key(&run.workspace).await?;
     let request = SnapshotRequest {
+        key,
         path: run.workspace.spec.path.clone(),
         stamp: stamp.clone(),
         parent: parent.clone(),
@@ -230,6 +232,8 @@ pub struct Origin {
 /// first (an empty database can adopt from it), the row last.
 pub async fn publish(app: &App, origin: &Origin, report: &SnapshotReport) -> Result<SnapshotRow, StepError> {
     let new = compose(app, origin, report).await?;
+    let workspace = app.store.workspace(&origin.workspace_id).await?;
+    let encrypted = workspace.is_some_and(|w| w.spec.snapshot.encrypt);
     // Our own commit, after which we died before its step was written down.
     if let Some(row) = app.store.snapshot(&new.id).await?
         && row.state == SnapshotState::Visible
@@ -245,7 +249,7 @@ pub async fn publish(app: &App, origin: &Origin, report: &SnapshotReport) -> Res
         origin.stamp
     );
     app.objects
-        .put(&key, &commit_object(&new))
+        .put(&key, &commit_object(&new, encrypted))
         .await
         .map_err(|e| StepError::failed(e.code(), e.to_string(), e.hint()))?;
     let now = app.now();
@@ -335,8 +339,8 @@ async fn check_objects(app: &App, report: &SnapshotReport) -> Result<(), StepErr
 }
 
 /// The same of a snapshot that is visible, with another head and the packs that it leads to.
-pub fn commit_facts(row: &SnapshotRow, head: &SnapshotHead, packs: Vec<ObjectRef>) -> Vec<u8> {
-    commit_object(&NewSnapshot {
+pub fn commit_facts(row: &SnapshotRow, head: &SnapshotHead, packs: Vec<ObjectRef>, encrypted: bool) -> Vec<u8> {
+    let new = NewSnapshot {
         id: row.id.clone(),
         workspace_id: row.workspace_id.clone(),
         instance_key: row.instance_key.clone(),
@@ -351,7 +355,8 @@ pub fn commit_facts(row: &SnapshotRow, head: &SnapshotHead, packs: Vec<ObjectRef
         full_because: row.full_because.clone(),
         torn: row.torn.clone(),
         created_at: row.created_at,
-    })
+    };
+    commit_object(&new, encrypted)
 }
 
 /// Each is a round trip to a bucket.
@@ -374,8 +379,10 @@ async fn check_object(app: &App, object: &ObjectRef) -> Result<(), StepError> {
     )))
 }
 
-/// Enough to adopt the snapshot with an empty database.
-fn commit_object(new: &NewSnapshot) -> Vec<u8> {
+/// Enough to adopt the snapshot with an empty database. The store shows it to whoever may read
+/// it: of an encrypted workspace it names no file.
+fn commit_object(new: &NewSnapshot, encrypted: bool) -> Vec<u8> {
+    let torn: &[String] = if encrypted { &[] } else { &new.torn };
     let facts = serde_json::json!({
         "version": 1,
         "snapshot_id": new.id,
@@ -386,7 +393,8 @@ fn commit_object(new: &NewSnapshot) -> Vec<u8> {
         "packs": new.packs,
         "metadata_key": new.metadata_key,
         "files_changed": new.files_changed,
-        "torn": new.torn,
+        "torn": torn,
+        "encrypted": encrypted,
         "created_at": new.created_at,
     });
     facts.to_string().into_bytes()

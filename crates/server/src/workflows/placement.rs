@@ -8,6 +8,7 @@ use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, link_failure};
 use crate::history;
 use crate::link::{Fence, Granter, Link, LinkError};
+use crate::objects::ObjectError;
 use crate::providers::SshEndpoint;
 use async_trait::async_trait;
 use dumont_core::blacklist::LossCause;
@@ -319,7 +320,13 @@ async fn restore_once(
         &run.workspace.id,
         Arc::new(fence),
     );
+    let key = app
+        .store
+        .workspace_key(&run.workspace)
+        .await
+        .map_err(ObjectError::from)?;
     let request = RestoreRequest {
+        key,
         path: run.workspace.spec.path.clone(),
         head: snapshot.head.clone(),
         delete,

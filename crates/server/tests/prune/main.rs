@@ -8,6 +8,7 @@ mod bucket;
 mod scene;
 
 use bucket::{InProcess, VERSIONED, Weed, keep_versions};
+use dumont_core::key::WorkspaceKey;
 use dumont_server::objects::engine::Bridge;
 use dumont_server::objects::s3::S3Config;
 use dumont_snapshot::ObjectSource;
@@ -18,11 +19,16 @@ use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_nobody_needs_goes_after_its_grace() {
-    goes_after_its_grace(&On::Files).await;
+    goes_after_its_grace(World::new(2, &On::Files).await).await;
 }
 
-async fn goes_after_its_grace(on: &On) -> World {
-    let mut world = World::new(2, on).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_the_same_of_an_encrypted_workspace() {
+    let key = Some(WorkspaceKey([3; 32]));
+    goes_after_its_grace(World::with_key(2, &On::Files, key).await).await;
+}
+
+async fn goes_after_its_grace(mut world: World) -> World {
     world.busy().await;
     let before = world.stored("packs").await;
     let first = world.prune(world.objects.clone()).await.unwrap();
@@ -51,7 +57,7 @@ async fn goes_after_its_grace(on: &On) -> World {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_the_same_in_a_bucket() {
     let server = InProcess::start().await;
-    goes_after_its_grace(&On::Bucket(server.config().into())).await;
+    goes_after_its_grace(World::new(2, &On::Bucket(server.config().into())).await).await;
 }
 
 /// Nothing of what was pruned stays, and every read names the version that was written.
@@ -63,7 +69,7 @@ async fn old_versions_go_with_their_object() {
     config.bucket = VERSIONED.into();
     keep_versions(&config).await;
     let on = On::Bucket(config.clone().into());
-    let mut world = goes_after_its_grace(&on).await;
+    let mut world = goes_after_its_grace(World::new(2, &on).await).await;
     let listed = world.objects.list(&format!("{}/", world.prefix())).await.unwrap();
     let versions = versions_below(&config, &world.prefix()).await;
     assert_eq!(versions.len(), listed.len(), "{versions:#?}\n{listed:#?}");

@@ -1,6 +1,7 @@
 //! One workspace on any store, its snapshots, and a store that dies.
 
 use async_trait::async_trait;
+use dumont_core::key::WorkspaceKey;
 use dumont_core::retention::Keep;
 use dumont_core::snapshot::{SnapshotHead, SnapshotReport, Verdict};
 use dumont_core::time::Timestamp;
@@ -96,6 +97,7 @@ pub struct World {
     indexes: Vec<dumont_core::snapshot::ObjectRef>,
     parent: Option<String>,
     clock: i64,
+    key: Option<WorkspaceKey>,
 }
 
 /// Where a world keeps its objects.
@@ -107,6 +109,10 @@ pub enum On {
 
 impl World {
     pub async fn new(last: u32, on: &On) -> Self {
+        Self::with_key(last, on, None).await
+    }
+
+    pub async fn with_key(last: u32, on: &On, key: Option<WorkspaceKey>) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let store = Store::open(temp.path().join("db")).await.unwrap();
         let objects: Arc<dyn ObjectStore> = match on {
@@ -121,7 +127,9 @@ impl World {
             daily: 0,
             weekly: 0,
         };
+        spec.snapshot.encrypt = key.is_some();
         let new = NewWorkspace {
+            key: key.clone(),
             // Worlds may share a bucket.
             id: format!("id-{}", ulid::Ulid::generate()).to_lowercase(),
             spec,
@@ -137,6 +145,7 @@ impl World {
             indexes: Vec::new(),
             parent: None,
             clock: 1_800_000_000,
+            key,
         }
     }
 
@@ -164,6 +173,7 @@ impl World {
         let bridge = Bridge::new(self.objects.clone(), self.prefix());
         let (path, cache) = (self.temp.path().join("w"), self.temp.path().join("cache"));
         let (stamp, parent) = (format!("i-{}", self.clock), self.parent.clone());
+        let key = self.key.clone();
         let work = move || {
             let options = SnapshotOptions {
                 path,
@@ -172,6 +182,7 @@ impl World {
                 full: false,
                 cache_path: cache,
                 workers: 1,
+                key,
                 cancelled: &NEVER,
             };
             snapshot(&options, &bridge, &NoEvents).unwrap()
@@ -246,8 +257,13 @@ impl World {
             let out = tempfile::tempdir().unwrap();
             let bridge = Bridge::new(self.objects.clone(), self.prefix());
             let (path, head) = (out.path().to_owned(), row.head.clone());
+            let key = self.key.clone();
             let report = tokio::task::spawn_blocking(move || {
-                restore(&RestoreOptions::new(path, &NEVER), &head, &bridge, &NoEvents)
+                let options = RestoreOptions {
+                    key,
+                    ..RestoreOptions::new(path, &NEVER)
+                };
+                restore(&options, &head, &bridge, &NoEvents)
             });
             let report = report.await.unwrap().unwrap();
             assert_eq!(report.validation.validation, Verdict::Ok, "{}", row.id);

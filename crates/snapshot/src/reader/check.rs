@@ -5,7 +5,6 @@
 //! it costs. A damaged pack of which all needed chunks are whole costs nothing yet, and is named
 //! all the same.
 
-use crate::codec::Decoder;
 use crate::error::Error;
 use crate::events::Abort;
 use crate::format::digest;
@@ -13,9 +12,11 @@ use crate::index::ChunkMap;
 use crate::printable::printable;
 use crate::restore::fetch::{Fetcher, parallel};
 use crate::restore::load::{self, LeafBody, Manifest};
+use crate::seal::Vault;
 use crate::store::ObjectSource;
 use crate::tree::Extent;
 use dumont_core::id::Digest;
+use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{ObjectRef, SnapshotHead};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -62,10 +63,12 @@ struct Opened<'a> {
 pub fn check(
     heads: &[SnapshotHead],
     source: &dyn ObjectSource,
+    key: Option<&WorkspaceKey>,
     cancelled: &AtomicBool,
 ) -> Result<CheckReport, Error> {
     let abort = Abort::new(cancelled);
-    let fetcher = Fetcher::new(source, &abort);
+    let vault = Vault::new(key);
+    let fetcher = Fetcher::new(source, vault.clone(), &abort);
     let mut report = CheckReport {
         snapshots: heads.len() as u64,
         ..CheckReport::default()
@@ -74,7 +77,7 @@ pub fn check(
     for head in heads {
         // Each on its own: an error ends everything that shares its `Abort`.
         let abort = Abort::new(cancelled);
-        let fetcher = Fetcher::new(source, &abort);
+        let fetcher = Fetcher::new(source, vault.clone(), &abort);
         match open(head, &fetcher) {
             Ok(snapshot) => opened.push(snapshot),
             Err(e) => report.damaged.push(unopened(head, abort.explain(e))?),
@@ -173,12 +176,12 @@ fn look(pack: &Pack, fetcher: &Fetcher<'_>) -> Result<Option<Bad>, Error> {
         Err(Error::Corrupt { detail, .. }) => return one_by_one(pack, detail, fetcher).map(Some),
         Err(e) => return Err(e),
     };
-    let mut decoder = Decoder::new()?;
+    let mut opener = fetcher.opener()?;
     let mut bad = HashSet::new();
     for place in pack.chunks.values() {
         let e = &place.entry;
         let frame = bytes.get(e.offset as usize..e.end() as usize);
-        if frame.is_none_or(|f| e.open(f, &mut decoder).is_err()) {
+        if frame.is_none_or(|f| e.open(f, &mut opener).is_err()) {
             bad.insert(e.id);
         }
     }
@@ -200,9 +203,9 @@ fn look(pack: &Pack, fetcher: &Fetcher<'_>) -> Result<Option<Bad>, Error> {
 }
 
 fn one_by_one(pack: &Pack, problem: String, fetcher: &Fetcher<'_>) -> Result<Bad, Error> {
-    let (mut decoder, mut chunks) = (Decoder::new()?, HashSet::new());
+    let (mut opener, mut chunks) = (fetcher.opener()?, HashSet::new());
     for place in pack.chunks.values() {
-        match fetcher.chunk_again(&pack.object.key, place, &mut decoder, &String::new) {
+        match fetcher.chunk_again(&pack.object.key, place, &mut opener, &String::new) {
             Ok(_) => {}
             Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => _ = chunks.insert(place.entry.id),
             Err(e) => return Err(e),
@@ -213,11 +216,11 @@ fn one_by_one(pack: &Pack, problem: String, fetcher: &Fetcher<'_>) -> Result<Bad
 
 /// What of `bad` a snapshot gets from nowhere else.
 fn lost(s: &Opened<'_>, bad: &Bad, fetcher: &Fetcher<'_>) -> Result<HashSet<Digest>, Error> {
-    let (mut decoder, mut lost) = (Decoder::new()?, HashSet::new());
+    let (mut opener, mut lost) = (fetcher.opener()?, HashSet::new());
     for id in &bad.chunks {
         let Some(place) = s.map.get(id) else { continue };
         if s.map.places(id).nth(1).is_some() {
-            match fetcher.chunk_anywhere(&s.map, place, &mut decoder, &String::new) {
+            match fetcher.chunk_anywhere(&s.map, place, &mut opener, &String::new) {
                 Ok(_) => continue,
                 Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => {}
                 Err(e) => return Err(e),

@@ -8,11 +8,12 @@ use super::load::Manifest;
 use super::memory::{Held, PER_WORKER};
 use super::plan::{Job, Plan, Turn};
 use super::target::{Hands, Target};
-use crate::codec::Decoder;
 use crate::error::Error;
 use crate::events::{Abort, Events, Meter, lock};
 use crate::index::{ChunkMap, ChunkPlace};
+use crate::pack::Opener;
 use crate::printable::printable;
+use crate::seal::Vault;
 use crate::store::ObjectSource;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Relaxed};
@@ -24,6 +25,7 @@ const WINDOW: usize = 512;
 /// The source, counted and held to the lengths that were asked for.
 pub(crate) struct Fetcher<'a> {
     source: &'a dyn ObjectSource,
+    pub vault: Vault,
     pub abort: &'a Abort<'a>,
     pub requests: AtomicU64,
     pub bytes: AtomicU64,
@@ -31,14 +33,19 @@ pub(crate) struct Fetcher<'a> {
 }
 
 impl<'a> Fetcher<'a> {
-    pub fn new(source: &'a dyn ObjectSource, abort: &'a Abort<'a>) -> Self {
+    pub fn new(source: &'a dyn ObjectSource, vault: Vault, abort: &'a Abort<'a>) -> Self {
         Self {
             source,
+            vault,
             abort,
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             held: Held::default(),
         }
+    }
+
+    pub fn opener(&self) -> Result<Opener, Error> {
+        Opener::new(&self.vault)
     }
 
     pub fn prepare(&self, keys: &[String]) -> Result<(), Error> {
@@ -68,13 +75,13 @@ impl<'a> Fetcher<'a> {
         &self,
         map: &ChunkMap,
         place: &ChunkPlace,
-        decoder: &mut Decoder,
+        opener: &mut Opener,
         of: &dyn Fn() -> String,
     ) -> Result<Vec<u8>, Error> {
         let others = map.places(&place.entry.id).filter(|p| *p != place);
         let mut first = None;
         for place in std::iter::once(place).chain(others) {
-            match self.chunk_again(&map.pack(place)?.key, place, decoder, of) {
+            match self.chunk_again(&map.pack(place)?.key, place, opener, of) {
                 Err(e @ (Error::Corrupt { .. } | Error::ObjectMissing { .. })) => {
                     first.get_or_insert(e);
                 }
@@ -90,12 +97,12 @@ impl<'a> Fetcher<'a> {
         &self,
         key: &str,
         place: &ChunkPlace,
-        decoder: &mut Decoder,
+        opener: &mut Opener,
         of: &dyn Fn() -> String,
     ) -> Result<Vec<u8>, Error> {
         let e = &place.entry;
         let frame = self.get(key, Some(e.offset..e.end()), e.end() - e.offset)?;
-        let opened = e.open(&frame, decoder).map(<[u8]>::to_vec);
+        let opened = e.open(&frame, opener).map(<[u8]>::to_vec);
         opened.map_err(|why| Error::corrupt(key, format_args!("chunk {} of {}: {why}", e.id, of())))
     }
 }
@@ -157,7 +164,7 @@ impl Download<'_> {
     }
 
     fn run(&self) -> Result<(), Error> {
-        let (mut decoder, mut hands) = (Decoder::new()?, Hands::default());
+        let (mut opener, mut hands) = (self.fetcher.opener()?, Hands::default());
         let _own = self.fetcher.held.hold(PER_WORKER);
         loop {
             self.fetcher.abort.check()?;
@@ -177,7 +184,7 @@ impl Download<'_> {
                     chunks,
                 }) => {
                     self.announce(number)?;
-                    self.fetch(*pack, range, chunks.clone(), &mut decoder, &mut hands)?;
+                    self.fetch(*pack, range, chunks.clone(), &mut opener, &mut hands)?;
                     if *turn == Turn::Priority && self.urgent.fetch_sub(1, AcqRel) == 1 {
                         self.events.log("Priority files are restored");
                     }
@@ -208,7 +215,7 @@ impl Download<'_> {
         pack: u32,
         range: &Range<u64>,
         chunks: Range<usize>,
-        decoder: &mut Decoder,
+        opener: &mut Opener,
         hands: &mut Hands,
     ) -> Result<(), Error> {
         let key = &self.map.packs[pack as usize].key;
@@ -230,7 +237,7 @@ impl Download<'_> {
                 .zip(usize::try_from(e.end() - range.start).ok())
                 .and_then(|(from, to)| bytes.get(from..to));
             let again;
-            let raw = match frame.map(|f| e.open(f, decoder)) {
+            let raw = match frame.map(|f| e.open(f, opener)) {
                 Some(Ok(raw)) => raw,
                 _ => {
                     let of = || {
@@ -240,7 +247,7 @@ impl Download<'_> {
                     };
                     again = self
                         .fetcher
-                        .chunk_anywhere(self.map, &chunk.place, &mut Decoder::new()?, &of)?;
+                        .chunk_anywhere(self.map, &chunk.place, &mut self.fetcher.opener()?, &of)?;
                     &again
                 }
             };

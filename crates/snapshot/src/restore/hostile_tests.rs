@@ -66,7 +66,7 @@ impl Forge {
     fn head(&self, root: Digest, twist: impl FnOnce(&mut Index)) -> SnapshotHead {
         let mut index = Index::default();
         for class in [Class::Data, Class::Tree] {
-            let mut pack = PackBuilder::new(class, Vec::new());
+            let mut pack = PackBuilder::new(class, Vec::new(), &Vault::default());
             for (_, raw) in self.chunks.iter().filter(|c| c.0 == class) {
                 pack.add(digest(raw), raw.len() as u32, Codec::Raw, raw);
             }
@@ -76,7 +76,7 @@ impl Forge {
             index.entries.extend(entries.into_iter().map(|e| (number, e)));
         }
         twist(&mut index);
-        let index = self.put(ObjectKind::Index, &index.encode().unwrap());
+        let index = self.put(ObjectKind::Index, &index.encode(&Vault::default()).unwrap());
         SnapshotHead {
             snapshot_id: "base-1-1".into(),
             root,
@@ -278,6 +278,7 @@ fn real(f: &Forge) -> SnapshotHead {
         full: false,
         cache_path: f.temp.path().join("cache"),
         workers: 1,
+        key: None,
         cancelled: &NEVER,
     };
     let r = snapshot(&opts, &f.store, &NoEvents).unwrap();
@@ -431,7 +432,12 @@ fn a_disk_that_is_too_small_is_found_before_anything_is_written() {
 fn trailers_rebuild_the_index() {
     let f = Forge::new();
     let head = real(&f);
-    let decoded = Index::decode("i", &f.store.get(&head.indexes[0].key, None).unwrap()).unwrap();
+    let decoded = Index::decode(
+        "i",
+        &f.store.get(&head.indexes[0].key, None).unwrap(),
+        &Vault::default(),
+    )
+    .unwrap();
     let rebuilt: Vec<(u32, PackEntry)> = decoded
         .packs
         .iter()

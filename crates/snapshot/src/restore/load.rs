@@ -10,11 +10,11 @@
 
 use super::fetch::{Fetcher, parallel};
 use crate::blob::{self, Broken};
-use crate::codec::Decoder;
 use crate::error::Error;
 use crate::format::{digest, plausible};
 use crate::fsutil::{Attrs, join};
 use crate::index::{ChunkMap, ChunkPlace, Index};
+use crate::pack::Opener;
 use crate::printable::printable;
 use crate::tree::{Body, Extent, Extents, Node, decode_extents};
 use dumont_core::id::Digest;
@@ -168,7 +168,7 @@ pub(crate) fn indexes(head: &SnapshotHead, fetcher: &Fetcher<'_>) -> Result<Chun
     let keys: Vec<String> = head.indexes.iter().map(|o| o.key.clone()).collect();
     fetcher.prepare(&keys)?;
     let decoded = parallel(4, &head.indexes, fetcher.abort, |object| {
-        Index::decode(&object.key, &whole(object, fetcher)?)
+        Index::decode(&object.key, &whole(object, fetcher)?, &fetcher.vault)
     })?;
     let mut map = ChunkMap::default();
     decoded.into_iter().for_each(|index| map.add(index));
@@ -202,7 +202,7 @@ pub(crate) fn manifest(
             head,
             map,
             fetcher,
-            decoder: Decoder::new()?,
+            opener: fetcher.opener()?,
             kept: HashMap::new(),
             bytes: 0,
         },
@@ -364,7 +364,7 @@ struct TreeReader<'a> {
     head: &'a SnapshotHead,
     map: &'a ChunkMap,
     fetcher: &'a Fetcher<'a>,
-    decoder: Decoder,
+    opener: Opener,
     /// Whole packs, by number.
     kept: HashMap<u32, Vec<u8>>,
     bytes: usize,
@@ -406,12 +406,12 @@ impl TreeReader<'_> {
                     .and_then(|r| r.range(..=place.entry.offset).next_back())
                     .and_then(|(start, bytes)| slice(bytes, *start, place)),
             };
-            let opened = bytes.and_then(|b| place.entry.open(b, &mut self.decoder).ok().map(<[u8]>::to_vec));
+            let opened = bytes.and_then(|b| place.entry.open(b, &mut self.opener).ok().map(<[u8]>::to_vec));
             out.push(match opened {
                 Some(raw) => raw,
                 None => self
                     .fetcher
-                    .chunk_anywhere(self.map, place, &mut self.decoder, &|| "the tree".into())?,
+                    .chunk_anywhere(self.map, place, &mut self.opener, &|| "the tree".into())?,
             });
         }
         if self.bytes > KEEP {

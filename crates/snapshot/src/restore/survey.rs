@@ -19,9 +19,9 @@ use crate::cache::Cache;
 use crate::chunk::MAX_CHUNK;
 use crate::error::Error;
 use crate::events::Abort;
-use crate::format::digest;
 use crate::fsutil::{Attrs, Meta};
 use crate::scan::Scan;
+use crate::seal::Vault;
 use crate::tree::Extent;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, openat, seek};
 use std::collections::{HashMap, HashSet};
@@ -65,6 +65,7 @@ pub(super) struct Surveyor<'a> {
     /// For leaves whose name is taken: where in the scan.
     pub exists: &'a HashMap<usize, (usize, usize)>,
     pub caches: &'a [Cache],
+    pub vault: &'a Vault,
     pub abort: &'a Abort<'a>,
 }
 
@@ -210,7 +211,7 @@ impl Surveyor<'_> {
             let mut at = look.at;
             for number in look.extents.clone() {
                 self.abort.check()?;
-                if holds(&fd, at, &extents[number], &mut buf) {
+                if holds(&fd, at, &extents[number], self.vault, &mut buf) {
                     out.push((look.leaf, number));
                 }
                 at += extents[number].len();
@@ -309,7 +310,7 @@ fn same_places(wanted: &[Extent], known: &[Extent]) -> Vec<bool> {
 }
 
 /// Whether the file holds these bytes at `at`.
-fn holds(fd: &OwnedFd, at: u64, extent: &Extent, buf: &mut Vec<u8>) -> bool {
+fn holds(fd: &OwnedFd, at: u64, extent: &Extent, vault: &Vault, buf: &mut Vec<u8>) -> bool {
     let hole = seek(fd, SeekFrom::Data(at))
         .map_or_else(|e| e == rustix::io::Errno::NXIO, |data| data >= at + extent.len());
     let Extent::Chunk { id, len } = extent else {
@@ -329,5 +330,5 @@ fn holds(fd: &OwnedFd, at: u64, extent: &Extent, buf: &mut Vec<u8>) -> bool {
             Err(_) => return false,
         }
     }
-    digest(buf) == *id
+    vault.id(buf) == *id
 }

@@ -11,9 +11,9 @@ use super::target::Hands;
 use crate::cache::{Known, KnownBody};
 use crate::error::Error;
 use crate::events::Abort;
-use crate::format::digest;
 use crate::fsutil::{Attrs, Meta};
 use crate::printable::printable;
+use crate::seal::Vault;
 use crate::tree::Extent;
 use dumont_core::snapshot::{Validation, Verdict};
 use rustix::fs::{self, FileType, Mode, OFlags};
@@ -30,6 +30,7 @@ const BATCH: usize = 64;
 pub(super) struct Check<'a> {
     pub root: &'a OwnedFd,
     pub manifest: &'a Manifest,
+    pub vault: &'a Vault,
     /// Also read every file and compare its chunks' hashes.
     pub content: bool,
 }
@@ -195,7 +196,7 @@ impl Check<'_> {
                     }
                 }
                 let same = match e {
-                    Extent::Chunk { id, .. } => digest(&buf) == *id,
+                    Extent::Chunk { id, .. } => self.vault.id(&buf) == *id,
                     Extent::Hole { .. } => buf.iter().all(|b| *b == 0),
                 };
                 if !same {

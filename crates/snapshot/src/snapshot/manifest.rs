@@ -11,6 +11,7 @@ use crate::fsutil::{Attrs, Meta, Time, join};
 use crate::pack::Class;
 use crate::printable::printable;
 use crate::scan::{LeafKind, Scan};
+use crate::seal::Vault;
 use crate::tree::{Body, Entry, Extent, Extents, Node, encode_extents};
 use crate::upload::Packer;
 use dumont_core::id::Digest;
@@ -165,6 +166,7 @@ struct Builder<'a> {
     jobs: &'a [ReadJob],
     results: Vec<OnceLock<ReadOutcome>>,
     events: &'a dyn Events,
+    vault: &'a Vault,
     out: Manifest,
 }
 
@@ -193,6 +195,7 @@ pub(super) fn build(
         jobs,
         results,
         events,
+        vault: packer.vault,
         out,
     };
     let paths = scan.paths();
@@ -201,14 +204,14 @@ pub(super) fn build(
     let mut put = |id: Digest, raw: &[u8]| {
         used.insert(id);
         if packer.claim(id) {
-            let (codec, stored) = tools.encoder.encode(raw)?;
-            packer.add(Class::Tree, id, raw.len(), codec, stored)?;
+            let stored = tools.encoder.encode(raw)?;
+            packer.add(Class::Tree, id, raw.len(), stored, &mut tools.sealed)?;
         }
         Ok(())
     };
     for i in (0..scan.dirs.len()).rev().filter(|i| !scan.dirs[*i].gone) {
         let node = b.node(i, &paths[i], &nodes, &mut put)?;
-        nodes[i] = blob::store(&node.encode(), &mut put)?;
+        nodes[i] = blob::store(&node.encode(), packer.vault, &mut put)?;
     }
     b.note_torn();
     b.out.root = nodes[0];
@@ -282,7 +285,7 @@ impl Builder<'_> {
                 let extents = if Extents::fits(&content.extents) {
                     Extents::Here(Arc::clone(&content.extents))
                 } else {
-                    Extents::Listed(blob::store(&encode_extents(&content.extents), put)?)
+                    Extents::Listed(blob::store(&encode_extents(&content.extents), self.vault, put)?)
                 };
                 let known = KnownBody::File {
                     size,

@@ -9,7 +9,6 @@
 use super::Tools;
 use crate::error::Error;
 use crate::events::{Abort, Meter, lock};
-use crate::format::digest;
 use crate::fsutil::{Meta, io_at};
 use crate::pack::Class;
 use crate::scan::{open_beneath, vanished};
@@ -97,7 +96,7 @@ impl ReadPool<'_> {
     }
 
     fn run(&self) -> Result<(), Error> {
-        let mut tools = Tools::new()?;
+        let mut tools = Tools::new(self.packer.vault)?;
         loop {
             match self.next()? {
                 Work::End => return Ok(()),
@@ -138,10 +137,11 @@ impl ReadPool<'_> {
     }
 
     fn store(&self, raw: &[u8], tools: &mut Tools) -> Result<Digest, Error> {
-        let id = digest(raw);
+        let id = self.packer.vault.id(raw);
         if self.packer.claim(id) {
-            let (codec, stored) = tools.encoder.encode(raw)?;
-            self.packer.add(Class::Data, id, raw.len(), codec, stored)?;
+            let stored = tools.encoder.encode(raw)?;
+            self.packer
+                .add(Class::Data, id, raw.len(), stored, &mut tools.sealed)?;
         }
         Ok(id)
     }
@@ -259,7 +259,10 @@ impl ReadPool<'_> {
     ) -> Result<Vec<Extent>, Error> {
         let handed = Arc::new(Handed::default());
         let mut out = Vec::new();
-        let mut window = std::mem::replace(&mut tools.window, crate::chunk::Window::new());
+        let mut window = std::mem::replace(
+            &mut tools.window,
+            crate::chunk::Window::new(self.packer.vault.cuts()),
+        );
         let name = || format!("{}/{}", self.shown.display(), crate::printable(path));
         for region in regions(fd, meta).map_err(|e| io_at(self.shown, path, "read", e))? {
             if region.hole {

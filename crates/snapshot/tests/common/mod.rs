@@ -6,6 +6,7 @@
 )]
 
 use dumont_core::id::Digest;
+use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{
     ObjectKind, ObjectRef, Progress, RestoreReport, SnapshotHead, SnapshotReport, Verdict,
 };
@@ -70,6 +71,7 @@ pub struct World {
     pub indexes: Vec<ObjectRef>,
     pub parent: Option<String>,
     pub clock: i64,
+    pub key: Option<WorkspaceKey>,
 }
 
 impl World {
@@ -88,6 +90,7 @@ impl World {
             indexes: Vec::new(),
             parent: None,
             clock: 1_766_230_181,
+            key: None,
         }
     }
 
@@ -108,6 +111,7 @@ impl World {
             full: false,
             cache_path: self.cache(),
             workers: 2,
+            key: self.key.clone(),
             cancelled: &NEVER,
         }
     }
@@ -145,6 +149,7 @@ impl World {
         RestoreOptions {
             delete,
             workers: 4,
+            key: self.key.clone(),
             ..RestoreOptions::new(path, &NEVER)
         }
     }

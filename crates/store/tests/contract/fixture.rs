@@ -97,6 +97,7 @@ pub fn spec(name: &str) -> WorkspaceSpec {
 
 pub async fn workspace(store: &Store, name: &str) -> WorkspaceRow {
     let new = NewWorkspace {
+        key: None,
         id: format!("id-{name}"),
         spec: spec(name),
         state: WorkspaceState::Draft,

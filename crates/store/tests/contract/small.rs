@@ -12,6 +12,7 @@ pub async fn a_name_is_taken_until_its_workspace_is_deleted(fixture: Fixture) {
     );
     assert_eq!(workspace(&store, "w").await, first, "the same id again");
     let second = NewWorkspace {
+        key: None,
         id: "id-2".into(),
         spec: spec("w"),
         state: WorkspaceState::Deploying,

@@ -1,6 +1,7 @@
 //! Looking into snapshots with the engine, here and not on a machine.
 
 use super::place::{Place, Wanted};
+use crate::cli::workspace_key::KeyArgs;
 use crate::config::Globals;
 use crate::fail::{fail, silent};
 use crate::output;
@@ -33,6 +34,8 @@ pub struct ReadArgs {
     /// Remove files the snapshot does not have
     #[arg(long, conflicts_with = "include")]
     delete: bool,
+    #[command(flatten)]
+    key: KeyArgs,
 }
 
 #[derive(Debug, Args)]
@@ -44,6 +47,8 @@ pub struct LsArgs {
     /// Which snapshot [default: the newest]
     #[arg(long, value_name = "ID")]
     snapshot: Option<String>,
+    #[command(flatten)]
+    key: KeyArgs,
 }
 
 #[derive(Debug, Args)]
@@ -55,6 +60,8 @@ pub struct CatArgs {
     /// Which snapshot [default: the newest]
     #[arg(long, value_name = "ID")]
     snapshot: Option<String>,
+    #[command(flatten)]
+    key: KeyArgs,
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +74,8 @@ pub struct DiffArgs {
     /// Later snapshot
     #[arg(value_name = "ID")]
     to: String,
+    #[command(flatten)]
+    key: KeyArgs,
 }
 
 #[derive(Debug, Args)]
@@ -76,6 +85,8 @@ pub struct CheckArgs {
     /// Which snapshot [default: all]
     #[arg(long, value_name = "ID")]
     snapshot: Option<String>,
+    #[command(flatten)]
+    key: KeyArgs,
 }
 
 fn chosen(snapshot: &Option<String>) -> Wanted<'_> {
@@ -96,6 +107,10 @@ async fn engine<T: Send + 'static>(
             Error::ObjectMissing { .. } | Error::Corrupt { .. } => {
                 ("corrupt", "`dumont snapshot check` names all that is damaged")
             }
+            Error::Key { .. } => (
+                "key",
+                "name the workspace's own key with --key-file or DUMONT_SNAPSHOT_KEY; `dumont workspace key NAME` shows it",
+            ),
             Error::Version { .. } => ("version", "use the dumont that wrote it, or a newer one"),
             Error::NoSpace { .. } | Error::DiskFull { .. } => {
                 ("disk_full", "free some space, or use another disk")
@@ -120,12 +135,13 @@ impl Events for Shown {
 }
 
 pub async fn read(globals: &Globals, args: ReadArgs) -> Result<()> {
-    let place = Place::open(globals, &args.place, chosen(&args.snapshot)).await?;
+    let place = Place::open(globals, &args.place, chosen(&args.snapshot), &args.key).await?;
     let quiet = globals.quiet;
     let report = engine(place, move |place| {
         let options = RestoreOptions {
             delete: args.delete,
             include: args.include,
+            key: place.key.clone(),
             ..RestoreOptions::new(args.to, &NEVER)
         };
         dumont_snapshot::restore(
@@ -155,11 +171,11 @@ pub async fn read(globals: &Globals, args: ReadArgs) -> Result<()> {
 }
 
 pub async fn ls(globals: &Globals, args: LsArgs) -> Result<()> {
-    let place = Place::open(globals, &args.place, chosen(&args.snapshot)).await?;
+    let place = Place::open(globals, &args.place, chosen(&args.snapshot), &args.key).await?;
     let path = args.path.unwrap_or_default();
     let wanted = path.trim_matches('/').to_owned();
     let (entries, head) = engine(place, move |place| {
-        let reader = Reader::open(&place.heads[0], &*place.source, &NEVER)?;
+        let reader = Reader::open(&place.heads[0], &*place.source, place.key.as_ref(), &NEVER)?;
         Ok((reader.list(wanted.as_bytes()), place.heads[0].snapshot_id.clone()))
     })
     .await?;
@@ -215,9 +231,9 @@ fn entry_row(e: &Entry) -> Vec<String> {
 }
 
 pub async fn cat(globals: &Globals, args: CatArgs) -> Result<()> {
-    let place = Place::open(globals, &args.place, chosen(&args.snapshot)).await?;
+    let place = Place::open(globals, &args.place, chosen(&args.snapshot), &args.key).await?;
     engine(place, move |place| {
-        let reader = Reader::open(&place.heads[0], &*place.source, &NEVER)?;
+        let reader = Reader::open(&place.heads[0], &*place.source, place.key.as_ref(), &NEVER)?;
         let mut out = std::io::stdout().lock();
         reader.cat(args.path.trim_matches('/').as_bytes(), &mut out)?;
         // A reader that went away has read what it wanted.
@@ -229,9 +245,9 @@ pub async fn cat(globals: &Globals, args: CatArgs) -> Result<()> {
 
 pub async fn diff(globals: &Globals, args: DiffArgs) -> Result<()> {
     let ids = [args.from, args.to];
-    let place = Place::open(globals, &args.place, Wanted::These(&ids)).await?;
+    let place = Place::open(globals, &args.place, Wanted::These(&ids), &args.key).await?;
     let changes = engine(place, |place| {
-        let open = |i: usize| Reader::open(&place.heads[i], &*place.source, &NEVER);
+        let open = |i: usize| Reader::open(&place.heads[i], &*place.source, place.key.as_ref(), &NEVER);
         Ok(open(0)?.diff(&open(1)?))
     })
     .await?;
@@ -262,9 +278,9 @@ pub async fn check(globals: &Globals, args: CheckArgs) -> Result<()> {
         .snapshot
         .as_ref()
         .map_or(Wanted::All, |id| Wanted::These(std::slice::from_ref(id)));
-    let place = Place::open(globals, &args.place, wanted).await?;
+    let place = Place::open(globals, &args.place, wanted, &args.key).await?;
     let report = engine(place, |place| {
-        dumont_snapshot::check(&place.heads, &*place.source, &NEVER)
+        dumont_snapshot::check(&place.heads, &*place.source, place.key.as_ref(), &NEVER)
     })
     .await?;
     if globals.json {

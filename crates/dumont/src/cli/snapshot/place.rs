@@ -4,11 +4,13 @@
 //! store's own. Its `snapshot.json` files say which snapshots there are.
 
 use crate::cli::workspace::path_of;
+use crate::cli::workspace_key::{self, KeyArgs};
 use crate::client::{Client, Got, encode};
 use crate::config::Globals;
 use crate::fail::{body_of, fail, usage};
 use anyhow::{Context, Result};
 use dumont_core::id::WorkspaceName;
+use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::SnapshotHead;
 use dumont_core::time::Timestamp;
 use dumont_snapshot::{DirStore, ObjectSource, StoreError};
@@ -31,14 +33,17 @@ const TRIES: u32 = 4;
 pub struct Place {
     pub source: Box<dyn ObjectSource + Send + Sync>,
     pub heads: Vec<SnapshotHead>,
+    /// What they are sealed with.
+    pub key: Option<WorkspaceKey>,
 }
 
 impl Place {
     /// `place` is a workspace's name, or a directory (with a slash in it). With `only`, that
     /// snapshot alone; with `newest`, the newest.
-    pub async fn open(globals: &Globals, place: &str, wanted: Wanted<'_>) -> Result<Self> {
+    pub async fn open(globals: &Globals, place: &str, wanted: Wanted<'_>, key: &KeyArgs) -> Result<Self> {
+        let key = key.read()?;
         if place.contains('/') || Path::new(place).is_dir() {
-            return Self::directory(place.as_ref(), wanted);
+            return Self::directory(place.as_ref(), wanted, key);
         }
         let name: WorkspaceName = place.parse().map_err(|_| {
             usage(
@@ -46,10 +51,15 @@ impl Place {
                 "write a directory with a slash: ./objects",
             )
         })?;
-        Self::server(&globals.client()?, &name, wanted).await
+        Self::server(&globals.client()?, &name, wanted, key).await
     }
 
-    async fn server(client: &Client, name: &WorkspaceName, wanted: Wanted<'_>) -> Result<Self> {
+    async fn server(
+        client: &Client,
+        name: &WorkspaceName,
+        wanted: Wanted<'_>,
+        key: Option<WorkspaceKey>,
+    ) -> Result<Self> {
         let base = format!("{}/snapshots", path_of(name));
         let ids: Vec<String> = match wanted {
             Wanted::These(ids) => ids.to_vec(),
@@ -72,6 +82,10 @@ impl Place {
                 format!("take one first: dumont snapshot create {name}"),
             ));
         };
+        let key = match key {
+            Some(key) => Some(key),
+            None => workspace_key::of_workspace(client, name).await?,
+        };
         let source = Remote {
             client: client.clone(),
             path: format!("{base}/{}/open", encode(first)),
@@ -81,10 +95,11 @@ impl Place {
         Ok(Self {
             source: Box::new(source),
             heads,
+            key,
         })
     }
 
-    fn directory(dir: &Path, wanted: Wanted<'_>) -> Result<Self> {
+    fn directory(dir: &Path, wanted: Wanted<'_>, key: Option<WorkspaceKey>) -> Result<Self> {
         let found = commits(dir).with_context(|| format!("read {}", dir.display()))?;
         let source = DirStore::new(dir);
         // After a prune a snapshot may have two: the one whose indexes are there is true.
@@ -126,6 +141,7 @@ impl Place {
         Ok(Self {
             source: Box::new(source),
             heads,
+            key,
         })
     }
 }
