@@ -8,8 +8,10 @@ use crate::objects::{Sink, Source};
 use crate::out::failure;
 use crate::workload::io_failure;
 use dumont_core::snapshot::Progress;
-use dumont_snapshot::{Error, Events, RestoreOptions, SnapshotOptions, restore, snapshot};
-use dumont_wire::agent::{Event, Failure, FailureCode, Outcome, RestoreRequest, SnapshotRequest};
+use dumont_snapshot::{Error, Events, RestoreOptions, SnapshotOptions, compare_models, restore, snapshot};
+use dumont_wire::agent::{
+    Event, Failure, FailureCode, ModelsRequest, Outcome, RestoreRequest, SnapshotRequest,
+};
 use std::path::{Path, PathBuf};
 
 pub fn take_snapshot(job: &Job, home: &Home, request: SnapshotRequest) -> Result<Outcome, Failure> {
@@ -28,6 +30,7 @@ pub fn take_snapshot(job: &Job, home: &Home, request: SnapshotRequest) -> Result
         cache_path,
         workers: 0,
         key: request.key,
+        model_files: request.model_files,
         cancelled: &job.stop,
     };
     let report = quiet
@@ -52,11 +55,25 @@ pub fn do_restore(job: &Job, home: &Home, request: &RestoreRequest) -> Result<Ou
         delete: request.delete,
         cache_path: Some(cache_path),
         priority: request.priority.clone(),
+        ready_when: request.ready_when.clone(),
+        started: request.started,
+        include: request.include.clone(),
+        exclude: request.exclude.clone(),
         key: request.key.clone(),
         ..RestoreOptions::new(path, &job.stop)
     };
     let report = restore(&options, &request.head, &Source::new(job), &Reporter { job });
     Ok(Outcome::Restore(Box::new(report.map_err(|e| explain(job, &e))?)))
+}
+
+/// Only looks, so it needs no lock.
+pub fn models(job: &Job, request: &ModelsRequest) -> Result<Outcome, Failure> {
+    let options = RestoreOptions {
+        key: request.key.clone(),
+        ..RestoreOptions::new(&request.path, &job.stop)
+    };
+    let found = compare_models(&options, &request.head, &Source::new(job));
+    Ok(Outcome::Models(Box::new(found.map_err(|e| explain(job, &e))?)))
 }
 
 /// The directory and its cache file.
@@ -85,6 +102,10 @@ impl Events for Reporter<'_> {
     /// The engine speaks a few times a second; a peer that does not read loses some.
     fn progress(&self, progress: Progress) {
         self.job.out.send_if_read(self.job.id, Event::Progress(progress));
+    }
+
+    fn ready(&self, files: u64) {
+        self.job.out.send(self.job.id, Event::Ready { files });
     }
 
     fn log(&self, line: &str) {

@@ -139,6 +139,7 @@ impl Session {
             Request::Downloads { grants } => job().iter().for_each(|j| j.deliver_downloads(grants.clone())),
             Request::Snapshot(r) => self.work(id, move |s, job| engine::take_snapshot(job, &s.home, r)),
             Request::Restore(r) => self.work(id, move |s, job| engine::do_restore(job, &s.home, &r)),
+            Request::CompareModels(r) => self.work(id, move |_, job| engine::models(job, &r)),
             Request::StartWorkload(w) => self.work(id, move |s, _| {
                 let supervisor_pid = workload::start(&s.home.workload(), w)?;
                 Ok(Outcome::WorkloadStarted { supervisor_pid })

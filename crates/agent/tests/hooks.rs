@@ -15,6 +15,7 @@ use std::time::Duration;
 
 fn request(path: &Path, unix: u64, before: &str, after: &str) -> Request {
     Request::Snapshot(SnapshotRequest {
+        model_files: Vec::new(),
         key: None,
         path: path.to_str().unwrap().into(),
         stamp: format!("4711-{unix}"),

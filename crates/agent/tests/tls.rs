@@ -117,6 +117,7 @@ fn snapshot(front: &Front, store: &Arc<Store>, time: Timestamp, ca: Option<&str>
     };
     assert!(matches!(agent.ask(hello), Ok(Outcome::Hello(_))));
     let request = SnapshotRequest {
+        model_files: Vec::new(),
         key: None,
         path: machine.workspace().to_str().unwrap().into(),
         stamp: "4711-1".into(),

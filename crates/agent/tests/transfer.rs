@@ -73,6 +73,7 @@ fn tree(root: &Path) -> BTreeMap<String, String> {
 
 fn request(path: &Path, unix: u64, parent: Option<&str>) -> Request {
     Request::Snapshot(SnapshotRequest {
+        model_files: Vec::new(),
         key: None,
         path: path.to_str().unwrap().into(),
         stamp: format!("4711-{unix}"),
@@ -108,6 +109,10 @@ fn head_of(report: &SnapshotReport) -> SnapshotHead {
 
 fn restore_request(path: &Path, head: &SnapshotHead) -> Request {
     Request::Restore(RestoreRequest {
+        ready_when: Vec::new(),
+        started: false,
+        include: Vec::new(),
+        exclude: Vec::new(),
         key: None,
         path: path.to_str().unwrap().into(),
         head: head.clone(),

@@ -157,10 +157,50 @@ pub struct Validation {
     pub problems: Vec<String>,
 }
 
+/// An object of the store that is missing or not what it should be.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedObject {
+    pub object: String,
+    pub problem: String,
+}
+
+/// What a snapshot has lost.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostFiles {
+    pub snapshot_id: String,
+    /// Its tree is gone, so none of it can be restored.
+    pub everything: bool,
+    /// How many files.
+    pub files: u64,
+    /// Their paths, at most 1000; none where everything is lost.
+    pub names: Vec<String>,
+}
+
+/// The MD5 of model files, compared with that of the snapshot when nobody waits any more.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelFiles {
+    /// `failed` if the MD5 of any file is another one.
+    pub validation: Verdict,
+    pub files_checked: u64,
+    /// Files of which the snapshot has an MD5.
+    pub files_expected: u64,
+    /// Files that the workload had changed or removed before they were looked at.
+    pub changed: u64,
+    /// Files whose MD5 is another one; at most 100.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mismatched: Vec<String>,
+    pub elapsed_ms: u64,
+}
+
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
+    #[default]
     Ok,
     Failed,
 }

@@ -121,6 +121,11 @@ pub struct SnapshotPolicy {
     /// Globs of paths below `path` that a restore brings first.
     #[serde(default)]
     pub priority: Vec<String>,
+    /// Globs of what must be there before the start command runs; the rest is restored while it
+    /// runs. What they name is the workload's from then on, what they do not is the restore's until
+    /// it is complete, and until then there are no snapshots. None means everything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ready_when: Vec<String>,
     /// Which snapshots are kept.
     #[serde(default)]
     pub keep: Keep,
@@ -128,6 +133,11 @@ pub struct SnapshotPolicy {
     /// and keeps. Whoever loses the server and has no copy of the key loses the snapshots.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encrypt: bool,
+    /// Ends of the names of model files: their MD5 is taken with the snapshot and compared after a
+    /// failover. An empty list turns it off.
+    #[serde(default = "default_model_files")]
+    #[cfg_attr(feature = "openapi", schema(default = default_model_files))]
+    pub model_files: Vec<String>,
 }
 
 impl Default for SnapshotPolicy {
@@ -137,8 +147,10 @@ impl Default for SnapshotPolicy {
             after: None,
             hook_timeout_s: default_hook_timeout(),
             priority: Vec::new(),
+            ready_when: Vec::new(),
             keep: Keep::default(),
             encrypt: false,
+            model_files: default_model_files(),
         }
     }
 }
@@ -163,10 +175,23 @@ impl SnapshotPolicy {
         if !(1..=3600).contains(&self.hook_timeout_s) {
             return bad("snapshot.hook_timeout_s", "is not between 1 and 3600 seconds");
         }
-        let odd = |g: &String| g.is_empty() || g.len() > 1024 || g.contains('\0') || g.starts_with('/');
-        if self.priority.len() > 100 || self.priority.iter().any(odd) {
+        let odd_end = |e: &String| e.is_empty() || e.len() > 100 || e.contains(['/', '\0']);
+        if self.model_files.len() > 50 || self.model_files.iter().any(odd_end) {
             return bad(
-                "snapshot.priority",
+                "snapshot.model_files",
+                "must be at most 50 ends of file names, e.g. .safetensors",
+            );
+        }
+        let odd = |g: &String| g.is_empty() || g.len() > 1024 || g.contains('\0') || g.starts_with('/');
+        for (field, globs) in [
+            ("snapshot.priority", &self.priority),
+            ("snapshot.ready_when", &self.ready_when),
+        ] {
+            if globs.len() <= 100 && !globs.iter().any(odd) {
+                continue;
+            }
+            return bad(
+                field,
                 "must be at most 100 globs of paths below the workspace's directory, e.g. src/**",
             );
         }
@@ -176,6 +201,11 @@ impl SnapshotPolicy {
 
 fn default_hook_timeout() -> u32 {
     60
+}
+fn default_model_files() -> Vec<String> {
+    [".safetensors", ".pt", ".pth", ".bin", ".gguf", ".ckpt", ".onnx"]
+        .map(Into::into)
+        .into()
 }
 fn default_image() -> String {
     "pytorch/pytorch:latest".into()
@@ -343,6 +373,8 @@ mod tests {
         assert_eq!(spec(timeout), Err("snapshot.hook_timeout_s"));
         let globs = |s: &mut WorkspaceSpec| s.snapshot.priority = vec!["/etc/*".into()];
         assert_eq!(spec(globs), Err("snapshot.priority"));
+        let ends = |s: &mut WorkspaceSpec| s.snapshot.model_files = vec!["a/b".into()];
+        assert_eq!(spec(ends), Err("snapshot.model_files"));
         assert_eq!(
             spec(|s| drop(s.env.insert("1A".into(), String::new()))),
             Err("env")

@@ -50,6 +50,8 @@ words! {
         Probe => "probe",
         /// Make the new instance the workspace's; the old one is fenced out.
         Switch => "switch",
+        /// Wait for the rest of the files, where the workload started before the last byte.
+        Complete => "complete",
         /// Destroy the old instance.
         Cleanup => "cleanup",
         /// Write the event row.
@@ -64,13 +66,16 @@ impl Kind {
     /// In order; the last is always `done`.
     pub const fn steps(self) -> &'static [Step] {
         use Step::{
-            Capture, Cleanup, Commit, Destroy, Detect, Done, Probe, Race, Record, Restore, Search, Start,
-            Stop, Switch, Validate,
+            Capture, Cleanup, Commit, Complete, Destroy, Detect, Done, Probe, Race, Record, Restore, Search,
+            Start, Stop, Switch, Validate,
         };
         match self {
-            Self::Deploy => &[Search, Race, Restore, Validate, Start, Probe, Switch, Done],
+            Self::Deploy => &[
+                Search, Race, Restore, Validate, Start, Probe, Switch, Complete, Done,
+            ],
             Self::Failover => &[
-                Detect, Search, Race, Restore, Validate, Start, Probe, Switch, Cleanup, Record, Done,
+                Detect, Search, Race, Restore, Validate, Start, Probe, Switch, Cleanup, Complete, Record,
+                Done,
             ],
             Self::Snapshot => &[Capture, Commit, Done],
             Self::Restore => &[Stop, Restore, Validate, Start, Probe, Done],

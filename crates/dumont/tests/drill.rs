@@ -90,5 +90,5 @@ fn the_server_may_die_while_it_restores() {
 
 #[test]
 fn the_server_may_die_while_it_starts_and_switches() {
-    survives(&["start", "probe", "switch", "cleanup", "record"]);
+    survives(&["start", "probe", "switch", "cleanup", "complete", "record"]);
 }

@@ -127,6 +127,20 @@ fn its_snapshots_open_with_its_key_only() {
     let wrong = read("five", &["--key-file", &other]);
     assert!(wrong.code == 1 && wrong.err.contains("another key"), "{wrong:?}");
 
+    // With the key the server rebuilds a lost index from the packs.
+    let indexes = objects.join("workspaces").join(&ids[0]).join("indexes");
+    for index in fs::read_dir(&indexes).unwrap() {
+        fs::remove_file(index.unwrap().path()).unwrap();
+    }
+    assert_eq!(world.run(&["snapshot", "check", "sealed"]).code, 1);
+    let repaired = world.run(&["snapshot", "repair", "sealed"]);
+    assert_eq!(repaired.code, 0, "{repaired:?}");
+    assert!(
+        repaired.out.contains("1 snapshot pointed to a new index"),
+        "{repaired:?}"
+    );
+    assert_eq!(world.run(&["snapshot", "check", "sealed"]).code, 0);
+
     let none = world.run(&["workspace", "key", "open"]);
     assert!(none.code == 1 && none.err.contains("not encrypted"), "{none:?}");
 }

@@ -342,6 +342,7 @@ impl Session {
 
     async fn snapshot(&mut self, store: &S3Store, tree: &Path) -> SnapshotReport {
         let request = SnapshotRequest {
+            model_files: Vec::new(),
             key: None,
             path: tree.to_str().unwrap().into(),
             stamp: "1-1".into(),
@@ -357,6 +358,10 @@ impl Session {
 
     async fn restore(&mut self, store: &S3Store, to: &Path, report: &SnapshotReport) -> RestoreReport {
         let request = RestoreRequest {
+            ready_when: Vec::new(),
+            started: false,
+            include: Vec::new(),
+            exclude: Vec::new(),
             key: None,
             path: to.to_str().unwrap().into(),
             head: SnapshotHead {

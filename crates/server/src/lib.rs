@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod objects;
 pub mod providers;
 pub mod reconcilers;
+mod repair;
 pub mod sessions;
 pub mod settings;
 pub mod ssh;

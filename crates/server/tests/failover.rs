@@ -43,6 +43,26 @@ async fn a_lost_machine_is_replaced_and_every_byte_is_back() {
         json!({"validation": "ok", "files_restored": 2, "files_expected": 2})
     );
 
+    // The document's MD5 of model files comes when nobody waits for it any more.
+    let path = format!("/failovers/{}", event["id"].as_str().unwrap());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let models = loop {
+        let models = world.get(&path).await["model_files"].clone();
+        if !models.is_null() {
+            break models;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "model files were never compared"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    assert_eq!(models["validation"], "ok", "{models:#}");
+    assert_eq!(
+        (&models["files_checked"], &models["files_expected"]),
+        (&json!(1), &json!(1))
+    );
+
     let workspace = world.get("/workspaces/train").await;
     let second = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
     assert_ne!(first, second);

@@ -83,6 +83,7 @@ fn measure(what: &str, tree: &Path, temp: &Path) -> Outcome<()> {
         cache_path: cache.clone(),
         workers: 0,
         key: None,
+        model_files: Vec::new(),
         cancelled: &NEVER,
     };
     std::thread::sleep(std::time::Duration::from_millis(50));

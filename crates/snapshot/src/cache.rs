@@ -18,6 +18,7 @@
 
 use crate::bytes::{Malformed, Put, Reader};
 use crate::error::Error;
+use crate::extras::{More, put_more, read_more};
 use crate::format::{Kind, digest, put_header, read_header};
 use crate::fsutil::{Attrs, Meta, Time};
 use crate::seal::Vault;
@@ -37,6 +38,7 @@ pub(crate) struct Known {
     pub ctime: Time,
     pub ino: u64,
     pub body: KnownBody,
+    pub more: More,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,14 +88,17 @@ impl Known {
     }
 }
 
+/// On the type of an entry that has more than its attributes.
+const MORE: u8 = 0x80;
+
 /// The kernel stamps files with a clock that ticks up to every 10 ms; a file system that keeps
 /// whole seconds shows itself by zeros.
 const TICK_NS: i64 = 20_000_000;
 const COARSE_NS: i64 = 2_000_000_000;
 
 impl Cache {
-    /// The extents of a regular file that has not changed since.
-    pub fn unchanged(&self, path: &[u8], meta: &Meta) -> Option<&Arc<[Extent]>> {
+    /// What a regular file that has not changed since is made of.
+    pub fn unchanged(&self, path: &[u8], meta: &Meta) -> Option<(&Arc<[Extent]>, &More)> {
         let known = self.entries.get(path)?;
         let KnownBody::File { size, extents } = &known.body else {
             return None;
@@ -107,7 +112,7 @@ impl Cache {
         // A user may set any mtime, whole seconds included: only ctime tells the clock's grain.
         let mtime_settled = meta.attrs.mtime.as_ns() < self.started_ns.saturating_sub(TICK_NS);
         let is_file = meta.kind == FileType::RegularFile;
-        (is_file && same && settled(meta.ctime) && mtime_settled).then_some(extents)
+        (is_file && same && settled(meta.ctime) && mtime_settled).then_some((extents, &known.more))
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -195,9 +200,10 @@ fn put_known(out: &mut Vec<u8>, k: &Known, numbers: &HashMap<&Digest, u32>) {
         out.u32(t.ns);
     }
     out.u64(k.ino);
+    let more = if k.more.is_some() { MORE } else { 0 };
     match &k.body {
         KnownBody::File { size, extents } => {
-            out.u8(0);
+            out.u8(more);
             out.u64(*size);
             out.u32(u32::try_from(extents.len()).unwrap_or(u32::MAX));
             for e in extents.iter() {
@@ -215,11 +221,12 @@ fn put_known(out: &mut Vec<u8>, k: &Known, numbers: &HashMap<&Digest, u32>) {
             }
         }
         KnownBody::Symlink(target) => {
-            out.u8(1);
+            out.u8(1 | more);
             out.short(target);
         }
-        KnownBody::Fifo => out.u8(2),
+        KnownBody::Fifo => out.u8(2 | more),
     }
+    put_more(out, &k.more);
 }
 
 fn read_known(r: &mut Reader<'_>, chunks: &[Digest]) -> Result<Known, Malformed> {
@@ -232,7 +239,8 @@ fn read_known(r: &mut Reader<'_>, chunks: &[Digest]) -> Result<Known, Malformed>
     };
     let (mtime, ctime) = (time()?, time()?);
     let ino = r.u64()?;
-    let body = match r.u8()? {
+    let kind = r.u8()?;
+    let body = match kind & !MORE {
         0 => {
             let size = r.u64()?;
             let n = r.count(8)?;
@@ -251,6 +259,7 @@ fn read_known(r: &mut Reader<'_>, chunks: &[Digest]) -> Result<Known, Malformed>
         2 => KnownBody::Fifo,
         _ => return Err(Malformed("an entry is of no known type")),
     };
+    let more = read_more(r, kind & MORE != 0)?;
     Ok(Known {
         attrs: Attrs {
             mode,
@@ -261,6 +270,7 @@ fn read_known(r: &mut Reader<'_>, chunks: &[Digest]) -> Result<Known, Malformed>
         ctime,
         ino,
         body,
+        more,
     })
 }
 

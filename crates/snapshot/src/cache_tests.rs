@@ -1,4 +1,5 @@
 use super::*;
+use crate::extras::Extras;
 use proptest::prelude::*;
 
 fn sample(id: &str) -> Cache {
@@ -9,6 +10,7 @@ fn sample(id: &str) -> Cache {
         ctime: Time { sec: 1, ns: 2 },
         ino: 3,
         body,
+        more: Extras::some(Vec::new(), Some([9; 16])),
     };
     let entries = [
         (

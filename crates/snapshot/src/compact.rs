@@ -231,7 +231,7 @@ impl Live {
             index.packs.push(object);
         }
         Ok(Compaction {
-            index: put(sink, ObjectKind::Index, &index.encode(&fetcher.vault)?)?,
+            index: put(sink, ObjectKind::Index, &index.encode_with(&fetcher.vault)?)?,
             packs,
             kept,
             freed_bytes: freed,

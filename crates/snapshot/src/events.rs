@@ -12,6 +12,8 @@ pub trait Events: Sync {
     fn progress(&self, progress: Progress);
     /// A line for the log, without a line end.
     fn log(&self, line: &str);
+    /// What `ready_when` names is there: this many files. Said once, before the restore's end.
+    fn ready(&self, _files: u64) {}
 }
 
 /// Listens to nothing.

@@ -5,6 +5,7 @@
 
 use crate::cache::{Cache, Known, KnownBody};
 use crate::codec::{Codec, Decoder, Encoder};
+use crate::extras::Extras;
 use crate::format::digest;
 use crate::fsutil::{Attrs, Time};
 use crate::index::Index;
@@ -53,14 +54,14 @@ pub fn pack_sealed(data: &[u8]) {
 }
 
 pub fn index(data: &[u8]) {
-    _ = Index::decode("fuzz", data, &Vault::default());
+    _ = Index::decode("fuzz", data);
 }
 
 pub fn index_payload(data: &[u8]) {
     if let Ok(index) = Index::parse(data)
-        && let Ok(bytes) = index.encode(&Vault::default())
+        && let Ok(bytes) = index.encode()
     {
-        assert_eq!(Index::decode("fuzz", &bytes, &Vault::default()).ok(), Some(index));
+        assert_eq!(Index::decode("fuzz", &bytes).ok(), Some(index));
     }
 }
 
@@ -152,7 +153,9 @@ pub fn manifest(data: &[u8]) {
         packs: vec![object("pack", &body)],
         entries: entries.into_iter().map(|e| (0, e)).collect(),
     };
-    let Ok(bytes) = index.encode(&Vault::default()) else { return };
+    let Ok(bytes) = index.encode() else {
+        return;
+    };
     let head = SnapshotHead {
         snapshot_id: "fuzz".into(),
         root,
@@ -208,7 +211,7 @@ pub fn samples() -> Vec<(&'static str, Vec<u8>)> {
     };
     out.push(("pack", body.clone()));
     out.push(("pack_sealed", body));
-    out.extend(index.encode(&Vault::default()).ok().map(|bytes| ("index", bytes)));
+    out.extend(index.encode().ok().map(|bytes| ("index", bytes)));
     out.push(("index_payload", index.payload()));
     let (nodes, cache) = small_tree();
     for bytes in &nodes {
@@ -246,14 +249,18 @@ fn small_tree() -> (Vec<Vec<u8>>, Cache) {
             group,
             extents,
         },
+        more: Extras::some(Vec::new(), Some([5; 16])),
     };
     let plain = |name: &[u8], body| Entry {
         name: name.into(),
         attrs,
         body,
+        more: None,
     };
+    let xattr = ((*b"user.a").into(), (*b"v").into());
     let inner = Node {
         attrs,
+        more: Extras::some(vec![xattr], None),
         entries: vec![
             file(b"a", 0, Extents::Here(extents.to_vec().into())),
             file(b"b", 9, Extents::Listed(mark)),
@@ -270,9 +277,11 @@ fn small_tree() -> (Vec<Vec<u8>>, Cache) {
         name: (*b"dir").into(),
         attrs: Attrs::default(),
         body: Body::Dir { node: mark },
+        more: None,
     };
     let outer = Node {
         attrs,
+        more: None,
         entries: vec![dir],
     };
     let nodes = vec![
@@ -286,6 +295,7 @@ fn small_tree() -> (Vec<Vec<u8>>, Cache) {
         ctime: attrs.mtime,
         ino: 77,
         body,
+        more: Extras::some(Vec::new(), Some([5; 16])),
     };
     let content = KnownBody::File {
         size: (1 << 20) + 7,

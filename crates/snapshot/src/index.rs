@@ -47,11 +47,15 @@ impl Index {
         raw
     }
 
-    /// The object's bytes.
+    /// The object's bytes, not sealed.
     ///
     /// # Errors
     /// [`Error::Internal`] if compressing or sealing fails.
-    pub(crate) fn encode(&self, vault: &Vault) -> Result<Vec<u8>, Error> {
+    pub fn encode(&self) -> Result<Vec<u8>, Error> {
+        self.encode_with(&Vault::default())
+    }
+
+    pub(crate) fn encode_with(&self, vault: &Vault) -> Result<Vec<u8>, Error> {
         let raw = self.payload();
         let stored = zstd::bulk::compress(&raw, 1).map_err(|e| Error::internal(format_args!("zstd: {e}")))?;
         let mut out = Vec::with_capacity(stored.len() + 64);
@@ -64,11 +68,15 @@ impl Index {
         Ok(out)
     }
 
-    /// Reads an index; every place it names lies inside its pack.
+    /// Reads an index that is not sealed; every place it names lies inside its pack.
     ///
     /// # Errors
     /// [`Error::Corrupt`], [`Error::Key`] or [`Error::Version`], naming `object`.
-    pub(crate) fn decode(object: &str, bytes: &[u8], vault: &Vault) -> Result<Self, Error> {
+    pub fn decode(object: &str, bytes: &[u8]) -> Result<Self, Error> {
+        Self::decode_with(object, bytes, &Vault::default())
+    }
+
+    pub(crate) fn decode_with(object: &str, bytes: &[u8], vault: &Vault) -> Result<Self, Error> {
         let (header, mut r) = read_header(object, bytes, &[Kind::Index])?;
         header.fits(object, vault)?;
         let fields = r.u64().and_then(|len| Ok((len, r.digest()?)));
@@ -153,16 +161,29 @@ impl ChunkMap {
         self.packs.extend(index.packs);
         self.map.reserve(index.entries.len());
         for (pack, entry) in index.entries {
-            let place = ChunkPlace {
-                pack: base.saturating_add(pack),
-                entry,
-            };
-            let first = *self.map.entry(entry.id).or_insert(place);
-            if first.pack < base {
-                let again = self.again.entry(entry.id).or_default();
-                if again.last().is_none_or(|last| last.pack < base) {
-                    again.push(place);
-                }
+            self.note(pack, entry, base);
+        }
+    }
+
+    /// All of a younger index.
+    pub fn extend(&mut self, one: Self) {
+        let base = u32::try_from(self.packs.len()).unwrap_or(u32::MAX);
+        self.packs.extend(one.packs);
+        for place in one.map.into_values() {
+            self.note(place.pack, place.entry, base);
+        }
+    }
+
+    fn note(&mut self, pack: u32, entry: PackEntry, base: u32) {
+        let place = ChunkPlace {
+            pack: base.saturating_add(pack),
+            entry,
+        };
+        let first = *self.map.entry(entry.id).or_insert(place);
+        if first.pack < base {
+            let again = self.again.entry(entry.id).or_default();
+            if again.last().is_none_or(|last| last.pack < base) {
+                again.push(place);
             }
         }
     }
@@ -219,12 +240,10 @@ mod tests {
 
     #[test]
     fn round_trips_and_checks_bounds() {
-        let bytes = sample(16).encode(&Vault::default()).unwrap();
-        assert_eq!(Index::decode("i", &bytes, &Vault::default()).unwrap(), sample(16));
-        let beyond = sample(900).encode(&Vault::default()).unwrap();
-        assert!(
-            matches!(Index::decode("i", &beyond, &Vault::default()), Err(Error::Corrupt { object, .. }) if object == "i")
-        );
+        let bytes = sample(16).encode().unwrap();
+        assert_eq!(Index::decode("i", &bytes).unwrap(), sample(16));
+        let beyond = sample(900).encode().unwrap();
+        assert!(matches!(Index::decode("i", &beyond), Err(Error::Corrupt { object, .. }) if object == "i"));
     }
 
     #[test]
@@ -240,14 +259,14 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(300))]
         #[test]
         fn damage_is_found_and_never_panics(at in 0usize..10_000, byte in any::<u8>(), cut in 0usize..10_000) {
-            let good = sample(16).encode(&Vault::default()).unwrap();
+            let good = sample(16).encode().unwrap();
             let mut bytes = good.clone();
             let at = at % bytes.len();
             bytes[at] = byte;
             if bytes != good {
-                prop_assert!(Index::decode("i", &bytes, &Vault::default()).is_err());
+                prop_assert!(Index::decode("i", &bytes).is_err());
             }
-            prop_assert!(Index::decode("i", &good[..cut % good.len()], &Vault::default()).is_err());
+            prop_assert!(Index::decode("i", &good[..cut % good.len()]).is_err());
         }
 
         #[test]

@@ -11,6 +11,7 @@
 pub(crate) mod fetch;
 pub(crate) mod load;
 mod memory;
+mod models;
 mod plan;
 mod replace;
 mod survey;
@@ -28,7 +29,7 @@ use crate::store::ObjectSource;
 use dumont_core::id::Digest;
 use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{RestoreReport, SnapshotHead, Validation, Verdict};
-use fetch::{Download, Fetcher};
+use fetch::{Download, Fetcher, Ready};
 use load::Manifest;
 use memory::Share;
 use plan::{Plan, Turn, Wanted};
@@ -42,6 +43,8 @@ use std::time::Instant;
 use survey::{Survey, Surveyor};
 use target::{Hands, Target};
 use validate::{Check, validate};
+
+pub use models::compare_models;
 
 /// Four connections saturate a 10 Gbit/s link in what was measured; more only cost memory.
 const MIN_WORKERS: usize = 4;
@@ -61,9 +64,17 @@ pub struct RestoreOptions<'a> {
     pub workers: usize,
     /// Globs of paths below the directory that come first, e.g. `*.py` or `config/**`.
     pub priority: Vec<String>,
+    /// Globs of paths that must be there before the workload may start; [`Events::ready`] says when
+    /// they are. From then on they are the workload's, which may change them while the rest comes.
+    pub ready_when: Vec<String>,
+    /// The workload runs already (an earlier restore got so far): what `ready_when` names and exists
+    /// is left as it is.
+    pub started: bool,
     /// Globs of paths below the directory that are restored, with the directories they lie in
     /// (`src/**`, `*.json`); none for all. The next snapshot is then a full one.
     pub include: Vec<String>,
+    /// Globs of paths that are left alone, also where `include` names them.
+    pub exclude: Vec<String>,
     /// Bytes of memory to stay below; 0 for 256 MiB.
     pub memory: u64,
     /// What the workspace's snapshots are sealed with.
@@ -81,11 +92,19 @@ impl<'a> RestoreOptions<'a> {
             cache_path: None,
             workers: 0,
             priority: Vec::new(),
+            ready_when: Vec::new(),
+            started: false,
             include: Vec::new(),
+            exclude: Vec::new(),
             memory: 0,
             key: None,
             cancelled,
         }
+    }
+
+    /// Whether not all of the snapshot is wanted.
+    fn is_part(&self) -> bool {
+        !self.include.is_empty() || !self.exclude.is_empty()
     }
 }
 
@@ -100,14 +119,14 @@ pub fn restore(
     events: &dyn Events,
 ) -> Result<RestoreReport, Error> {
     let begun = Instant::now();
-    if opts.delete && !opts.include.is_empty() {
+    if opts.delete && opts.is_part() {
         return Err(Error::Invalid {
             what: "a part of a snapshot cannot be restored with everything else deleted".into(),
         });
     }
     let abort = Abort::new(opts.cancelled);
     let fetcher = Fetcher::new(source, Vault::new(opts.key.as_ref()), &abort);
-    let (manifest, plan, reused_bytes) = run(opts, head, &fetcher, events).map_err(|e| abort.explain(e))?;
+    let (manifest, plan, outcome) = run(opts, head, &fetcher, events).map_err(|e| abort.explain(e))?;
     // Before the first look: whatever changes from now on must look fresh to the next snapshot.
     let started_ns = now_ns();
     let root = open_root(&opts.path).map_err(|e| no_such_path(&opts.path, e.into()))?;
@@ -115,12 +134,14 @@ pub fn restore(
         root: &root,
         manifest: &manifest,
         vault: &fetcher.vault,
+        xattrs: outcome.xattrs,
+        workloads: plan.ready.as_deref(),
         content: false,
     };
-    let expected = if opts.include.is_empty() {
-        head.files
-    } else {
+    let expected = if opts.is_part() {
         manifest.files
+    } else {
+        head.files
     };
     let checking = Instant::now();
     let (validation, known) = validate(&check, expected, workers(opts.workers), &abort)?;
@@ -128,7 +149,7 @@ pub fn restore(
     if let Some(path) = opts
         .cache_path
         .as_ref()
-        .filter(|_| validation.validation == Verdict::Ok && opts.include.is_empty())
+        .filter(|_| validation.validation == Verdict::Ok && !opts.is_part())
     {
         let chunks: HashSet<Digest> = plan
             .chunks
@@ -158,7 +179,7 @@ pub fn restore(
         files_restored: manifest.files,
         bytes_restored: manifest.bytes,
         downloaded_bytes: fetcher.bytes.load(Relaxed),
-        reused_bytes,
+        reused_bytes: outcome.reused_bytes,
         peak_buffer_bytes: fetcher.held.peak.load(Relaxed),
         requests: fetcher.requests.load(Relaxed),
         elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
@@ -187,9 +208,18 @@ pub fn verify_tree(
         root: &root,
         manifest: &manifest,
         vault: &fetcher.vault,
+        xattrs: true,
+        workloads: None,
         content,
     };
     validate(&check, head.files, workers(opts.workers), &abort).map(|v| v.0)
+}
+
+/// How the writing went.
+struct Outcome {
+    reused_bytes: u64,
+    /// Whether all extended attributes could be set.
+    xattrs: bool,
 }
 
 fn run(
@@ -197,11 +227,11 @@ fn run(
     head: &SnapshotHead,
     fetcher: &Fetcher<'_>,
     events: &dyn Events,
-) -> Result<(Manifest, Plan, u64), Error> {
+) -> Result<(Manifest, Plan, Outcome), Error> {
     let map = load::indexes(head, fetcher)?;
     let mut manifest = load::manifest(head, &map, fetcher)?;
-    if !opts.include.is_empty() {
-        manifest.keep(&opts.include)?;
+    if opts.is_part() {
+        manifest.keep(&opts.include, &opts.exclude)?;
     }
     let shown = opts.path.as_path();
     let workers = workers(opts.workers);
@@ -213,6 +243,7 @@ fn run(
         map: &map,
         survey: &nothing,
         priority: &opts.priority,
+        ready_when: &opts.ready_when,
         max_range: share.max_range,
     };
     // Whether it is sound must be known before the directory is even created.
@@ -221,8 +252,11 @@ fn run(
     let root = open_root(shown).map_err(|e| no_such_path(shown, e.into()))?;
     let existing = scan(&root, shown, workers, fetcher.abort)?;
     let mut replacement = Replacement::plan(&manifest, &existing, opts.delete);
-    let survey = survey(opts, &root, &manifest, &existing, &replacement, fetcher, workers)?;
-    if !survey.found.is_empty() {
+    let mut survey = survey(opts, &root, &manifest, &existing, &replacement, fetcher, workers)?;
+    if let Some(workloads) = plan.ready.as_ref().filter(|_| opts.started) {
+        survey.leave(&replacement.exists, workloads);
+    }
+    if !survey.found.is_empty() || !survey.left.is_empty() {
         plan = Plan::new(&Wanted {
             survey: &survey,
             ..wanted
@@ -238,8 +272,12 @@ fn run(
     let mut target = Target::new(root, shown, &manifest, &plan.remaining, events);
     target.exists = std::mem::take(&mut replacement.exists);
     write(share.workers, &plan, &map, &manifest, &target, fetcher, events)?;
+    let outcome = Outcome {
+        reused_bytes: survey.reused_bytes,
+        xattrs: !target.xattrs_failed.load(Relaxed),
+    };
     drop(target);
-    Ok((manifest, plan, survey.reused_bytes))
+    Ok((manifest, plan, outcome))
 }
 
 fn share(opts: &RestoreOptions<'_>, manifest: &Manifest, map: &ChunkMap, workers: usize) -> Share {
@@ -304,6 +342,7 @@ fn write(
         target.create_large(leaf, &mut hands)?;
     }
     let urgent = plan.jobs.iter().filter(|j| j.pack().is_some());
+    let before_ready = plan.jobs.iter().filter(|j| j.turn() == Turn::Ready).count();
     let download = Download {
         plan,
         map,
@@ -313,9 +352,16 @@ fn write(
         meter: &meter,
         next: AtomicUsize::new(0),
         announced: Mutex::new(0),
+        ready: Ready {
+            jobs: AtomicUsize::new(plan.ready.as_ref().map_or(usize::MAX, |_| before_ready)),
+            files: plan.ready.iter().flatten().filter(|needed| **needed).count() as u64,
+        },
         urgent: AtomicUsize::new(urgent.filter(|j| j.turn() == Turn::Priority).count()),
         events,
     };
+    if plan.ready.is_some() && before_ready == 0 {
+        download.say_ready(&mut hands)?;
+    }
     std::thread::scope(|s| {
         for _ in 0..workers.min(plan.jobs.len()) {
             s.spawn(|| download.work());

@@ -6,6 +6,7 @@
 
 use crate::error::Error;
 use crate::events::{Abort, lock};
+use crate::extras::{self, Xattrs};
 use crate::fsutil::{DIR_FLAGS, Meta, io_at, join};
 use rustix::fs::{Dir, FileType, Mode, openat, readlinkat};
 use rustix::io::Errno;
@@ -39,6 +40,7 @@ pub(crate) struct ScanDir {
     pub leaves: Vec<Leaf>,
     /// Sorted by name.
     pub subdirs: Vec<usize>,
+    pub xattrs: Xattrs,
     /// It was removed while we looked.
     pub gone: bool,
 }
@@ -85,6 +87,7 @@ struct Shared {
 struct Listing {
     leaves: Vec<Leaf>,
     subdirs: Vec<(Box<[u8]>, Meta)>,
+    xattrs: Xattrs,
 }
 
 /// Lists everything under the open directory `root`, with `threads` threads. `shown` is its
@@ -97,6 +100,7 @@ pub(crate) fn scan(root: &OwnedFd, shown: &Path, threads: usize, abort: &Abort<'
         meta,
         leaves: Vec::new(),
         subdirs: Vec::new(),
+        xattrs: Xattrs::new(),
         gone: false,
     };
     let shared = Mutex::new(Shared {
@@ -168,11 +172,13 @@ fn store(state: &mut Shared, index: usize, path: &[u8], listing: Listing) {
             meta,
             leaves: Vec::new(),
             subdirs: Vec::new(),
+            xattrs: Xattrs::new(),
             gone: false,
         };
         state.dirs.push(dir);
     }
     state.dirs[index].leaves = listing.leaves;
+    state.dirs[index].xattrs = listing.xattrs;
 }
 
 /// One directory, sorted; `None` if it is no longer there.
@@ -185,6 +191,7 @@ fn list(root: BorrowedFd<'_>, shown: &Path, path: &[u8]) -> Result<Option<Listin
     let mut out = Listing {
         leaves: Vec::new(),
         subdirs: Vec::new(),
+        xattrs: extras::read(&fd).map_err(fail)?,
     };
     for entry in Dir::read_from(&fd).map_err(fail)? {
         let entry = entry.map_err(fail)?;

@@ -7,17 +7,18 @@
 //!
 //! **Changed files** ([`SnapshotReport::files_changed`]) are the paths, directories aside, that
 //! are new, gone, or recorded differently than in the parent (type, content, size, mode, owner,
-//! mtime, target). A file that was read again because its times were too fresh, and turned out
+//! mtime, target, extended attributes). A file that was read again because its times were too fresh, and turned out
 //! the same, is not counted. A full snapshot counts every path.
 
 mod manifest;
 mod read;
 
-use crate::cache::{self, Cache};
+use crate::cache::{self, Cache, Known};
 use crate::chunk::Window;
 use crate::codec::Encoder;
 use crate::error::Error;
 use crate::events::{Abort, Events, Meter};
+use crate::extras::xattrs;
 use crate::format::plausible;
 use crate::fsutil::{Time, now_ns, open_root};
 use crate::index::Index;
@@ -56,6 +57,8 @@ pub struct SnapshotOptions<'a> {
     pub workers: usize,
     /// Seals all that is stored. The same for every snapshot of a workspace.
     pub key: Option<WorkspaceKey>,
+    /// Ends of the names of files whose MD5 is taken while they are read, e.g. `.safetensors`.
+    pub model_files: Vec<String>,
     /// Once true, the engine stops within about a second with [`Error::Cancelled`].
     pub cancelled: &'a AtomicBool,
 }
@@ -213,6 +216,7 @@ fn run(
         root,
         shown: &opts.path,
         jobs: &plan.jobs,
+        model_files: &opts.model_files,
         packer,
         meter: &meter,
         abort,
@@ -335,7 +339,12 @@ fn put_index(packed: &Packed, to: Put<'_>) -> Result<Option<ObjectRef>, Error> {
         index.packs.push(object.clone());
         index.entries.extend(entries.iter().map(|e| (number, *e)));
     }
-    put(to.sink, ObjectKind::Index, &index.encode(to.vault)?).map(Some)
+    put(to.sink, ObjectKind::Index, &index.encode_with(to.vault)?).map(Some)
+}
+
+/// An MD5 that was taken meanwhile is no change.
+fn same_record(a: &Known, b: &Known) -> bool {
+    (a.attrs, &a.body, xattrs(&a.more)) == (b.attrs, &b.body, xattrs(&b.more))
 }
 
 /// New, gone and differently recorded paths.
@@ -348,7 +357,7 @@ fn changed(now: &Manifest, then: Option<&Cache>) -> u64 {
         match then.entries.get(path) {
             Some(old) => {
                 matched += 1;
-                changed += u64::from((old.attrs, &old.body) != (known.attrs, &known.body));
+                changed += u64::from(!same_record(old, known));
             }
             None => changed += 1,
         }

@@ -12,6 +12,7 @@
 
 use crate::bytes::{Malformed, Put, Reader};
 use crate::chunk::MAX_CHUNK;
+use crate::extras::{More, put_more, read_more};
 use crate::fsutil::{Attrs, Time};
 use dumont_core::id::Digest;
 use std::sync::Arc;
@@ -21,6 +22,10 @@ const INLINE_EXTENTS: usize = 256;
 const TAG_NODE: u8 = 1;
 const TAG_EXTENTS: u8 = 2;
 const TAG_PIECES: u8 = 3;
+/// A directory with more than its attributes.
+const TAG_NODE_MORE: u8 = 4;
+/// On the type of an entry that has more than its attributes.
+const MORE: u8 = 0x80;
 
 /// A stretch of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,11 +83,14 @@ pub(crate) struct Entry {
     /// Default for directories: theirs are in their own node.
     pub attrs: Attrs,
     pub body: Body,
+    /// Of a directory they are in its own node.
+    pub more: More,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {
     pub attrs: Attrs,
+    pub more: More,
     /// Sorted by name, no name twice.
     pub entries: Vec<Entry>,
 }
@@ -156,18 +164,21 @@ fn read_extents(r: &mut Reader<'_>) -> Result<Arc<[Extent]>, Malformed> {
 impl Node {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64 + self.entries.len() * 128);
-        out.u8(TAG_NODE);
+        let tags = [TAG_NODE, TAG_NODE_MORE];
+        out.u8(tags[usize::from(self.more.is_some())]);
         put_attrs(&mut out, &self.attrs);
+        put_more(&mut out, &self.more);
         out.u32(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
         for e in &self.entries {
             out.short(&e.name);
+            let more = if e.more.is_some() { MORE } else { 0 };
             match &e.body {
                 Body::Dir { node } => {
                     out.u8(0);
                     out.bytes(&node.0);
                 }
                 Body::File { size, group, extents } => {
-                    out.u8(1);
+                    out.u8(1 | more);
                     put_attrs(&mut out, &e.attrs);
                     out.u64(*size);
                     out.u64(*group);
@@ -183,25 +194,28 @@ impl Node {
                     }
                 }
                 Body::Symlink { target } => {
-                    out.u8(2);
+                    out.u8(2 | more);
                     put_attrs(&mut out, &e.attrs);
                     out.short(target);
                 }
                 Body::Fifo => {
-                    out.u8(3);
+                    out.u8(3 | more);
                     put_attrs(&mut out, &e.attrs);
                 }
             }
+            put_more(&mut out, &e.more);
         }
         out
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(bytes);
-        if r.u8()? != TAG_NODE {
+        let tag = r.u8()?;
+        if tag != TAG_NODE && tag != TAG_NODE_MORE {
             return Err(Malformed("it is not a directory"));
         }
         let attrs = read_attrs(&mut r)?;
+        let more = read_more(&mut r, tag == TAG_NODE_MORE)?;
         let count = r.count(3)?;
         let mut entries: Vec<Entry> = Vec::with_capacity(count.min(bytes.len() / 16));
         for _ in 0..count {
@@ -212,15 +226,16 @@ impl Node {
             entries.push(e);
         }
         r.end()?;
-        Ok(Self { attrs, entries })
+        Ok(Self { attrs, more, entries })
     }
 }
 
 fn read_entry(r: &mut Reader<'_>) -> Result<Entry, Malformed> {
     let name: Box<[u8]> = r.short()?.into();
     check_name(&name)?;
-    let (attrs, body) = match r.u8()? {
-        0 => (Attrs::default(), Body::Dir { node: r.digest()? }),
+    let kind = r.u8()?;
+    let (attrs, body) = match kind & !MORE {
+        0 if kind == 0 => (Attrs::default(), Body::Dir { node: r.digest()? }),
         1 => {
             let (attrs, size, group) = (read_attrs(r)?, r.u64()?, r.u64()?);
             // Offsets are signed in every system call.
@@ -249,7 +264,13 @@ fn read_entry(r: &mut Reader<'_>) -> Result<Entry, Malformed> {
         3 => (read_attrs(r)?, Body::Fifo),
         _ => return Err(Malformed("an entry is of no known type")),
     };
-    Ok(Entry { name, attrs, body })
+    let more = read_more(r, kind & MORE != 0)?;
+    Ok(Entry {
+        name,
+        attrs,
+        body,
+        more,
+    })
 }
 
 /// A name is one component: this is what keeps a manifest inside its directory.

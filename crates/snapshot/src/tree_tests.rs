@@ -1,4 +1,5 @@
 use super::*;
+use crate::extras::Extras;
 use crate::format::digest;
 use proptest::prelude::*;
 
@@ -27,12 +28,14 @@ fn file(name: &[u8]) -> Entry {
             group: 7,
             extents: Extents::Here(extents.into()),
         },
+        more: None,
     }
 }
 
 fn node(names: &[&[u8]]) -> Node {
     Node {
         attrs: Attrs::default(),
+        more: None,
         entries: names.iter().map(|n| file(n)).collect(),
     }
 }
@@ -44,6 +47,7 @@ fn nodes_round_trip() {
         name: name.into(),
         attrs: Attrs::default(),
         body,
+        more: None,
     };
     n.entries.push(plain(b"c", Body::Dir { node: digest(b"d") }));
     n.entries.push(plain(
@@ -53,6 +57,9 @@ fn nodes_round_trip() {
         },
     ));
     n.entries.push(plain(b"e", Body::Fifo));
+    let xattr = (b"user.a".as_slice().into(), b"v".as_slice().into());
+    n.more = Extras::some(vec![xattr], None);
+    n.entries[0].more = Extras::some(Vec::new(), Some([7; 16]));
     let bytes = n.encode();
     assert_eq!(Node::decode(&bytes).unwrap(), n);
     assert!(Node::decode(&bytes[..bytes.len() - 1]).is_err());
@@ -106,7 +113,11 @@ proptest! {
     ) {
         let mut tagged = vec![TAG_NODE];
         tagged.extend(&random);
-        let mut mutated = node(&[b"a", b"b", b"c"]).encode();
+        let mut rich = node(&[b"a", b"b", b"c"]);
+        let xattr = |n: &[u8]| (n.into(), b"v".as_slice().into());
+        rich.more = Extras::some(vec![xattr(b"user.a"), xattr(b"user.b")], None);
+        rich.entries[1].more = Extras::some(vec![xattr(b"user.c")], Some([7; 16]));
+        let mut mutated = rich.encode();
         let at = at % mutated.len();
         mutated[at] = byte;
         for bytes in [&random, &tagged, &mutated] {

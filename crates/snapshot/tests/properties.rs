@@ -66,6 +66,15 @@ enum Edit {
         at: usize,
         ns: u64,
     },
+    Xattr {
+        at: usize,
+        name: usize,
+        size: usize,
+    },
+    /// A file a long way down.
+    Deep {
+        at: usize,
+    },
 }
 
 const NAMES: [&[u8]; 12] = [
@@ -102,6 +111,9 @@ fn edit() -> impl Strategy<Value = Edit> {
         2 => (i(), prop::sample::select(vec![0o600, 0o644, 0o4755, 0o1777, 0o555, 0o400, 0o2750]))
             .prop_map(|(at, mode)| Edit::Mode { at, mode }),
         2 => (i(), 0u64..4_000_000_000_000_000_000).prop_map(|(at, ns)| Edit::Time { at, ns }),
+        3 => (i(), i(), prop_oneof![0usize..40, Just(700)])
+            .prop_map(|(at, name, size)| Edit::Xattr { at, name, size }),
+        1 => i().prop_map(|at| Edit::Deep { at }),
     ]
 }
 
@@ -121,6 +133,27 @@ fn paths(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
         next += 1;
     }
     (dirs, others)
+}
+
+/// Seven directories of 200 letters; beyond what one system call takes is a test of its own.
+fn deep(from: &Path) {
+    use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let Ok(mut fd) = open(from, flags, Mode::empty()) else {
+        return;
+    };
+    let name = "d".repeat(200);
+    for _ in 0..7 {
+        _ = mkdirat(&fd, &*name, Mode::RWXU);
+        match openat(&fd, &*name, flags, Mode::empty()) {
+            Ok(next) => fd = next,
+            Err(_) => return,
+        }
+    }
+    let create = OFlags::WRONLY | OFlags::CREATE;
+    if let Ok(file) = openat(&fd, "leaf", create, Mode::RUSR | Mode::WUSR) {
+        _ = rustix::io::write(&file, b"far down");
+    }
 }
 
 /// Makes the edit if it makes sense; the rest does nothing.
@@ -195,6 +228,19 @@ fn apply(root: &Path, edit: &Edit) {
                 f.set_modified(UNIX_EPOCH + Duration::from_nanos(ns)).unwrap();
             }
         }
+        Edit::Xattr { at, name, size } => {
+            let all: Vec<_> = dirs.iter().chain(&others).filter(|p| !p.is_symlink()).collect();
+            let key = format!("user.{}", ["a", "b.c", "\u{e9}"][name % 3]);
+            let path = all[at % all.len()];
+            // Where the file system has none, and on fifos, there is nothing to keep.
+            _ = if size == 0 {
+                rustix::fs::removexattr(path, &*key)
+            } else {
+                rustix::fs::setxattr(path, &*key, &noise(size, 5), rustix::fs::XattrFlags::empty())
+            };
+        }
+        Edit::Deep { at } if dir(at).as_os_str().len() < 500 => deep(dir(at)),
+        Edit::Deep { .. } => {}
     }
 }
 

@@ -147,7 +147,7 @@ fn a_pack_that_was_cut_short_costs_what_lay_behind() {
         .unwrap()
         .set_len(1_200_000)
         .unwrap();
-    let found = check(std::slice::from_ref(&head), &world.store, &NEVER)
+    let found = check(std::slice::from_ref(&head), &world.store, None, &NEVER)
         .unwrap()
         .damaged;
     assert_eq!(found.len(), 1, "{found:#?}");

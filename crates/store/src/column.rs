@@ -11,7 +11,7 @@ use dumont_core::history::{Level, Outcome, Reason, Stage};
 use dumont_core::id::{Digest, MachineRef, WorkspaceName};
 use dumont_core::offer::Offer;
 use dumont_core::reliability::Bucket;
-use dumont_core::snapshot::{ObjectRef, Progress, SnapshotHead, SnapshotType, Validation};
+use dumont_core::snapshot::{ModelFiles, ObjectRef, Progress, SnapshotHead, SnapshotType, Validation};
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::time::Timestamp;
 use dumont_core::workflow::{Kind, Status, Step};
@@ -169,6 +169,7 @@ derived! {
     Vec<ObjectRef>: String => |v| serde_json::from_str::<Vec<ObjectRef>>(&v);
     Vec<String>: String => |v| serde_json::from_str::<Vec<String>>(&v);
     Progress: String => |v| serde_json::from_str::<Progress>(&v);
+    ModelFiles: String => |v| serde_json::from_str::<ModelFiles>(&v);
     Validation: String => |v| serde_json::from_str::<Validation>(&v);
     serde_json::Value: String => |v| serde_json::from_str::<serde_json::Value>(&v);
     SnapshotType: String => |v| match v.as_str() {

@@ -6,7 +6,7 @@ use crate::column::{args, json, record};
 use crate::engine::{statements, transact};
 use crate::{Page, Result, Store};
 use dumont_core::id::WorkspaceName;
-use dumont_core::snapshot::{SnapshotType, Validation};
+use dumont_core::snapshot::{ModelFiles, SnapshotType, Validation};
 use dumont_core::time::Timestamp;
 
 statements! {
@@ -15,13 +15,14 @@ statements! {
               gpu_provisioning_time_ms, restore_ms, validation_ms, start_ms, probe_ms, switch_ms, total_ms, \
               original_instance_id, original_ssh_host, original_ssh_port, new_instance_id, new_ssh_host, \
               new_ssh_port, snapshot_id, snapshot_type, base_snapshot_id, files_changed, validation_json, \
-              bytes_restored, bytes_downloaded, data_loss_ms) \
+              bytes_restored, bytes_downloaded, data_loss_ms, complete_ms) \
               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
-              $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33) \
+              $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34) \
               ON CONFLICT (id) DO NOTHING"];
     // A failover that was given up half-way, taken up again and then succeeded.
     DELETE_FAILED: ["DELETE FROM failover_test_events WHERE id = $1 AND NOT success"];
     GET: ["SELECT * FROM failover_test_events WHERE id = $1"];
+    NOTE_MODELS: ["UPDATE failover_test_events SET model_files_json = $2 WHERE id = $1"];
     LIST: ["SELECT * FROM failover_test_events WHERE id < $1 ORDER BY id DESC LIMIT $2"];
     LIST_OF: ["SELECT * FROM failover_test_events WHERE workspace_id = $3 AND id < $1 \
                ORDER BY id DESC LIMIT $2"];
@@ -50,6 +51,8 @@ pub struct FailoverEventRow {
     pub validation_ms: i64,
     pub start_ms: i64,
     pub probe_ms: i64,
+    /// From the loss to the last byte, where the workload did not wait for it.
+    pub complete_ms: Option<i64>,
     pub switch_ms: i64,
     pub total_ms: i64,
     pub original_instance_id: Option<String>,
@@ -63,6 +66,8 @@ pub struct FailoverEventRow {
     pub base_snapshot_id: Option<String>,
     pub files_changed: Option<u64>,
     pub validation: Option<Validation>,
+    /// Noted later, by `note_model_files`.
+    pub model_files: Option<ModelFiles>,
     pub bytes_restored: u64,
     pub bytes_downloaded: u64,
     pub data_loss_ms: Option<i64>,
@@ -85,6 +90,7 @@ record!(FailoverEventRow {
     validation_ms,
     start_ms,
     probe_ms,
+    complete_ms,
     switch_ms,
     total_ms,
     original_instance_id,
@@ -98,6 +104,7 @@ record!(FailoverEventRow {
     base_snapshot_id,
     files_changed,
     validation = "validation_json",
+    model_files = "model_files_json",
     bytes_restored,
     bytes_downloaded,
     data_loss_ms
@@ -142,6 +149,7 @@ impl Store {
             e.bytes_restored,
             e.bytes_downloaded,
             e.data_loss_ms,
+            e.complete_ms,
         ];
         // The insert waits for another of the same id; only then is it known what to replace.
         transact!(self.db, |tx| {
@@ -151,6 +159,11 @@ impl Store {
             }
             Ok(written == 1)
         })
+    }
+
+    /// What was found out when nobody waited any more. False if there is no such event.
+    pub async fn note_model_files(&self, id: &str, found: &ModelFiles) -> Result<bool> {
+        Ok(self.db.run(NOTE_MODELS, args![id, json(found)?]).await? > 0)
     }
 
     pub async fn failover_event(&self, id: &str) -> Result<Option<FailoverEventRow>> {

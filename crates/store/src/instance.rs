@@ -31,6 +31,7 @@ statements! {
     SET_STATE: ["UPDATE instances SET state = $2, ready_at = $3, destroyed_at = $4, updated_at = $5 \
                  WHERE key = $1 RETURNING *"];
     SET_CLOCK_SKEW: ["UPDATE instances SET clock_skew_ms = $2 WHERE key = $1"];
+    FORGET_BASE: ["UPDATE instances SET last_snapshot_id = NULL WHERE last_snapshot_id = $1"];
     SET_LAST_SNAPSHOT: ["UPDATE instances SET last_snapshot_id = $2 WHERE key = $1"];
 }
 
@@ -232,6 +233,11 @@ impl Store {
             0 => Err(Error::not_found("instance", key)),
             _ => Ok(()),
         }
+    }
+
+    /// The next snapshot of whoever took or restored this one builds on nothing; how many.
+    pub async fn forget_base(&self, snapshot_id: &str) -> Result<u64> {
+        self.db.run(FORGET_BASE, args![snapshot_id]).await
     }
 
     /// After a restore; a snapshot's commit does it by itself.

@@ -10,7 +10,9 @@
 use dumont_core::id::Digest;
 use dumont_core::key::WorkspaceKey;
 use dumont_core::probe::Probe;
-use dumont_core::snapshot::{ObjectKind, ObjectRef, Progress, RestoreReport, SnapshotHead, SnapshotReport};
+use dumont_core::snapshot::{
+    ModelFiles, ObjectKind, ObjectRef, Progress, RestoreReport, SnapshotHead, SnapshotReport,
+};
 use dumont_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,6 +54,8 @@ pub enum Request {
     },
     Snapshot(SnapshotRequest),
     Restore(RestoreRequest),
+    /// Compares the MD5 of model files with the snapshot's.
+    CompareModels(ModelsRequest),
     /// URLs for uploads asked for by `UploadsWanted`, in the same order. `id` is the snapshot's.
     Uploads {
         grants: Vec<UploadGrant>,
@@ -95,6 +99,10 @@ pub enum Event {
         /// What the store answered to each part, in their order.
         parts: Vec<String>,
     },
+    /// A restore has brought what `ready_when` names: the workload may start.
+    Ready {
+        files: u64,
+    },
     /// A line for the log, e.g. `Incremental: 3 files changed out of 120 total`.
     Log {
         line: String,
@@ -110,6 +118,7 @@ pub enum Outcome {
     Hello(Box<Facts>),
     Snapshot(Box<SnapshotReport>),
     Restore(Box<RestoreReport>),
+    Models(Box<ModelFiles>),
     WorkloadStarted { supervisor_pid: u32 },
     WorkloadStopped,
     WorkloadStatus { status: Option<WorkloadStatus> },
@@ -223,6 +232,9 @@ pub struct SnapshotRequest {
     pub full: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
+    /// Ends of the names of files whose MD5 is taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub model_files: Vec<String>,
     /// The workspace's own; seals all that is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<WorkspaceKey>,
@@ -248,6 +260,28 @@ pub struct RestoreRequest {
     /// Globs of paths below the directory that come first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub priority: Vec<String>,
+    /// Globs of what must be there before the workload starts; none for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ready_when: Vec<String>,
+    /// It runs already, and what `ready_when` names is its own.
+    #[serde(default)]
+    pub started: bool,
+    /// Globs of what is restored; none for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Globs of what is not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+    /// The workspace's own, where its snapshots are sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<WorkspaceKey>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelsRequest {
+    /// Absolute path of the directory that was restored.
+    pub path: String,
+    pub head: SnapshotHead,
     /// The workspace's own, where its snapshots are sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<WorkspaceKey>,

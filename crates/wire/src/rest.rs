@@ -4,7 +4,10 @@
 use crate::agent::DownloadGrant;
 use dumont_core::id::{MachineRef, WorkspaceName};
 use dumont_core::key::WorkspaceKey;
-use dumont_core::snapshot::{ObjectKind, Progress, SnapshotHead, SnapshotReport, SnapshotType, Validation};
+use dumont_core::snapshot::{
+    DamagedObject, LostFiles, ModelFiles, ObjectKind, Progress, SnapshotHead, SnapshotReport, SnapshotType,
+    Validation,
+};
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::time::Timestamp;
 pub use dumont_core::workflow::{Kind as WorkflowKind, Status as WorkflowStatus};
@@ -232,6 +235,12 @@ pub struct RestoreSnapshot {
     /// Remove files the snapshot does not have.
     #[serde(default)]
     pub delete: bool,
+    /// Globs of paths that are restored, e.g. `src/**`; none for all. Not with `delete`.
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// Globs of paths that are left alone. Not with `delete`.
+    #[serde(default)]
+    pub exclude: Vec<String>,
 }
 
 /// `POST /workspaces/{name}/failover`
@@ -298,6 +307,9 @@ pub struct FailoverEvent {
     pub switch_ms: i64,
     /// From loss to a validated workload.
     pub total_ms: i64,
+    /// From loss to the last byte, where the workload started before it was there (`ready_when`);
+    /// `validation` is of all of it.
+    pub complete_ms: Option<i64>,
     pub original_instance_id: Option<String>,
     pub original_ssh_host: Option<String>,
     pub original_ssh_port: Option<u16>,
@@ -309,6 +321,8 @@ pub struct FailoverEvent {
     pub base_snapshot_id: Option<String>,
     pub files_changed: Option<u64>,
     pub validation: Option<Validation>,
+    /// Null until model files were compared (or where they could not be).
+    pub model_files: Option<ModelFiles>,
     pub bytes_restored: u64,
     pub bytes_downloaded: u64,
     /// Age of the restored snapshot when the machine was lost: the work that is gone, ms.
@@ -373,6 +387,22 @@ pub struct SshTarget {
     /// `ssh-ed25519 AAAA…`, pinned by the controller on first contact.
     pub host_key: String,
     pub path: String,
+}
+
+/// `POST /workspaces/{name}/repair`: what was found, and what is lost.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Repaired {
+    /// Visible ones.
+    pub snapshots: u64,
+    /// Snapshots that were pointed to a new index; 0 if nothing had to be done.
+    pub pointed: u64,
+    pub packs_read: u64,
+    pub bytes_read: u64,
+    /// Objects that are missing or not what they should be.
+    pub damaged: Vec<DamagedObject>,
+    /// Snapshots that have lost something for good.
+    pub lost: Vec<LostFiles>,
 }
 
 /// `GET /workspaces/{name}/key`: what an encrypted workspace's snapshots are sealed with.

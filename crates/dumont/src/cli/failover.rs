@@ -227,6 +227,24 @@ pub fn what_moved(event: &FailoverEvent) -> Vec<(&'static str, String)> {
         );
         pairs.push(("validation", text));
     }
+    if let Some(ms) = event.complete_ms {
+        pairs.push((
+            "complete",
+            format!("the last byte {} after the loss", output::millis(ms)),
+        ));
+    }
+    if let Some(m) = &event.model_files {
+        let mut text = format!(
+            "{}, MD5 of {} of {}",
+            output::word(&m.validation),
+            m.files_checked,
+            output::count(m.files_expected, "model file")
+        );
+        if !m.mismatched.is_empty() {
+            text = format!("{text}; not as at the snapshot: {}", m.mismatched.join(", "));
+        }
+        pairs.push(("model files", text));
+    }
     let lost = event.data_loss_ms.map_or_else(
         || "unknown: no snapshot was restored".into(),
         |ms| {

@@ -12,7 +12,7 @@ use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{ObjectKind, ObjectRef, Progress};
 use dumont_snapshot::{Error, Events, ObjectSink, SnapshotOptions, StoreError};
 use dumont_wire::agent::UploadGrant;
-use dumont_wire::rest::{CommitImport, Import, ImportUpload, ImportUploaded, Snapshot};
+use dumont_wire::rest::{CommitImport, Import, ImportUpload, ImportUploaded, Snapshot, Workspace};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +28,8 @@ pub async fn import(client: &Client, name: &WorkspaceName, dir: &Path, quiet: bo
     let begun: Import = client
         .post(&format!("{}/imports", path_of(name)), &serde_json::json!({}))
         .await?;
-    let key = super::workspace_key::of_workspace(client, name).await?;
+    let workspace: Workspace = client.get(&path_of(name)).await?;
+    let key = super::workspace_key::of_workspace(client, &workspace).await?;
     let base = format!("/imports/{}", encode(&begun.import_id));
     let cache = tempfile::tempdir().context("make a temporary directory")?;
     let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
@@ -43,6 +44,7 @@ pub async fn import(client: &Client, name: &WorkspaceName, dir: &Path, quiet: bo
         cache_path: cache.path().join("cache"),
         stop: Arc::clone(&stop.0),
         key,
+        model_files: workspace.spec.snapshot.model_files,
         quiet,
     };
     let report = tokio::task::spawn_blocking(move || job.run()).await?;
@@ -68,6 +70,7 @@ struct Job {
     cache_path: std::path::PathBuf,
     stop: Arc<AtomicBool>,
     key: Option<WorkspaceKey>,
+    model_files: Vec<String>,
     quiet: bool,
 }
 
@@ -81,6 +84,7 @@ impl Job {
             cache_path: self.cache_path,
             workers: 0,
             key: self.key,
+            model_files: self.model_files,
             cancelled: &self.stop,
         };
         dumont_snapshot::snapshot(&options, &self.sink, &Shown(Show::new(self.quiet)))

@@ -6,12 +6,15 @@ mod place;
 use super::workspace::path_of;
 use crate::client::{Client, encode};
 use crate::config::Globals;
+use crate::fail::silent;
 use crate::{output, progress};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use dumont_core::id::WorkspaceName;
 use dumont_core::snapshot::SnapshotType;
-use dumont_wire::rest::{CreateSnapshot, Pin, Prune, Pruned, RestoreSnapshot, Snapshot, Started, Workflow};
+use dumont_wire::rest::{
+    CreateSnapshot, Pin, Prune, Pruned, Repaired, RestoreSnapshot, Snapshot, Started, Workflow,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
@@ -34,8 +37,14 @@ pub enum SnapshotCommand {
         #[arg(long, value_name = "ID")]
         snapshot: Option<String>,
         /// Remove files the snapshot does not have
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["include", "exclude"])]
         delete: bool,
+        /// Only paths that match, e.g. 'src/**'; may be repeated
+        #[arg(long, value_name = "GLOB")]
+        include: Vec<String>,
+        /// Not paths that match; may be repeated
+        #[arg(long, value_name = "GLOB")]
+        exclude: Vec<String>,
         /// Return at once
         #[arg(long)]
         no_wait: bool,
@@ -57,6 +66,11 @@ pub enum SnapshotCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Read everything, rebuild the index from what is good, and name what is lost
+    ///
+    /// Nothing that is there is changed or removed. A machine that still has a lost file stores it
+    /// again with its next snapshot. Exit code 1 if something is lost.
+    Repair { name: WorkspaceName },
     /// Keep a snapshot whatever the policy says
     Pin {
         name: WorkspaceName,
@@ -101,11 +115,15 @@ async fn with_server(globals: &Globals, command: SnapshotCommand) -> Result<()> 
             name,
             snapshot,
             delete,
+            include,
+            exclude,
             no_wait,
         } => {
             let body = RestoreSnapshot {
                 snapshot_id: snapshot,
                 delete,
+                include,
+                exclude,
             };
             let began: Started = client.post(&format!("{}/restore", path_of(&name)), &body).await?;
             if no_wait {
@@ -118,6 +136,11 @@ async fn with_server(globals: &Globals, command: SnapshotCommand) -> Result<()> 
             let path = format!("{}/prune", path_of(&name));
             let done: Pruned = client.post(&path, &Prune { dry_run }).await?;
             pruned(globals, &done)
+        }
+        SnapshotCommand::Repair { name } => {
+            let path = format!("{}/repair", path_of(&name));
+            let done: Repaired = client.post(&path, &serde_json::json!({})).await?;
+            repaired(globals, &done)
         }
         SnapshotCommand::Pin { name, snapshot } => pin(globals, &client, &name, &snapshot, true).await,
         SnapshotCommand::Unpin { name, snapshot } => pin(globals, &client, &name, &snapshot, false).await,
@@ -171,6 +194,43 @@ fn pruned(globals: &Globals, done: &Pruned) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn repaired(globals: &Globals, done: &Repaired) -> Result<()> {
+    if globals.json {
+        output::json(done)?;
+    } else {
+        for d in &done.damaged {
+            output::line(&format!("{}: {}", d.object, d.problem));
+        }
+        for lost in &done.lost {
+            let what = if lost.everything {
+                "its tree is gone; nothing of it can be restored".to_owned()
+            } else {
+                format!("{} lost", output::count(lost.files, "file"))
+            };
+            output::line(&format!("{}: {what}", lost.snapshot_id));
+            lost.names.iter().for_each(|n| output::line(&format!("  {n}")));
+        }
+        output::line(&format!(
+            "Read {} in {}; {}.",
+            output::bytes(done.bytes_read),
+            output::count(done.packs_read, "pack"),
+            if done.pointed == 0 {
+                "nothing had to be done".to_owned()
+            } else {
+                format!(
+                    "{} pointed to a new index",
+                    output::count(done.pointed, "snapshot")
+                )
+            }
+        ));
+    }
+    if done.lost.is_empty() {
+        Ok(())
+    } else {
+        Err(silent())
+    }
 }
 
 fn started(globals: &Globals, started: &Started) -> Result<()> {

@@ -62,6 +62,10 @@ pub struct SpecArgs {
     /// Glob of files that a restore brings first, e.g. 'src/**'; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub priority: Vec<String>,
+    /// Glob of what must be there before the workload starts, e.g. 'src/**'; the rest is restored
+    /// while it runs; may be repeated [default: everything]
+    #[arg(long, value_name = "GLOB")]
+    pub ready_when: Vec<String>,
     /// Seal all that is stored with a key of the workspace's own (`dumont workspace key` shows it)
     #[arg(long)]
     pub encrypt: bool,
@@ -110,7 +114,7 @@ pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
 const SPEC_HINT: &str = "fields: name, gpu {name, count, min_ram_gb, cuda}, image, disk_gb, max_price, path, start, \
      env, ports, probe {kind = \"command\", command} or {kind = \"http\", port, path, status, contains} or \
      {kind = \"ollama\", model, prompt, contains, port} with timeout_s, snapshot {before, after, \
-     hook_timeout_s, priority, keep {last, hourly, daily, weekly}, encrypt}, failover {automatic, racers}";
+     hook_timeout_s, priority, ready_when, keep {last, hourly, daily, weekly}, encrypt, model_files}, failover {automatic, racers}";
 
 fn read(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| {
@@ -173,6 +177,9 @@ fn apply(spec: &mut WorkspaceSpec, args: &SpecArgs) {
     set(&mut policy.hook_timeout_s, &args.hook_timeout);
     if !args.priority.is_empty() {
         policy.priority.clone_from(&args.priority);
+    }
+    if !args.ready_when.is_empty() {
+        policy.ready_when.clone_from(&args.ready_when);
     }
     policy.encrypt |= args.encrypt;
 }

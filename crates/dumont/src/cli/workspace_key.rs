@@ -63,12 +63,11 @@ impl KeyArgs {
 }
 
 /// The server's key of a workspace; `None` if it is not encrypted.
-pub async fn of_workspace(client: &Client, name: &WorkspaceName) -> Result<Option<WorkspaceKey>> {
-    let workspace: Workspace = client.get(&path_of(name)).await?;
+pub async fn of_workspace(client: &Client, workspace: &Workspace) -> Result<Option<WorkspaceKey>> {
     if !workspace.spec.snapshot.encrypt {
         return Ok(None);
     }
-    fetch(client, name).await.map(Some)
+    fetch(client, &workspace.name).await.map(Some)
 }
 
 async fn fetch(client: &Client, name: &WorkspaceName) -> Result<WorkspaceKey> {

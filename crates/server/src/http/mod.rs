@@ -69,6 +69,7 @@ fn api_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(snapshots::open))
         .routes(routes!(snapshots::pin))
         .routes(routes!(snapshots::prune))
+        .routes(routes!(snapshots::repair))
         .routes(routes!(failovers::run))
         .routes(routes!(imports::begin))
         .routes(routes!(imports::upload))

@@ -16,7 +16,7 @@ use dumont_core::id::WorkspaceName;
 use dumont_core::workflow::Kind;
 use dumont_store::{SnapshotRow, SnapshotState};
 use dumont_wire::rest::{
-    CreateSnapshot, ErrorBody, OpenedSnapshot, Page, PageQuery, Pin, Prune, Pruned, ReadSnapshot,
+    CreateSnapshot, ErrorBody, OpenedSnapshot, Page, PageQuery, Pin, Prune, Pruned, ReadSnapshot, Repaired,
     RestoreSnapshot, Snapshot, Started,
 };
 use std::sync::Arc;
@@ -91,9 +91,26 @@ pub async fn restore(
 ) -> ApiResult<(StatusCode, Json<Started>)> {
     let workspace = on_machine(&app, &name).await?;
     check_owned(&app, &workspace.id, &name, wanted.snapshot_id.as_deref()).await?;
+    let part = !wanted.include.is_empty() || !wanted.exclude.is_empty();
+    if part && wanted.delete {
+        return Err(ApiError::invalid(
+            "delete goes with neither include nor exclude: a part of a snapshot says nothing of the rest",
+            "restore all of it, or leave delete out",
+        ));
+    }
+    let odd = |g: &String| g.is_empty() || g.len() > 1024 || g.contains('\0') || g.starts_with('/');
+    let globs = || wanted.include.iter().chain(&wanted.exclude);
+    if globs().count() > 100 || globs().any(odd) {
+        return Err(ApiError::invalid(
+            "include and exclude must be at most 100 globs of paths below the workspace's directory",
+            "e.g. src/**",
+        ));
+    }
     let state = Placement {
         snapshot_id: wanted.snapshot_id,
         delete: wanted.delete,
+        include: wanted.include,
+        exclude: wanted.exclude,
         ..Placement::default()
     };
     let state = serde_json::to_value(&state).unwrap_or_default();
@@ -192,6 +209,36 @@ pub async fn prune(
             "not_pruned",
             e.to_string(),
             format!("nothing that is needed was touched; `dumont snapshot check {name}` looks for damage"),
+        )
+    })
+}
+
+/// Reads all that the workspace has in the store, and points its snapshots to what is good.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{name}/repair",
+    tag = "snapshots",
+    params(("name" = WorkspaceName, Path)),
+    responses(
+        (status = 200, description = "What was found, and what is lost", body = Repaired),
+        (status = 409, description = "A workflow works on the workspace, or the store cannot be read", body = ErrorBody),
+    ),
+)]
+pub async fn repair(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<Json<Repaired>> {
+    let workspace = named(&app, &name).await?;
+    if let Some(running) = app.store.running_workflow(&workspace.id).await? {
+        return Err(ApiError::conflict(
+            "workspace_busy",
+            format!("a {} works on workspace {name:?} ({})", running.kind, running.id),
+            format!("wait for it: GET /api/v1/workflows/{}", running.id),
+        ));
+    }
+    let repaired = crate::repair::run(&app, &workspace).await;
+    repaired.map(Json).map_err(|e| {
+        ApiError::conflict(
+            "not_repaired",
+            e.to_string(),
+            "nothing that is there was changed; `dumont doctor` looks at the store",
         )
     })
 }

@@ -20,11 +20,11 @@ use crate::ssh::{self, Connection, SshError};
 use axum::Router;
 use carry::Carrier;
 use dumont_core::probe::Probe;
-use dumont_core::snapshot::{Progress, RestoreReport, SnapshotReport};
+use dumont_core::snapshot::{ModelFiles, Progress, RestoreReport, SnapshotReport};
 use dumont_core::time::Timestamp;
 use dumont_wire::agent::{
-    Event, Facts, Failure, Outcome, PROTOCOL, ProbeAnswer, Request, RestoreRequest, SnapshotRequest, ToAgent,
-    Workload,
+    Event, Facts, Failure, ModelsRequest, Outcome, PROTOCOL, ProbeAnswer, Request, RestoreRequest,
+    SnapshotRequest, ToAgent, Workload,
 };
 use pump::{Pending, Shared};
 use russh::keys::PrivateKey;
@@ -90,6 +90,8 @@ pub enum LinkError {
 pub enum Note {
     Progress(Progress),
     Line(String),
+    /// A restore has brought what the workload needs, so many files.
+    Ready(u64),
 }
 
 /// An open session. Dropping it ends the session; the workload lives on.
@@ -200,7 +202,10 @@ impl Link {
         granter: &Granter,
         notes: &(dyn Fn(Note) + Send + Sync),
     ) -> Result<SnapshotReport, LinkError> {
-        match self.transfer(Request::Snapshot(request), granter, notes).await? {
+        match self
+            .transfer(Request::Snapshot(request), granter, notes, STALLED_TRANSFER)
+            .await?
+        {
             Outcome::Snapshot(mut report) => {
                 granter.finish(&mut report).await?;
                 Ok(*report)
@@ -217,10 +222,30 @@ impl Link {
         granter: &Granter,
         notes: &(dyn Fn(Note) + Send + Sync),
     ) -> Result<RestoreReport, LinkError> {
-        match self.transfer(Request::Restore(request), granter, notes).await? {
+        match self
+            .transfer(Request::Restore(request), granter, notes, STALLED_TRANSFER)
+            .await?
+        {
             Outcome::Restore(report) => Ok(*report),
             other => Err(LinkError::Protocol(format!(
                 "restore was answered with {other:?}"
+            ))),
+        }
+    }
+
+    /// Compares the MD5 of model files with the snapshot's.
+    pub async fn compare_models(
+        &self,
+        request: ModelsRequest,
+        granter: &Granter,
+    ) -> Result<ModelFiles, LinkError> {
+        // It reads for as long as the disk takes, and says nothing meanwhile.
+        let limit = COMPARED_MODELS;
+        let compared = self.transfer(Request::CompareModels(request), granter, &|_| (), limit);
+        match compared.await? {
+            Outcome::Models(found) => Ok(*found),
+            other => Err(LinkError::Protocol(format!(
+                "a comparison was answered with {other:?}"
             ))),
         }
     }
@@ -266,14 +291,15 @@ impl Link {
         request: Request,
         granter: &Granter,
         notes: &(dyn Fn(Note) + Send + Sync),
+        limit: Duration,
     ) -> Result<Outcome, LinkError> {
         let mut call = self.shared.start(request).await?;
         let mut best = Progress::default();
-        let mut stalled = Instant::now() + STALLED_TRANSFER;
+        let mut stalled = Instant::now() + limit;
         loop {
-            let event = match timeout_at(stalled, call.next(STALLED_TRANSFER)).await {
+            let event = match timeout_at(stalled, call.next(limit)).await {
                 Ok(event) => event?,
-                Err(_) => return Err(LinkError::Timeout(STALLED_TRANSFER)),
+                Err(_) => return Err(LinkError::Timeout(limit)),
             };
             match event {
                 Event::Done(outcome) => {
@@ -287,10 +313,11 @@ impl Link {
                 Event::Progress(progress) => {
                     if progress.done_bytes > best.done_bytes || progress.done_files > best.done_files {
                         best = progress;
-                        stalled = Instant::now() + STALLED_TRANSFER;
+                        stalled = Instant::now() + limit;
                     }
                     notes(Note::Progress(progress));
                 }
+                Event::Ready { files } => notes(Note::Ready(files)),
                 Event::Log { line } => notes(Note::Line(printable(&line))),
                 Event::UploadsWanted { objects } => {
                     let grants = granter.uploads(&objects).await?;
@@ -306,6 +333,9 @@ impl Link {
         }
     }
 }
+
+/// A terabyte of model files at 400 MB/s.
+const COMPARED_MODELS: Duration = Duration::from_secs(2700);
 
 /// A transfer whose bytes and files do not grow for so long hangs, whatever else it says.
 const STALLED_TRANSFER: Duration = Duration::from_secs(300);

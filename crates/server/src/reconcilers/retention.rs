@@ -175,7 +175,7 @@ impl Pruner {
         Ok(report)
     }
 
-    async fn visible(&self, workspace: &WorkspaceRow) -> Result<Vec<SnapshotRow>, StoreError> {
+    pub async fn visible(&self, workspace: &WorkspaceRow) -> Result<Vec<SnapshotRow>, StoreError> {
         let (mut rows, mut after) = (Vec::new(), None::<String>);
         loop {
             let page = self
@@ -241,7 +241,7 @@ impl Pruner {
         Ok(out)
     }
 
-    fn bridge(&self, workspace: &WorkspaceRow) -> Bridge {
+    pub fn bridge(&self, workspace: &WorkspaceRow) -> Bridge {
         Bridge::new(self.objects.clone(), prefix(&workspace.id))
     }
 
@@ -268,7 +268,8 @@ impl Pruner {
         Ok(())
     }
 
-    async fn exchange(
+    /// Points a snapshot to an index that holds all it needs.
+    pub async fn exchange(
         &self,
         workspace: &WorkspaceRow,
         row: &SnapshotRow,
@@ -279,7 +280,12 @@ impl Pruner {
             indexes: vec![index.clone()],
             ..row.head.clone()
         };
-        let facts = crate::workflows::capture::commit_facts(row, &head, packs.to_vec(), workspace.spec.snapshot.encrypt);
+        let facts = crate::workflows::capture::commit_facts(
+            row,
+            &head,
+            packs.to_vec(),
+            workspace.spec.snapshot.encrypt,
+        );
         let digest = index.digest.to_string();
         let key = format!("{}snapshot-{}.json", folder(workspace, &row.id), &digest[..16]);
         self.objects.put(&key, &facts).await?;
@@ -293,7 +299,14 @@ impl Pruner {
     /// The packs of the new index: with an empty database, all that says which version is ours.
     async fn with_versions(&self, done: &Compaction) -> Result<Vec<ObjectRef>, StoreError> {
         let mut packs = done.packs.clone();
-        for pack in &done.kept {
+        packs.extend(self.versions_of(&done.kept).await?);
+        Ok(packs)
+    }
+
+    /// The same objects with the versions that are ours.
+    pub async fn versions_of(&self, objects: &[ObjectRef]) -> Result<Vec<ObjectRef>, StoreError> {
+        let mut packs = Vec::with_capacity(objects.len());
+        for pack in objects {
             packs.push(ObjectRef {
                 version: self.store.object_version(&pack.key).await?,
                 ..pack.clone()

@@ -21,11 +21,11 @@ use futures::future::try_join_all;
 use std::sync::Arc;
 
 /// Only the machine that the workspace lives on may write its snapshots.
-struct HomeFence {
-    store: Store,
-    workspace_id: String,
-    instance_key: String,
-    fence: i64,
+pub struct HomeFence {
+    pub store: Store,
+    pub workspace_id: String,
+    pub instance_key: String,
+    pub fence: i64,
 }
 
 #[async_trait]
@@ -75,6 +75,7 @@ async fn take(run: &Run, full: bool) -> Result<Capture, StepError> {
     let key = run.app.store.workspace_key(&run.workspace).await?;
     let request = SnapshotRequest {
         key,
+        model_files: run.workspace.spec.snapshot.model_files.clone(),
         path: run.workspace.spec.path.clone(),
         stamp: stamp.clone(),
         parent: parent.clone(),
@@ -339,7 +340,12 @@ async fn check_objects(app: &App, report: &SnapshotReport) -> Result<(), StepErr
 }
 
 /// The same of a snapshot that is visible, with another head and the packs that it leads to.
-pub fn commit_facts(row: &SnapshotRow, head: &SnapshotHead, packs: Vec<ObjectRef>, encrypted: bool) -> Vec<u8> {
+pub fn commit_facts(
+    row: &SnapshotRow,
+    head: &SnapshotHead,
+    packs: Vec<ObjectRef>,
+    encrypted: bool,
+) -> Vec<u8> {
     let new = NewSnapshot {
         id: row.id.clone(),
         workspace_id: row.workspace_id.clone(),

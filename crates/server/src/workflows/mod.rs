@@ -7,6 +7,7 @@ pub mod capture;
 mod detect;
 pub mod dispose;
 pub mod engine;
+mod models;
 mod named;
 mod placement;
 mod race;
@@ -19,6 +20,7 @@ mod switch;
 
 use crate::app::{App, Market};
 use crate::link::{Link, LinkError, Note};
+use dumont_core::snapshot::RestoreReport;
 use dumont_core::workflow::Kind;
 use dumont_store::{Effect, Error as StoreError, WorkflowRow, WorkspaceRow};
 use dumont_wire::rest::ErrorBody;
@@ -78,7 +80,12 @@ pub struct Run {
     pub result: Option<Value>,
     /// The link to the machine it works on; opened anew after a crash.
     pub link: Option<Arc<Link>>,
+    /// A restore that goes on while the workload runs; it ends with us.
+    pub restoring: Option<Restoring>,
 }
+
+/// The rest of a restore.
+pub type Restoring = tokio_util::task::AbortOnDropHandle<Result<RestoreReport, LinkError>>;
 
 impl Run {
     pub fn new(app: Arc<App>, row: &WorkflowRow, workspace: WorkspaceRow) -> Self {
@@ -92,6 +99,7 @@ impl Run {
             effects: Vec::new(),
             result: None,
             link: None,
+            restoring: None,
         }
     }
 
@@ -140,6 +148,8 @@ impl Run {
         move |note| match note {
             Note::Progress(progress) => app.progress.set(&id, progress),
             Note::Line(line) => drop(lines.try_send(line)),
+            // Whoever waits for it listens by itself.
+            Note::Ready(_) => {}
         }
     }
 

@@ -5,17 +5,17 @@
 //! validation or a workload that does not come up are, because another machine would not help.
 
 use super::state::Placement;
-use super::{Flow, Run, StepError, StepResult, link_failure};
+use super::{Flow, Restoring, Run, StepError, StepResult, link_failure};
 use crate::history;
-use crate::link::{Fence, Granter, Link, LinkError};
+use crate::link::{Fence, Granter, Link, LinkError, Note};
 use crate::objects::ObjectError;
 use crate::providers::SshEndpoint;
 use async_trait::async_trait;
 use dumont_core::blacklist::LossCause;
-use dumont_core::snapshot::Verdict;
+use dumont_core::snapshot::{RestoreReport, Verdict};
 use dumont_core::spec::Probe;
 use dumont_core::workflow::{Kind, Step};
-use dumont_store::{InstanceRow, SnapshotRow, SnapshotState, Store};
+use dumont_store::{Effect, InstanceRow, SnapshotRow, SnapshotState, Store, WorkspaceState};
 use dumont_wire::agent::{FailureCode, RestoreRequest, Workload};
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,7 +155,10 @@ async fn machine_failed(run: &mut Run, state: &mut Placement, error: &LinkError)
         super::dispose::owe(&run.app, &key).await?;
     }
     run.link = None;
+    run.restoring = None;
     state.restored = None;
+    state.ready_files = None;
+    state.switched = false;
     run.keep(state);
     Ok(Flow::Goto(Step::Race))
 }
@@ -198,14 +201,30 @@ pub async fn restore(run: &mut Run) -> StepResult {
         run.keep(&state);
         return Ok(Flow::Next);
     };
+    let early = !run.workspace.spec.snapshot.ready_when.is_empty() && run.kind != Kind::Restore;
     // One more try on the same machine: its session may have died with our last process.
     for last in [false, true] {
-        match restore_once(run, &row, &snapshot, state.delete).await {
-            Ok(report) => {
-                run.app
-                    .store
-                    .set_instance_last_snapshot(&row.key, &snapshot.id)
-                    .await?;
+        let restored = if early {
+            restore_early(run, &row, &snapshot, &state).await
+        } else {
+            restore_once(run, &row, &snapshot, &state)
+                .await
+                .map(Early::Complete)
+        };
+        match restored {
+            Ok(Early::Ready(files)) => {
+                state.ready_files = Some(files);
+                run.keep(&state);
+                return Ok(Flow::Next);
+            }
+            Ok(Early::Complete(report)) => {
+                // A part of a snapshot is no state that the next one could build on.
+                if state.include.is_empty() && state.exclude.is_empty() {
+                    run.app
+                        .store
+                        .set_instance_last_snapshot(&row.key, &snapshot.id)
+                        .await?;
+                }
                 state.restored = Some(report);
                 run.keep(&state);
                 return Ok(Flow::Next);
@@ -301,12 +320,111 @@ pub async fn go_on_there(run: &Run) {
     }
 }
 
+/// How far a restore has come.
+enum Early {
+    /// The workload has what it needs, so many files; the rest comes in the background.
+    Ready(u64),
+    Complete(RestoreReport),
+}
+
+/// Restores until the workload may start, and lets the rest go on.
+async fn restore_early(
+    run: &mut Run,
+    row: &InstanceRow,
+    snapshot: &SnapshotRow,
+    state: &Placement,
+) -> Result<Early, LinkError> {
+    let (link, granter, request) = prepare_restore(run, row, snapshot, state).await?;
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let notes = run.notes();
+    let mut task = Restoring::new(tokio::spawn(async move {
+        let listen = |note: Note| match note {
+            Note::Ready(files) => drop(tell.try_send(files)),
+            other => notes(other),
+        };
+        link.restore(request, &granter, &listen).await
+    }));
+    tokio::select! {
+        biased;
+        Some(files) = told.recv() => {
+            run.restoring = Some(task);
+            Ok(Early::Ready(files))
+        }
+        ended = &mut task => ended.unwrap_or_else(|e| Err(LinkError::Closed(e.to_string()))).map(Early::Complete),
+    }
+}
+
+/// Waits for the rest of a restore, and judges all of it. A machine that dies meanwhile sends the
+/// workflow back to the race, for the same snapshot: what is on it is a half.
+pub async fn complete(run: &mut Run) -> StepResult {
+    let mut state: Placement = run.load();
+    if state.ready_files.is_none() || state.restored.is_some() {
+        return Ok(Flow::Next);
+    }
+    let row = machine(run, &state).await?;
+    let Some(snapshot) = snapshot(run, &state).await? else {
+        return Ok(Flow::Next);
+    };
+    let mut restored = match run.restoring.take() {
+        Some(task) => task
+            .await
+            .unwrap_or_else(|e| Err(LinkError::Closed(e.to_string()))),
+        // Another process began it.
+        None => restore_once(run, &row, &snapshot, &state).await,
+    };
+    if let Err(error) = &restored
+        && machine_is_to_blame(error)
+    {
+        suspect_the_store(run, error).await?;
+        run.say(format!(
+            "the rest of the restore broke off, trying again: {error}"
+        ))
+        .await;
+        restored = restore_once(run, &row, &snapshot, &state).await;
+    }
+    let report = match restored {
+        Ok(report) => report,
+        Err(error) if machine_is_to_blame(&error) => {
+            // It serves no more.
+            run.effects = vec![Effect::State {
+                state: match run.kind {
+                    Kind::Failover => WorkspaceState::FailingOver,
+                    _ => WorkspaceState::Deploying,
+                },
+                message: None,
+            }];
+            return machine_failed(run, &mut state, &error).await;
+        }
+        Err(error) => {
+            let mut body = link_failure(&error);
+            body.message = format!("the rest of {}: {}", snapshot.id, body.message);
+            return Err(StepError::Failed(body));
+        }
+    };
+    state.restored = Some(report);
+    run.keep(&state);
+    let verdict = validate(run).await?;
+    let store = &run.app.store;
+    store.set_instance_last_snapshot(&row.key, &snapshot.id).await?;
+    Ok(verdict)
+}
+
 async fn restore_once(
     run: &mut Run,
     row: &InstanceRow,
     snapshot: &SnapshotRow,
-    delete: bool,
-) -> Result<dumont_core::snapshot::RestoreReport, LinkError> {
+    state: &Placement,
+) -> Result<RestoreReport, LinkError> {
+    let (link, granter, request) = prepare_restore(run, row, snapshot, state).await?;
+    link.restore(request, &granter, &run.notes()).await
+}
+
+async fn prepare_restore(
+    run: &mut Run,
+    row: &InstanceRow,
+    snapshot: &SnapshotRow,
+    state: &Placement,
+) -> Result<(Arc<Link>, Granter, RestoreRequest), LinkError> {
     let link = link(run, row).await?;
     let app = &run.app;
     let fence = WorkflowFence {
@@ -329,14 +447,24 @@ async fn restore_once(
         key,
         path: run.workspace.spec.path.clone(),
         head: snapshot.head.clone(),
-        delete,
+        delete: state.delete,
+        ready_when: run.workspace.spec.snapshot.ready_when.clone(),
+        started: state.ready_files.is_some(),
+        include: state.include.clone(),
+        exclude: state.exclude.clone(),
         priority: run.workspace.spec.snapshot.priority.clone(),
     };
-    link.restore(request, &granter, &run.notes()).await
+    Ok((link, granter, request))
 }
 
 pub async fn validate(run: &mut Run) -> StepResult {
     let state: Placement = run.load();
+    if let Some(files) = state.ready_files.filter(|_| state.restored.is_none()) {
+        run.say(format!(
+            "ready with {files} files; the rest is restored while the workload runs"
+        ))
+        .await;
+    }
     let Some(report) = &state.restored else {
         return Ok(Flow::Next);
     };

@@ -35,6 +35,13 @@ pub struct Placement {
     pub parted: bool,
     /// Restore in place: remove what the snapshot does not have.
     pub delete: bool,
+    /// Restore in place: only what these globs name, and what those do not.
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
+    /// The workload was let start with so many files there; the rest was still to come.
+    pub ready_files: Option<u64>,
+    /// The workspace was switched to the winner, complete or not.
+    pub switched: bool,
     pub restored: Option<RestoreReport>,
 }
 

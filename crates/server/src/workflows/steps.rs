@@ -22,6 +22,7 @@ pub async fn run(run: &mut Run, step: Step) -> StepResult {
         Step::Start => placement::start(run).await,
         Step::Probe => placement::probe(run).await,
         Step::Switch => switch::switch(run).await,
+        Step::Complete => placement::complete(run).await,
         Step::Cleanup => switch::cleanup(run).await,
         Step::Record => switch::record(run).await,
         Step::Destroy => destroy(run).await,
@@ -70,6 +71,11 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, St
     let mut message = format!("{} failed: {} — {}", run.kind, error.message, error.hint);
     let mut owed = Vec::new();
     match run.kind {
+        // It serves already; what failed is the rest of its files.
+        Kind::Deploy | Kind::Failover if run.load::<Placement>().switched => {
+            message.push_str("; its workload runs with what was restored: restore a snapshot, or move it");
+            run.effects = vec![state(WorkspaceState::Running, message)];
+        }
         Kind::Deploy | Kind::Failover => {
             owed = rented(run).await?;
             if old_machine_stays(run, loss.as_ref()) {

@@ -39,6 +39,10 @@ pub async fn switch(run: &mut Run) -> StepResult {
         });
         return Ok(Flow::Goto(Step::Race));
     }
+    run.keep(&Placement {
+        switched: true,
+        ..state.clone()
+    });
     run.effects = vec![
         Effect::Attach {
             instance_key: winner.clone(),
@@ -80,6 +84,14 @@ pub async fn record(run: &mut Run) -> StepResult {
     let event = event(run, &state, None).await?;
     if run.app.store.insert_failover_event(&event).await? {
         crate::metrics::failover(&event);
+    }
+    // Nobody waits for this any more.
+    if let (Some(id), Some(_)) = (&state.snapshot_id, &state.restored)
+        && let Some(workspace) = run.app.store.workspace(&run.workspace.id).await?
+        && let Some(snapshot) = run.app.store.snapshot(id).await?
+        && workspace.instance_key == state.winner
+    {
+        super::models::compare_later(&run.app, &event.id, workspace, snapshot);
     }
     run.say(format!(
         "failover took {:.1} s from the loss",
@@ -123,6 +135,8 @@ pub async fn event(
         ssh_port: None,
     });
     let served_again = served_again(&steps).unwrap_or(now);
+    // The last byte, where the workload did not wait for it.
+    let complete = ended(&steps, Step::Complete).filter(|_| state.ready_files.is_some());
     // A machine that was asked to go works on until the switch.
     let serving_until = if loss.dead { loss.lost_at } else { served_again };
     let snapshot = match &state.snapshot_id {
@@ -134,7 +148,10 @@ pub async fn event(
         None => None,
     };
     let restored = state.restored.as_ref();
-    let compared_ms = restored.map_or(0, |r| r.validation_ms.min(r.elapsed_ms) as i64);
+    let early = state.ready_files.is_some();
+    let compared_ms = restored
+        .filter(|_| !early)
+        .map_or(0, |r| r.validation_ms.min(r.elapsed_ms) as i64);
     let validation: Option<Validation> = restored.map(|r| r.validation.clone());
     Ok(FailoverEventRow {
         workflow_id: run.id.clone(),
@@ -155,6 +172,7 @@ pub async fn event(
         validation_ms: took(Step::Validate) + compared_ms,
         start_ms: took(Step::Start),
         probe_ms: took(Step::Probe),
+        complete_ms: complete.map(|at| at.millis_since(loss.lost_at)),
         switch_ms: took(Step::Switch),
         total_ms: served_again.millis_since(loss.lost_at),
         original_instance_id: loss.instance_id,
@@ -168,6 +186,7 @@ pub async fn event(
         base_snapshot_id: snapshot.as_ref().and_then(|s| s.base_snapshot_id.clone()),
         files_changed: snapshot.as_ref().map(|s| s.files_changed),
         validation,
+        model_files: None,
         bytes_restored: restored.map_or(0, |r| r.bytes_restored),
         bytes_downloaded: restored.map_or(0, |r| r.downloaded_bytes),
         data_loss_ms: snapshot.as_ref().map(|s| {
@@ -183,6 +202,10 @@ pub async fn event(
 /// The workload serves, validated, from the end of the switch: what comes after (destroying
 /// the old machine, writing rows) nobody waits for.
 fn served_again(steps: &[dumont_store::StepTime]) -> Option<Timestamp> {
-    let switch = steps.iter().rev().find(|s| s.step == Step::Switch)?;
-    Some(switch.started_at.plus(Duration::from_millis(switch.elapsed_ms)))
+    ended(steps, Step::Switch)
+}
+
+fn ended(steps: &[dumont_store::StepTime], step: Step) -> Option<Timestamp> {
+    let last = steps.iter().rev().find(|s| s.step == step)?;
+    Some(last.started_at.plus(Duration::from_millis(last.elapsed_ms)))
 }

@@ -161,7 +161,7 @@ impl Scene {
             heads.push(self.head(id).await);
         }
         let source = self.reader(&ids[0]).await;
-        tokio::task::block_in_place(|| check(&heads, &source, &NEVER).unwrap())
+        tokio::task::block_in_place(|| check(&heads, &source, None, &NEVER).unwrap())
     }
 
     /// What the bucket holds, whoever asks.
@@ -382,6 +382,8 @@ async fn a_chunk_that_is_still_to_come_is_not_spoilt() {
         fs::write(temp.path().join("w/model"), &weights).unwrap();
         let store = dumont_snapshot::DirStore::new(temp.path().join("store"));
         let options = dumont_snapshot::SnapshotOptions {
+            key: None,
+            model_files: Vec::new(),
             path: temp.path().join("w"),
             stamp: "i-1".into(),
             parent: None,

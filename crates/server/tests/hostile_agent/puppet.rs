@@ -245,6 +245,8 @@ impl Talk {
     /// What a good machine does.
     pub fn honest(&self, request: &SnapshotRequest) -> Result<SnapshotReport, Failure> {
         let options = SnapshotOptions {
+            key: None,
+            model_files: Vec::new(),
             path: self.puppet.tree(),
             stamp: request.stamp.clone(),
             parent: request.parent.clone(),

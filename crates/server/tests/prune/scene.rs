@@ -183,6 +183,7 @@ impl World {
                 cache_path: cache,
                 workers: 1,
                 key,
+                model_files: Vec::new(),
                 cancelled: &NEVER,
             };
             snapshot(&options, &bridge, &NoEvents).unwrap()

@@ -1,6 +1,7 @@
 //! What differs between two snapshots, by path.
 
 use super::Reader;
+use crate::extras::{More, xattrs};
 use crate::fsutil::{Attrs, join};
 use crate::restore::load::{LeafBody, Manifest};
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ pub enum ChangeKind {
     Removed,
     /// Type, content or target.
     Content,
-    /// Only mode, owner or mtime.
+    /// Only mode, owner, mtime or extended attributes.
     Attributes,
 }
 
@@ -33,7 +34,11 @@ impl Reader<'_> {
             let kind = match before.get(path) {
                 None => ChangeKind::Added,
                 Some(then) if !same_content(then.1, now.1) => ChangeKind::Content,
-                Some(then) if then.1.is_some() && then.0 != now.0 || mode_differs(then.0, now.0) => {
+                Some(then)
+                    if then.1.is_some() && then.0 != now.0
+                        || mode_differs(then.0, now.0)
+                        || xattrs(then.2) != xattrs(now.2) =>
+                {
                     ChangeKind::Attributes
                 }
                 Some(_) => continue,
@@ -75,7 +80,7 @@ fn same_content(a: Option<&LeafBody>, b: Option<&LeafBody>) -> bool {
 }
 
 /// Directories have no body.
-fn by_path(m: &Manifest) -> BTreeMap<Vec<u8>, (&Attrs, Option<&LeafBody>)> {
+fn by_path(m: &Manifest) -> BTreeMap<Vec<u8>, (&Attrs, Option<&LeafBody>, &More)> {
     let mut paths: Vec<Vec<u8>> = Vec::with_capacity(m.dirs.len());
     let mut out = BTreeMap::new();
     for (number, dir) in m.dirs.iter().enumerate() {
@@ -85,10 +90,13 @@ fn by_path(m: &Manifest) -> BTreeMap<Vec<u8>, (&Attrs, Option<&LeafBody>)> {
             join(&paths[dir.parent], &dir.name)
         };
         for leaf in &m.leaves[dir.leaves.clone()] {
-            out.insert(join(&path, &leaf.name), (&leaf.attrs, Some(&leaf.body)));
+            out.insert(
+                join(&path, &leaf.name),
+                (&leaf.attrs, Some(&leaf.body), &leaf.more),
+            );
         }
         if number != 0 {
-            out.insert(path.clone(), (&dir.attrs, None));
+            out.insert(path.clone(), (&dir.attrs, None, &dir.more));
         }
         paths.push(path);
     }

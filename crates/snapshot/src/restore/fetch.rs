@@ -139,6 +139,13 @@ pub(crate) fn parallel<T: Sync, R: Send + Sync>(
     all.ok_or_else(|| Error::internal("a task ended without a result"))
 }
 
+/// When the workload may start.
+pub(super) struct Ready {
+    /// Jobs of what it needs that are not done yet.
+    pub jobs: AtomicUsize,
+    pub files: u64,
+}
+
 /// Everything the download workers share.
 pub(super) struct Download<'a> {
     pub plan: &'a Plan,
@@ -152,6 +159,7 @@ pub(super) struct Download<'a> {
     pub announced: Mutex<usize>,
     /// Jobs of priority files that are not done yet.
     pub urgent: AtomicUsize,
+    pub ready: Ready,
     pub events: &'a dyn Events,
 }
 
@@ -176,6 +184,7 @@ impl Download<'_> {
                         self.target.create_plain(leaf, &mut hands)?;
                         self.meter.add(0, 1);
                     }
+                    self.done(Turn::Ready, &mut hands)?;
                 }
                 Some(Job::Fetch {
                     turn,
@@ -185,12 +194,34 @@ impl Download<'_> {
                 }) => {
                     self.announce(number)?;
                     self.fetch(*pack, range, chunks.clone(), &mut opener, &mut hands)?;
+                    self.done(*turn, &mut hands)?;
                     if *turn == Turn::Priority && self.urgent.fetch_sub(1, AcqRel) == 1 {
                         self.events.log("Priority files are restored");
                     }
                 }
             }
         }
+    }
+
+    /// Counts what the workload needs.
+    fn done(&self, turn: Turn, hands: &mut Hands) -> Result<(), Error> {
+        if turn == Turn::Ready && self.ready.jobs.fetch_sub(1, AcqRel) == 1 {
+            self.say_ready(hands)?;
+        }
+        Ok(())
+    }
+
+    pub fn say_ready(&self, hands: &mut Hands) -> Result<(), Error> {
+        let mut others = Hands::default();
+        for (name, first) in &self.plan.ready_links {
+            self.target.link(*name, *first, hands, &mut others)?;
+            self.meter.add(0, 1);
+        }
+        let files = self.ready.files;
+        self.events
+            .log(&format!("Ready: {files} files are restored, the rest follows"));
+        self.events.ready(files);
+        Ok(())
     }
 
     fn announce(&self, number: usize) -> Result<(), Error> {
@@ -245,9 +276,12 @@ impl Download<'_> {
                             .first()
                             .map_or_else(String::new, |p| printable(&self.manifest.path(p.leaf)))
                     };
-                    again = self
-                        .fetcher
-                        .chunk_anywhere(self.map, &chunk.place, &mut self.fetcher.opener()?, &of)?;
+                    again = self.fetcher.chunk_anywhere(
+                        self.map,
+                        &chunk.place,
+                        &mut self.fetcher.opener()?,
+                        &of,
+                    )?;
                     &again
                 }
             };

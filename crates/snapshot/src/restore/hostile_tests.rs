@@ -58,7 +58,12 @@ impl Forge {
             mode: 0o755,
             ..Attrs::default()
         };
-        let bytes = Node { attrs, entries }.encode();
+        let node = Node {
+            attrs,
+            more: None,
+            entries,
+        };
+        let bytes = node.encode();
         self.chunk(Class::Tree, &bytes)
     }
 
@@ -76,7 +81,7 @@ impl Forge {
             index.entries.extend(entries.into_iter().map(|e| (number, e)));
         }
         twist(&mut index);
-        let index = self.put(ObjectKind::Index, &index.encode(&Vault::default()).unwrap());
+        let index = self.put(ObjectKind::Index, &index.encode().unwrap());
         SnapshotHead {
             snapshot_id: "base-1-1".into(),
             root,
@@ -127,6 +132,7 @@ fn entry(name: &[u8], size: u64, extents: &[Extent]) -> Entry {
             group: 0,
             extents: Extents::Here(extents.into()),
         },
+        more: None,
     }
 }
 
@@ -135,6 +141,7 @@ fn dir(name: &[u8], node: Digest) -> Entry {
         name: name.into(),
         attrs: Attrs::default(),
         body: Body::Dir { node },
+        more: None,
     }
 }
 
@@ -169,6 +176,7 @@ fn a_directory_cannot_also_be_a_link() {
             name: b"a".as_slice().into(),
             attrs: Attrs::default(),
             body: link(b".."),
+            more: None,
         },
         dir(b"a", inner),
     ]);
@@ -279,6 +287,7 @@ fn real(f: &Forge) -> SnapshotHead {
         cache_path: f.temp.path().join("cache"),
         workers: 1,
         key: None,
+        model_files: Vec::new(),
         cancelled: &NEVER,
     };
     let r = snapshot(&opts, &f.store, &NoEvents).unwrap();
@@ -401,7 +410,7 @@ proptest! {
     fn random_nodes_never_panic_or_escape(raw in prop::collection::vec(any::<u8>(), 0..200), keep in 0usize..60) {
         let mut f = Forge::new();
         let good = f.file(b"f", b"12345");
-        let mut bytes = Node { attrs: Attrs::default(), entries: vec![good] }.encode();
+        let mut bytes = Node { attrs: Attrs::default(), more: None, entries: vec![good] }.encode();
         bytes.truncate(keep);
         bytes.extend(raw);
         let root = f.chunk(Class::Tree, &bytes);
@@ -432,12 +441,7 @@ fn a_disk_that_is_too_small_is_found_before_anything_is_written() {
 fn trailers_rebuild_the_index() {
     let f = Forge::new();
     let head = real(&f);
-    let decoded = Index::decode(
-        "i",
-        &f.store.get(&head.indexes[0].key, None).unwrap(),
-        &Vault::default(),
-    )
-    .unwrap();
+    let decoded = Index::decode("i", &f.store.get(&head.indexes[0].key, None).unwrap()).unwrap();
     let rebuilt: Vec<(u32, PackEntry)> = decoded
         .packs
         .iter()

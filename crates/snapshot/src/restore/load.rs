@@ -11,6 +11,7 @@
 use super::fetch::{Fetcher, parallel};
 use crate::blob::{self, Broken};
 use crate::error::Error;
+use crate::extras::More;
 use crate::format::{digest, plausible};
 use crate::fsutil::{Attrs, join};
 use crate::index::{ChunkMap, ChunkPlace, Index};
@@ -47,6 +48,7 @@ pub(crate) struct Leaf {
     pub name: Box<[u8]>,
     pub attrs: Attrs,
     pub body: LeafBody,
+    pub more: More,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,7 @@ pub(crate) struct Dir {
     pub parent: usize,
     pub name: Box<[u8]>,
     pub attrs: Attrs,
+    pub more: More,
     /// Sorted by name.
     pub leaves: Range<usize>,
     /// Sorted by name.
@@ -85,24 +88,39 @@ impl Manifest {
         names.join(&b'/')
     }
 
-    /// Drops all but what a glob names, and directories that then lead nowhere.
-    pub fn keep(&mut self, globs: &[String]) -> Result<(), Error> {
+    /// Drops what no glob of `include` names (none names all) or one of `exclude` does, and
+    /// directories that then lead nowhere.
+    pub fn keep(&mut self, include: &[String], exclude: &[String]) -> Result<(), Error> {
+        let named = |globs: &[String], path: &[u8]| globs.iter().any(|g| fast_glob::glob_match(g, path));
+        let chosen = |path: &[u8]| (include.is_empty() || named(include, path)) && !named(exclude, path);
         let mut wanted = vec![false; self.dirs.len()];
         let mut kept = Vec::new();
         for (number, leaf) in self.leaves.iter().enumerate() {
             let path = self.path(number);
-            if globs.iter().any(|g| fast_glob::glob_match(g, &path)) {
+            if chosen(&path) {
                 kept.push(number);
                 wanted[leaf.dir] = true;
             }
         }
         for (dir, wanted) in wanted.iter_mut().enumerate().skip(1) {
             let path = self.dir_path(dir);
-            *wanted |= globs.iter().any(|g| fast_glob::glob_match(g, &path));
+            *wanted |= chosen(&path);
         }
         if kept.is_empty() && !wanted.iter().any(|w| *w) {
             return Err(Error::Invalid {
-                what: format!("the snapshot has nothing that {} names", globs.join(", ")),
+                what: format!(
+                    "the snapshot has nothing that {} names{}",
+                    if include.is_empty() {
+                        "*".into()
+                    } else {
+                        include.join(", ")
+                    },
+                    if exclude.is_empty() {
+                        ""
+                    } else {
+                        " and --exclude leaves"
+                    },
+                ),
             });
         }
         // Parents have smaller numbers than what they hold.
@@ -168,7 +186,7 @@ pub(crate) fn indexes(head: &SnapshotHead, fetcher: &Fetcher<'_>) -> Result<Chun
     let keys: Vec<String> = head.indexes.iter().map(|o| o.key.clone()).collect();
     fetcher.prepare(&keys)?;
     let decoded = parallel(4, &head.indexes, fetcher.abort, |object| {
-        Index::decode(&object.key, &whole(object, fetcher)?, &fetcher.vault)
+        Index::decode_with(&object.key, &whole(object, fetcher)?, &fetcher.vault)
     })?;
     let mut map = ChunkMap::default();
     decoded.into_iter().for_each(|index| map.add(index));
@@ -251,6 +269,7 @@ impl Loader<'_> {
                 parent: *parent,
                 name: name.clone(),
                 attrs: node.attrs,
+                more: node.more,
                 leaves: first..first,
                 subdirs: Vec::new(),
             };
@@ -280,6 +299,7 @@ impl Loader<'_> {
                     name: entry.name,
                     attrs: entry.attrs,
                     body,
+                    more: entry.more,
                 });
             }
             self.out.dirs[this].leaves.end = self.out.leaves.len();

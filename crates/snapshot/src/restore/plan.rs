@@ -15,7 +15,7 @@ use crate::index::{ChunkMap, ChunkPlace};
 use crate::printable::printable;
 use crate::tree::Extent;
 use dumont_core::id::Digest;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
@@ -31,6 +31,8 @@ const SMALL: u64 = 1 << 20;
 /// When a file is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Turn {
+    /// Before the workload may start.
+    Ready,
     Priority,
     Small,
     Large,
@@ -65,7 +67,7 @@ impl Job {
         match self {
             Self::Fetch { turn, .. } => *turn,
             // They cost no transfer.
-            Self::Plain(_) => Turn::Priority,
+            Self::Plain(_) => Turn::Ready,
         }
     }
 
@@ -94,6 +96,10 @@ pub(super) struct Plan {
     pub settled: u64,
     /// (name to make, the first name of the same file).
     pub links: Vec<(usize, usize)>,
+    /// Those of them that the workload needs.
+    pub ready_links: Vec<(usize, usize)>,
+    /// Per leaf, whether the workload needs it before it starts; `None` where it needs all.
+    pub ready: Option<Vec<bool>>,
     /// Per leaf, the pieces still to be written.
     pub remaining: Vec<AtomicU32>,
     /// Bytes that will be written.
@@ -120,6 +126,7 @@ pub(super) struct Wanted<'a> {
     pub survey: &'a Survey,
     /// Globs of paths below the root.
     pub priority: &'a [String],
+    pub ready_when: &'a [String],
     /// Bytes; no longer range is asked for.
     pub max_range: u64,
 }
@@ -129,7 +136,14 @@ impl Plan {
         let mut plan = Self::default();
         let (mut items, mut groups) = (Vec::new(), HashMap::new());
         let (manifest, survey) = (wanted.manifest, wanted.survey);
+        let ready = wanted.ready();
+        let is_ready = |i: usize| ready.as_ref().is_some_and(|r| r[i]);
         for (i, leaf) in manifest.leaves.iter().enumerate() {
+            if survey.left.contains(&i) {
+                plan.settled += 1;
+                plan.remaining.push(AtomicU32::new(0));
+                continue;
+            }
             let LeafBody::File { group, extents, .. } = &leaf.body else {
                 plan.plain.push(i);
                 plan.remaining.push(AtomicU32::new(0));
@@ -143,12 +157,17 @@ impl Plan {
                 if survey.linked.contains(&i) {
                     plan.settled += 1;
                 } else {
-                    plan.links.push((i, first));
+                    let links = if is_ready(i) {
+                        &mut plan.ready_links
+                    } else {
+                        &mut plan.links
+                    };
+                    links.push((i, first));
                 }
                 plan.remaining.push(AtomicU32::new(0));
                 continue;
             }
-            let pieces = wanted.file(i, &mut items)?;
+            let pieces = wanted.file(i, is_ready(i), &mut items)?;
             match survey.found.get(&i) {
                 Some(found) if found.complete() && found.settled => plan.settled += 1,
                 Some(found) if found.complete() => plan.touch.push(i),
@@ -162,6 +181,7 @@ impl Plan {
         }
         plan.add_disk(manifest);
         plan.add_jobs(items, wanted)?;
+        plan.ready = ready;
         Ok(plan)
     }
 
@@ -176,7 +196,7 @@ impl Plan {
                 self.disk_bytes = self.disk_bytes.saturating_add(data.next_multiple_of(BLOCK));
             }
         }
-        for (link, _) in &self.links {
+        for (link, _) in self.links.iter().chain(&self.ready_links) {
             if let LeafBody::File { size, .. } = &manifest.leaves[*link].body {
                 self.disk_bytes = self.disk_bytes.saturating_sub(size.next_multiple_of(BLOCK));
             }
@@ -235,7 +255,7 @@ impl Plan {
 
 impl Wanted<'_> {
     /// Plans the chunks that a file lacks and returns how many there are.
-    fn file(&self, leaf: usize, items: &mut Vec<Item>) -> Result<u32, Error> {
+    fn file(&self, leaf: usize, ready: bool, items: &mut Vec<Item>) -> Result<u32, Error> {
         let LeafBody::File { size, extents, .. } = &self.manifest.leaves[leaf].body else {
             return Ok(0);
         };
@@ -247,7 +267,11 @@ impl Wanted<'_> {
             ))
         };
         let have = self.survey.found.get(&leaf).map(|f| &f.have[..]);
-        let turn = self.turn(leaf, *size);
+        let turn = if ready {
+            Turn::Ready
+        } else {
+            self.turn(leaf, *size)
+        };
         let (mut at, mut pieces) = (0u64, 0u32);
         for (i, e) in extents.iter().enumerate() {
             if let Extent::Chunk { id, len } = e {
@@ -276,6 +300,28 @@ impl Wanted<'_> {
         } else {
             bad("its parts do not add up to its size")
         }
+    }
+
+    /// Per leaf, whether the workload needs it; all names of a file are needed with one of them.
+    /// `None` where everything is.
+    fn ready(&self) -> Option<Vec<bool>> {
+        if self.ready_when.is_empty() {
+            return None;
+        }
+        let named = |i: usize| {
+            let path = self.manifest.path(i);
+            self.ready_when.iter().any(|g| fast_glob::glob_match(g, &path))
+        };
+        let mut out: Vec<bool> = (0..self.manifest.leaves.len()).map(named).collect();
+        let group = |i: usize| match self.manifest.leaves[i].body {
+            LeafBody::File { group, .. } if group != 0 => Some(group),
+            _ => None,
+        };
+        let groups: HashSet<u64> = (0..out.len()).filter(|i| out[*i]).filter_map(group).collect();
+        for (i, ready) in out.iter_mut().enumerate() {
+            *ready |= group(i).is_some_and(|g| groups.contains(&g));
+        }
+        Some(out)
     }
 
     fn turn(&self, leaf: usize, size: u64) -> Turn {

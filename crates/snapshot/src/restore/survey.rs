@@ -19,6 +19,7 @@ use crate::cache::Cache;
 use crate::chunk::MAX_CHUNK;
 use crate::error::Error;
 use crate::events::Abort;
+use crate::extras::{self, More, xattrs};
 use crate::fsutil::{Attrs, Meta};
 use crate::scan::Scan;
 use crate::seal::Vault;
@@ -53,8 +54,20 @@ pub(super) struct Survey {
     pub found: HashMap<usize, Found>,
     /// Names that lead to their group's first file already.
     pub linked: HashSet<usize>,
+    /// What the workload has already, whatever it made of it.
+    pub left: HashSet<usize>,
     /// Bytes that need not be fetched.
     pub reused_bytes: u64,
+}
+
+impl Survey {
+    /// Leaves alone what exists of these.
+    pub fn leave(&mut self, exists: &HashMap<usize, (usize, usize)>, workloads: &[bool]) {
+        self.left = exists.keys().copied().filter(|leaf| workloads[*leaf]).collect();
+        for leaf in &self.left {
+            self.found.remove(leaf);
+        }
+    }
 }
 
 /// What is needed to look.
@@ -84,7 +97,7 @@ impl Surveyor<'_> {
         }
         let firsts = self.firsts();
         let shared = self.shared_inodes();
-        let mut batches = Vec::new();
+        let (mut batches, mut hands) = (Vec::new(), Hands::default());
         // In the tree's order: neighbours share a directory.
         let mut leaves: Vec<_> = self.exists.iter().map(|(leaf, at)| (*leaf, *at)).collect();
         leaves.sort_unstable();
@@ -99,19 +112,19 @@ impl Surveyor<'_> {
                 continue;
             }
             let found = match self.remembered(leaf, meta) {
-                Some(known) => Found {
+                Some((known, more)) => Found {
                     have: same_places(extents, known),
-                    settled: false,
+                    settled: xattrs(more) == xattrs(&self.manifest.leaves[leaf].more),
                 },
                 None => {
                     add_looks(leaf, extents, meta.size, &mut batches);
                     Found {
                         have: vec![false; extents.len()],
-                        settled: false,
+                        settled: self.same_xattrs(leaf, &mut hands),
                     }
                 }
             };
-            let settled = meta.size == size && self.same_attrs(&meta.attrs, leaf);
+            let settled = found.settled && meta.size == size && self.same_attrs(&meta.attrs, leaf);
             out.found.insert(leaf, Found { settled, ..found });
         }
         let looked = parallel(threads, &batches, self.abort, |batch| self.look(batch))?;
@@ -175,7 +188,7 @@ impl Surveyor<'_> {
             .collect()
     }
 
-    fn remembered(&self, leaf: usize, meta: &Meta) -> Option<&[Extent]> {
+    fn remembered(&self, leaf: usize, meta: &Meta) -> Option<(&[Extent], &More)> {
         if self.caches.is_empty() {
             return None;
         }
@@ -183,7 +196,19 @@ impl Surveyor<'_> {
         self.caches
             .iter()
             .find_map(|c| c.unchanged(&path, meta))
-            .map(|e| &**e)
+            .map(|(extents, more)| (&**extents, more))
+    }
+
+    fn same_xattrs(&self, leaf: usize, hands: &mut Hands) -> bool {
+        let l = &self.manifest.leaves[leaf];
+        let of = |i: usize| (self.manifest.dirs[i].parent, self.manifest.dirs[i].name.clone());
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let found = hands
+            .dir(self.root, l.dir, &of)
+            .and_then(|dir| openat(dir, &*l.name, flags, Mode::empty()))
+            .and_then(extras::read);
+        // What cannot be asked is made anew.
+        found.is_ok_and(|f| f == xattrs(&l.more))
     }
 
     fn same_attrs(&self, found: &Attrs, leaf: usize) -> bool {

@@ -15,6 +15,7 @@
 use super::load::{LeafBody, Manifest};
 use crate::error::Error;
 use crate::events::Events;
+use crate::extras::{self, More, xattrs};
 use crate::fsutil::{Attrs, Meta, io_at, join, mtime_only, open_dir_at};
 use crate::tree::Extent;
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Uid};
@@ -37,6 +38,8 @@ pub(super) struct Target<'a> {
     pub events: &'a dyn Events,
     owner: (u32, u32),
     chown_failed: AtomicBool,
+    /// Extended attributes could not be given to something.
+    pub xattrs_failed: AtomicBool,
 }
 
 /// Directories and the file that one thread has open.
@@ -111,6 +114,7 @@ impl<'a> Target<'a> {
             events,
             owner,
             chown_failed,
+            xattrs_failed: AtomicBool::new(false),
         }
     }
 
@@ -185,7 +189,8 @@ impl<'a> Target<'a> {
     /// Gives a file that holds all of its content what else it lacks.
     pub fn touch(&self, leaf: usize, hands: &mut Hands) -> Result<(), Error> {
         let fd = self.reopen(leaf, hands)?;
-        self.finish(&fd, &self.manifest.leaves[leaf].attrs)
+        let l = &self.manifest.leaves[leaf];
+        self.finish(&fd, &l.attrs, &l.more)
             .map_err(self.fail(leaf, "set the mode of"))
     }
 
@@ -207,6 +212,7 @@ impl<'a> Target<'a> {
             open()
         });
         let fd = fd.map_err(self.fail(leaf, "open"))?;
+        self.noted(extras::make(&fd, xattrs(&l.more)));
         fs::ftruncate(&fd, *size).map_err(self.fail(leaf, "write"))?;
         Ok(fd)
     }
@@ -220,7 +226,7 @@ impl<'a> Target<'a> {
             if *size > 0 {
                 fs::ftruncate(&fd, *size).map_err(&fail)?;
             }
-            return self.finish(&fd, &l.attrs).map_err(fail);
+            return self.finish(&fd, &l.attrs, &l.more).map_err(fail);
         }
         let dir = self.open_dir(l.dir, hands)?;
         self.clear(leaf, dir)?;
@@ -263,7 +269,7 @@ impl<'a> Target<'a> {
         if at == 0 && *size == bytes.len() as u64 {
             let fd = self.create_file(leaf, hands)?;
             write_all(&fd, bytes, 0)
-                .and_then(|()| self.finish(&fd, &l.attrs))
+                .and_then(|()| self.finish(&fd, &l.attrs, &l.more))
                 .map_err(fail)?;
             return Ok(true);
         }
@@ -279,7 +285,7 @@ impl<'a> Target<'a> {
         write_all(fd, bytes, at).map_err(&fail)?;
         let last = self.remaining[leaf].fetch_sub(1, AcqRel) == 1;
         if last {
-            self.finish(fd, &l.attrs).map_err(fail)?;
+            self.finish(fd, &l.attrs, &l.more).map_err(fail)?;
             hands.file = None;
         }
         Ok(last)
@@ -307,16 +313,18 @@ impl<'a> Target<'a> {
     pub fn finish_dirs(&self, hands: &mut Hands) -> Result<(), Error> {
         for (i, dir) in self.manifest.dirs.iter().enumerate().rev() {
             let fd = self.open_dir(i, hands)?;
-            self.finish(fd, &dir.attrs)
+            self.noted(extras::make(fd, xattrs(&dir.more)));
+            self.finish(fd, &dir.attrs, &None)
                 .map_err(|e| io_at(self.shown, &self.manifest.dir_path(i), "set the mode of", e))?;
             hands.dirs.remove(&i);
         }
         Ok(())
     }
 
-    /// Owner, then mode (a change of owner clears setuid), then mtime.
-    fn finish(&self, fd: impl AsFd, attrs: &Attrs) -> Result<(), Errno> {
+    /// Extended attributes, owner, then mode (a change of owner clears setuid), then mtime.
+    fn finish(&self, fd: impl AsFd, attrs: &Attrs, more: &More) -> Result<(), Errno> {
         let fd = fd.as_fd();
+        self.noted(extras::set(fd, xattrs(more)));
         if let Some((uid, gid)) = self.foreign(attrs) {
             self.chowned(fs::fchown(fd, Some(uid), Some(gid)));
         }
@@ -330,6 +338,16 @@ impl<'a> Target<'a> {
         // All ones means "leave it" to the system call.
         let sayable = attrs.uid != u32::MAX && attrs.gid != u32::MAX;
         (wanted && sayable).then(|| (Uid::from_raw(attrs.uid), Gid::from_raw(attrs.gid)))
+    }
+
+    /// A file system that has no extended attributes, or no room for them, is said once.
+    fn noted(&self, result: Result<(), Errno>) {
+        if let Err(e) = result
+            && !self.xattrs_failed.swap(true, Relaxed)
+        {
+            self.events
+                .log(&format!("Extended attributes are not all restored here: {e}"));
+        }
     }
 
     fn chowned(&self, result: Result<(), Errno>) {

@@ -11,6 +11,7 @@ use super::target::Hands;
 use crate::cache::{Known, KnownBody};
 use crate::error::Error;
 use crate::events::Abort;
+use crate::extras::{self, More, xattrs};
 use crate::fsutil::{Attrs, Meta};
 use crate::printable::printable;
 use crate::seal::Vault;
@@ -31,6 +32,11 @@ pub(super) struct Check<'a> {
     pub root: &'a OwnedFd,
     pub manifest: &'a Manifest,
     pub vault: &'a Vault,
+    /// Leaves that the workload may have changed since they were restored and proven: they are
+    /// neither compared nor remembered, so the next snapshot reads them.
+    pub workloads: Option<&'a [bool]>,
+    /// Compare extended attributes, too.
+    pub xattrs: bool,
     /// Also read every file and compare its chunks' hashes.
     pub content: bool,
 }
@@ -105,14 +111,23 @@ impl Check<'_> {
             Err(e) => return part.problems.push(format!("{}: {e}", shown())),
         };
         match Meta::fstat(fd) {
+            // It may have made files of its own anywhere, and so moved times.
+            Ok(_) if self.workloads.is_some() => {}
             Ok(meta) => differences(&m.dirs[dir].attrs, &meta.attrs)
                 .into_iter()
                 .for_each(|d| part.problems.push(format!("{}: {d}", shown()))),
             Err(e) => part.problems.push(format!("{}: {e}", shown())),
         }
+        if let Err(problem) = self.xattrs(fd, &m.dirs[dir].more) {
+            part.problems.push(format!("{}: {problem}", shown()));
+        }
         for leaf in m.dirs[dir].leaves.clone() {
             let l = &m.leaves[leaf];
             let path = crate::fsutil::join(&path, &l.name);
+            if self.workloads.is_some_and(|w| w[leaf]) {
+                part.good += u64::from(!matches!(l.body, LeafBody::Fifo));
+                continue;
+            }
             match self.leaf(leaf, fd) {
                 Ok(known) => {
                     part.good += u64::from(!matches!(l.body, LeafBody::Fifo));
@@ -161,6 +176,11 @@ impl Check<'_> {
         {
             return Err(problem);
         }
+        if !xattrs(&l.more).is_empty() {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let fd = fs::openat(dir, &*l.name, flags, Mode::empty()).map_err(|e| e.to_string())?;
+            self.xattrs(&fd, &l.more)?;
+        }
         if self.content
             && let LeafBody::File { extents, .. } = &l.body
         {
@@ -175,7 +195,21 @@ impl Check<'_> {
             ctime: meta.ctime,
             ino: meta.ino,
             body,
+            more: l.more.clone(),
         })
+    }
+
+    fn xattrs(&self, fd: &OwnedFd, more: &More) -> Result<(), String> {
+        let wanted = xattrs(more);
+        if wanted.is_empty() || !self.xattrs {
+            return Ok(());
+        }
+        let found = extras::read(fd).map_err(|e| e.to_string())?;
+        if found == wanted {
+            Ok(())
+        } else {
+            Err("its extended attributes are other ones".into())
+        }
     }
 
     fn content(&self, dir: &OwnedFd, name: &[u8], extents: &[Extent]) -> Result<(), String> {

@@ -6,6 +6,7 @@ use crate::blob;
 use crate::cache::{Cache, Known, KnownBody};
 use crate::error::Error;
 use crate::events::Events;
+use crate::extras::{Extras, More};
 use crate::format::digest;
 use crate::fsutil::{Attrs, Meta, Time, join};
 use crate::pack::Class;
@@ -23,7 +24,11 @@ pub(super) enum Source {
     /// Symlinks and fifos: all is known already.
     Listed,
     /// Unchanged since the parent.
-    Kept { extents: Arc<[Extent]>, group: u64 },
+    Kept {
+        extents: Arc<[Extent]>,
+        more: More,
+        group: u64,
+    },
     /// Of the job's names, this is number `name`.
     Read { job: usize, name: usize, group: u64 },
     /// Another name of the leaf (dir, number), which comes first.
@@ -92,9 +97,10 @@ impl Plan {
                 },
             };
         }
-        if let Some(extents) = cache.and_then(|c| c.unchanged(&path, meta)) {
+        if let Some((extents, more)) = cache.and_then(|c| c.unchanged(&path, meta)) {
             return Source::Kept {
                 extents: Arc::clone(extents),
+                more: more.clone(),
                 group,
             };
         }
@@ -156,6 +162,7 @@ impl Manifest {
 struct Content {
     meta: Meta,
     extents: Arc<[Extent]>,
+    more: More,
     /// Not settled: to be read again next time whatever its times say.
     torn: bool,
 }
@@ -235,6 +242,7 @@ impl Builder<'_> {
                 name: scan.dirs[s].name.clone(),
                 attrs: Attrs::default(),
                 body: Body::Dir { node: nodes[s] },
+                more: None,
             })
             .collect();
         for i in 0..d.leaves.len() {
@@ -243,6 +251,7 @@ impl Builder<'_> {
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(Node {
             attrs: d.meta.attrs,
+            more: Extras::some(d.xattrs.clone(), None),
             entries,
         })
     }
@@ -257,16 +266,17 @@ impl Builder<'_> {
     ) -> Result<Option<Entry>, Error> {
         let leaf = &self.scan.dirs[dir].leaves[i];
         let path = join(dir_path, &leaf.name);
-        let (meta, torn, body, known) = match &leaf.kind {
+        let (meta, torn, more, body, known) = match &leaf.kind {
             LeafKind::Symlink(target) => (
                 leaf.meta,
                 false,
+                None,
                 Body::Symlink {
                     target: target.clone(),
                 },
                 KnownBody::Symlink(target.clone()),
             ),
-            LeafKind::Fifo => (leaf.meta, false, Body::Fifo, KnownBody::Fifo),
+            LeafKind::Fifo => (leaf.meta, false, None, Body::Fifo, KnownBody::Fifo),
             LeafKind::Other => {
                 self.events
                     .log(&format!("Left out: {} is a socket or device", printable(&path)));
@@ -294,6 +304,7 @@ impl Builder<'_> {
                 (
                     content.meta,
                     content.torn,
+                    content.more,
                     Body::File { size, group, extents },
                     known,
                 )
@@ -306,24 +317,27 @@ impl Builder<'_> {
             ctime,
             ino: meta.ino,
             body: known,
+            more: more.clone(),
         };
         self.out.entries.insert(path, known);
         Ok(Some(Entry {
             name: leaf.name.clone(),
             attrs: meta.attrs,
             body,
+            more,
         }))
     }
 
     /// A file's content, its hard-link group, and whether this is the first of its names.
     fn content(&self, dir: usize, i: usize) -> Option<(Content, u64, bool)> {
         match &self.sources[dir][i] {
-            Source::Kept { extents, group } => {
+            Source::Kept { extents, more, group } => {
                 let meta = self.scan.dirs[dir].leaves[i].meta;
                 Some((
                     Content {
                         meta,
                         extents: Arc::clone(extents),
+                        more: more.clone(),
                         torn: false,
                     },
                     *group,
@@ -337,12 +351,14 @@ impl Builder<'_> {
                 ReadOutcome::Read {
                     meta,
                     extents,
+                    more,
                     torn,
                     gone,
                 } if gone <= name => {
                     let content = Content {
                         meta: *meta,
                         extents: Arc::clone(extents),
+                        more: more.clone(),
                         torn: *torn,
                     };
                     Some((content, *group, gone == name))

@@ -9,12 +9,14 @@
 use super::Tools;
 use crate::error::Error;
 use crate::events::{Abort, Meter, lock};
+use crate::extras::{self, Extras, More};
 use crate::fsutil::{Meta, io_at};
 use crate::pack::Class;
 use crate::scan::{open_beneath, vanished};
 use crate::tree::Extent;
 use crate::upload::Packer;
 use dumont_core::id::Digest;
+use md5::{Digest as _, Md5};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, openat, seek};
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -39,6 +41,7 @@ pub(super) enum ReadOutcome {
         /// As it was when this content was read; size and extents agree.
         meta: Meta,
         extents: Arc<[Extent]>,
+        more: More,
         torn: bool,
         /// How many of the job's names were gone before one was found.
         gone: usize,
@@ -50,6 +53,8 @@ pub(super) struct ReadPool<'a> {
     pub root: &'a OwnedFd,
     pub shown: &'a Path,
     pub jobs: &'a [ReadJob],
+    /// Ends of the names of files whose MD5 is wanted.
+    pub model_files: &'a [String],
     pub packer: &'a Packer<'a>,
     pub meter: &'a Meter<'a>,
     pub abort: &'a Abort<'a>,
@@ -231,7 +236,8 @@ impl ReadPool<'_> {
         tools: &mut Tools,
     ) -> Result<ReadOutcome, Error> {
         for attempt in 1.. {
-            let extents = self.read_once(fd, path, &before, attempt == 1, tools)?;
+            let (extents, md5) = self.read_once(fd, path, &before, attempt == 1, tools)?;
+            let xattrs = extras::read(fd).map_err(|e| io_at(self.shown, path, "read", e))?;
             let read: u64 = extents.iter().map(Extent::len).sum();
             let after = self.fstat(fd, path)?;
             let settled = before.same_content(&after) && read == before.size;
@@ -240,6 +246,7 @@ impl ReadPool<'_> {
                 return Ok(ReadOutcome::Read {
                     meta: before,
                     extents: extents.into(),
+                    more: Extras::some(xattrs, md5),
                     torn: !settled,
                     gone,
                 });
@@ -256,9 +263,10 @@ impl ReadPool<'_> {
         meta: &Meta,
         count: bool,
         tools: &mut Tools,
-    ) -> Result<Vec<Extent>, Error> {
+    ) -> Result<(Vec<Extent>, Option<[u8; 16]>), Error> {
         let handed = Arc::new(Handed::default());
         let mut out = Vec::new();
+        let mut md5 = self.model_files.iter().any(|end| ends(path, end)).then(Md5::new);
         let mut window = std::mem::replace(
             &mut tools.window,
             crate::chunk::Window::new(self.packer.vault.cuts()),
@@ -266,11 +274,16 @@ impl ReadPool<'_> {
         let name = || format!("{}/{}", self.shown.display(), crate::printable(path));
         for region in regions(fd, meta).map_err(|e| io_at(self.shown, path, "read", e))? {
             if region.hole {
+                // Of a file that is terabytes of nothing it would take hours.
+                md5 = None;
                 out.push(Extent::Hole { len: region.len });
                 continue;
             }
             let read = window.cut(fd, &name, region.at, region.len, &mut |raw| {
                 self.abort.check()?;
+                if let Some(md5) = &mut md5 {
+                    md5.update(raw);
+                }
                 let id = if self.hand_over(raw, out.len(), &handed) {
                     Digest([0; 32])
                 } else {
@@ -296,8 +309,13 @@ impl ReadPool<'_> {
                 *at = id;
             }
         }
-        Ok(out)
+        Ok((out, md5.map(|m| m.finalize().into())))
     }
+}
+
+fn ends(path: &[u8], end: &str) -> bool {
+    let tail = path.len().checked_sub(end.len()).map(|at| &path[at..]);
+    tail.is_some_and(|t| t.eq_ignore_ascii_case(end.as_bytes()))
 }
 
 struct Region {

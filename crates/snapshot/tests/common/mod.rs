@@ -112,6 +112,7 @@ impl World {
             cache_path: self.cache(),
             workers: 2,
             key: self.key.clone(),
+            model_files: vec![".safetensors".into()],
             cancelled: &NEVER,
         }
     }
@@ -224,7 +225,38 @@ fn walk(path: &Path, name: &[u8], out: &mut BTreeMap<Vec<u8>, String>, inodes: &
             m.nlink()
         )
     };
-    out.insert(name.to_vec(), text);
+    out.insert(name.to_vec(), format!("{text}{}", xattrs(path)));
+}
+
+/// The user's own extended attributes; links and fifos have none.
+fn xattrs(path: &Path) -> String {
+    let mut names = vec![0; 1 << 16];
+    let Ok(n) = rustix::fs::llistxattr(path, &mut names[..]) else {
+        return String::new();
+    };
+    let mut all: Vec<String> = names[..n]
+        .split(|b| *b == 0)
+        .filter(|name| name.starts_with(b"user."))
+        .map(|name| {
+            let mut value = vec![0; 1 << 16];
+            let n = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
+            format!(" {}={}", String::from_utf8_lossy(name), blake3::hash(&value[..n]))
+        })
+        .collect();
+    all.sort();
+    all.concat()
+}
+
+/// Where a file has data and where it has holes, in steps of 64 KiB: what a restore must keep.
+pub fn holes(path: &Path) -> Vec<bool> {
+    let file = fs::File::open(path).unwrap();
+    let size = file.metadata().unwrap().len();
+    let step = 64 << 10;
+    let is_hole = |at: u64| match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+        Ok(data) => data >= size.min(at + step),
+        Err(_) => true,
+    };
+    (0..size).step_by(step as usize).map(is_hole).collect()
 }
 
 /// Bytes that do not compress.

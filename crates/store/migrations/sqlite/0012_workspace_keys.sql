@@ -4,3 +4,9 @@ CREATE TABLE workspace_keys (
     workspace_id TEXT PRIMARY KEY NOT NULL REFERENCES workspaces (id),
     key          TEXT NOT NULL
 );
+
+-- What comparing the MD5 of model files found, some time after the failover.
+ALTER TABLE failover_test_events ADD COLUMN model_files_json TEXT;
+
+-- From the loss to the last byte, where the workload did not wait for it.
+ALTER TABLE failover_test_events ADD COLUMN complete_ms BIGINT;

@@ -1,5 +1,5 @@
 use crate::fixture::{Fixture, at, claimed, intent, living_on, spec, workspace};
-use dumont_core::snapshot::{SnapshotType, Validation, Verdict};
+use dumont_core::snapshot::{ModelFiles, SnapshotType, Validation, Verdict};
 use dumont_core::workflow::Kind;
 use dumont_store::{Error, FailoverEventRow, NewWorkspace, WorkspaceState};
 
@@ -162,6 +162,7 @@ fn event(id: &str, workspace_id: &str) -> FailoverEventRow {
         validation_ms: 5,
         start_ms: 6,
         probe_ms: 7,
+        complete_ms: Some(70),
         switch_ms: 8,
         total_ms: 9,
         original_instance_id: Some("10".into()),
@@ -180,6 +181,7 @@ fn event(id: &str, workspace_id: &str) -> FailoverEventRow {
             files_expected: 21,
             problems: Vec::new(),
         }),
+        model_files: None,
         bytes_restored: 22,
         bytes_downloaded: 23,
         data_loss_ms: Some(24),
@@ -199,6 +201,18 @@ pub async fn events_are_written_once_and_read_as_written(fixture: Fixture) {
             .await
             .unwrap()
     );
+    assert_eq!(store.failover_event("01A").await.unwrap(), Some(first.clone()));
+    let models = ModelFiles {
+        files_checked: 3,
+        mismatched: vec!["a.bin".into()],
+        ..ModelFiles::default()
+    };
+    assert!(store.note_model_files("01A", &models).await.unwrap());
+    assert!(!store.note_model_files("none", &models).await.unwrap());
+    let first = FailoverEventRow {
+        model_files: Some(models),
+        ..first
+    };
     assert_eq!(store.failover_event("01A").await.unwrap(), Some(first.clone()));
     for (id, w) in [("01B", "w2"), ("01C", "w1")] {
         store.insert_failover_event(&event(id, w)).await.unwrap();

@@ -217,6 +217,7 @@ impl Trial<'_> {
         let wanted = RestoreSnapshot {
             snapshot_id: Some(imported.snapshot_id.clone()),
             delete: true,
+            ..RestoreSnapshot::default()
         };
         let path = format!("{}/restore", workspace::path_of(&name));
         let started: Started = self.client.post(&path, &wanted).await?;

@@ -31,8 +31,11 @@ pub struct ReadArgs {
     /// Only paths that match, e.g. 'src/**'; may be repeated
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
+    /// Not paths that match; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
     /// Remove files the snapshot does not have
-    #[arg(long, conflicts_with = "include")]
+    #[arg(long, conflicts_with_all = ["include", "exclude"])]
     delete: bool,
     #[command(flatten)]
     key: KeyArgs,
@@ -141,6 +144,7 @@ pub async fn read(globals: &Globals, args: ReadArgs) -> Result<()> {
         let options = RestoreOptions {
             delete: args.delete,
             include: args.include,
+            exclude: args.exclude,
             key: place.key.clone(),
             ..RestoreOptions::new(args.to, &NEVER)
         };

@@ -84,7 +84,7 @@ impl Place {
         };
         let key = match key {
             Some(key) => Some(key),
-            None => workspace_key::of_workspace(client, name).await?,
+            None => workspace_key::of_workspace(client, &client.get(&path_of(name)).await?).await?,
         };
         let source = Remote {
             client: client.clone(),

@@ -1,0 +1,160 @@
+//! What a snapshot builds on, and what a restore tells on its way.
+
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+mod world;
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::PathBuf;
+use world::World;
+
+async fn snapshot(world: &World, name: &str) -> Value {
+    let started = world
+        .post(&format!("/workspaces/{name}/snapshots"), json!({}))
+        .await;
+    world.done(&started["workflow_id"]).await
+}
+
+fn objects(world: &World, workspace: &Value, kind: &str) -> Vec<PathBuf> {
+    let id = workspace["id"].as_str().unwrap();
+    let mut todo = vec![
+        world
+            .data_dir()
+            .join(format!("objects/objects/workspaces/{id}/{kind}")),
+    ];
+    let mut out = Vec::new();
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                todo.push(path);
+            } else {
+                out.push(path);
+            }
+        }
+    }
+    out.sort();
+    out
+}
+
+fn lines(workflow: &Value) -> Vec<String> {
+    let log = workflow["log"].as_array().unwrap();
+    log.iter()
+        .map(|l| l.as_str().map_or_else(|| l.to_string(), Into::into))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_without_changes_refers_to_its_parents_metadata() {
+    let world = World::instant().await;
+    let workspace = world.deployed("still").await;
+    let instance = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&instance).await;
+    for n in 0..5 {
+        fs::write(dir.join(format!("f{n}")), format!("file {n}")).unwrap();
+    }
+    let first = snapshot(&world, "still").await["result"].clone();
+    let second = snapshot(&world, "still").await;
+    assert!(
+        lines(&second)
+            .iter()
+            .any(|l| l.contains("Incremental: 0 files changed out of 5 total")),
+        "{second:#}"
+    );
+    assert_eq!(second["result"]["uploaded_bytes"], 0);
+    let metadata: Vec<_> = objects(&world, &workspace, "snapshots")
+        .into_iter()
+        .filter(|p| p.ends_with("metadata.json"))
+        .collect();
+    assert_eq!(metadata.len(), 1, "{metadata:?}");
+    let store = dumont_store::Store::open(world.data_dir().join("dumont.db"))
+        .await
+        .unwrap();
+    let mut keys = Vec::new();
+    for id in [&first["snapshot_id"], &second["result"]["snapshot_id"]] {
+        let row = store.snapshot(id.as_str().unwrap()).await.unwrap().unwrap();
+        keys.push(row.metadata_key.unwrap());
+    }
+    assert_eq!(keys[0], keys[1]);
+    assert!(metadata[0].ends_with(&keys[0]), "{metadata:?}: {keys:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_whole_base_it_is_a_full_one_that_says_why() {
+    let world = World::instant().await;
+    let workspace = world.deployed("base").await;
+    let instance = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&instance).await;
+    fs::write(dir.join("a"), "one").unwrap();
+    snapshot(&world, "base").await;
+
+    let index = objects(&world, &workspace, "indexes").remove(0);
+    let bytes = fs::read(&index).unwrap();
+    fs::write(&index, &bytes[..bytes.len() - 1]).unwrap();
+    let damaged = snapshot(&world, "base").await;
+    assert_eq!(damaged["result"]["snapshot_type"], "full", "{damaged:#}");
+    let why = damaged["result"]["full_because"].as_str().unwrap();
+    assert!(
+        why.contains("of its base base-") && why.ends_with("is damaged"),
+        "{why}"
+    );
+    let said = format!("Full snapshot: {why}");
+    assert!(lines(&damaged).iter().any(|l| l.contains(&said)), "{damaged:#}");
+
+    for index in objects(&world, &workspace, "indexes") {
+        fs::remove_file(index).unwrap();
+    }
+    let missing = snapshot(&world, "base").await;
+    let why = missing["result"]["full_because"].as_str().unwrap();
+    assert!(why.ends_with("is missing"), "{why}");
+    // Then all is well again, and it restores.
+    fs::write(dir.join("b"), "two").unwrap();
+    let next = snapshot(&world, "base").await;
+    assert_eq!(next["result"]["snapshot_type"], "incremental", "{next:#}");
+    fs::remove_file(dir.join("a")).unwrap();
+    let back = world.post("/workspaces/base/restore", json!({})).await;
+    world.done(&back["workflow_id"]).await;
+    assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_tells_each_tenth_and_its_end_in_the_plans_words() {
+    let world = World::instant().await;
+    let workspace = world.deployed("tells").await;
+    let instance = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&instance).await;
+    let noise: Vec<u8> = (0..24_u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8)
+        .collect();
+    fs::write(dir.join("data"), &noise).unwrap();
+    snapshot(&world, "tells").await;
+    fs::remove_file(dir.join("data")).unwrap();
+    let back = world.post("/workspaces/tells/restore", json!({})).await;
+    let back = world.done(&back["workflow_id"]).await;
+    assert!(fs::read(dir.join("data")).unwrap() == noise);
+    let lines = lines(&back);
+    let tenths: Vec<&String> = lines.iter().filter(|l| l.contains("Downloading: ")).collect();
+    // Chunks are up to 4 MiB of 24: a line may stand for two tenths, but never fewer than these.
+    assert!((6..=10).contains(&tenths.len()), "{lines:#?}");
+    let mut before = 0;
+    for line in tenths {
+        // `Downloading: 45% (450MB/1GB) - 12MB/s`
+        let rest = line.split("Downloading: ").nth(1).unwrap();
+        let (percent, rest) = rest.split_once("% (").unwrap();
+        let percent: u32 = percent.parse().unwrap();
+        assert!(percent / 10 > before / 10, "{lines:#?}");
+        before = percent;
+        let (sizes, rate) = rest.split_once(") - ").unwrap();
+        let (done, total) = sizes.split_once('/').unwrap();
+        assert!(done.ends_with('B') && total == "25MB", "{line}");
+        assert!(rate.trim_end_matches('"').ends_with("MB/s"), "{line}");
+    }
+    assert_eq!(before, 100);
+    // `✓ Restored X files (Y MB) in Z seconds`
+    let end = lines.iter().find(|l| l.contains("✓ Restored ")).unwrap();
+    assert!(
+        end.contains("✓ Restored 1 files (25 MB) in ") && end.contains(" seconds"),
+        "{end}"
+    );
+}
