@@ -16,7 +16,7 @@ pub use rules::{Circumstances, LossCause, Window, counts, judge, judge_losses};
 pub use scope::{CudaVersion, InvalidScope, Scope};
 pub use select::{Bar, Selection, select};
 
-use crate::history::{Attempt, Reason, Stats};
+use crate::history::Reason;
 use crate::time::Timestamp;
 use crate::words;
 use serde::{Deserialize, Serialize};
@@ -154,11 +154,6 @@ pub struct Entry {
 /// An entry stops counting at the second it expires, closed by a reconciler or not.
 pub fn is_active(entry: &Entry, now: Timestamp) -> bool {
     entry.open && entry.expires_at.is_none_or(|end| end > now)
-}
-
-/// What the default rules say after `last`, which `stats` already include, without a watermark.
-pub fn verdict(stats: &Stats, last: &Attempt, settings: &Settings) -> Option<Proposal> {
-    Window::over(stats).decide(last, &Circumstances::default(), settings)
 }
 
 /// What becomes of a proposal.

@@ -15,7 +15,7 @@
 //! has pardoned, or a machine has served for, is not held against it a second time.
 
 use super::{BlacklistType, CudaVersion, Proposal, Rule, RuleSet, Scope, Settings};
-use crate::history::{Attempt, Outcome, Reason, Stats, success_of};
+use crate::history::{Attempt, Outcome, Reason, success_of};
 use crate::time::Timestamp;
 use crate::words;
 use serde::{Deserialize, Serialize};
@@ -65,16 +65,6 @@ pub fn counts(
 }
 
 impl Window {
-    /// All that was ever counted.
-    pub(super) const fn over(stats: &Stats) -> Self {
-        Self {
-            since: None,
-            successful: stats.successful,
-            failed: stats.failed,
-            consecutive_failures: stats.consecutive_failures,
-        }
-    }
-
     /// A block has ended at `at`, by a person or by itself: nothing up to then is judged again.
     /// Call it before the next attempt is judged; the same end twice changes nothing.
     pub fn restart(&mut self, at: Timestamp) {
@@ -112,12 +102,7 @@ impl Window {
     }
 
     /// What the rules say after `last`, which the window already includes if it is charged.
-    pub(super) fn decide(
-        &self,
-        last: &Attempt,
-        around: &Circumstances,
-        settings: &Settings,
-    ) -> Option<Proposal> {
+    fn decide(&self, last: &Attempt, around: &Circumstances, settings: &Settings) -> Option<Proposal> {
         if success_of(last.outcome) != Some(false) || self.settled(last.at) {
             return None;
         }
