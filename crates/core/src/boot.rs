@@ -144,6 +144,11 @@ impl Curve {
         sum
     }
 
+    /// The mean of good boots, in seconds.
+    pub fn mean(&self) -> f64 {
+        HORIZON_SECONDS - self.integral(HORIZON_SECONDS)
+    }
+
     /// When the machine's own boot times are exhausted, in seconds: not being ready by then is
     /// its failure, before it is our impatience.
     pub fn patience(&self) -> f64 {

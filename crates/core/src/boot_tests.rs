@@ -129,6 +129,18 @@ fn strata_are_cut_at_200_and_800_megabits() {
     assert_eq!(of(f64::NAN), Speed::Slow);
 }
 
+#[test]
+fn the_mean_of_a_curve_is_the_mean_of_the_boots_it_has_seen() {
+    let seen = |n: u32| Observation {
+        stratum: FAST,
+        seconds: 20.0 + f64::from(n % 200),
+        wait: Wait::Ready,
+    };
+    let all: Vec<_> = (0..2_000).map(seen).collect();
+    let mean = BootCurves::fit(&all).curve(FAST).mean();
+    assert!((mean - 119.5).abs() < BIN_SECONDS, "{mean}");
+}
+
 fn observations() -> impl Strategy<Value = Vec<Observation>> {
     let one =
         (0.0..1_000.0_f64, any::<bool>(), 0.0..1_200.0_f64, 0..3_usize).prop_map(|(mbps, warm, s, w)| {
@@ -154,6 +166,7 @@ proptest! {
         prop_assert_eq!(curve.g(0.0), 0.0);
         prop_assert!((curve.g(HORIZON_SECONDS) - 1.0).abs() < 1e-12);
         prop_assert!(curve.integral(300.0) <= 300.0 + 1e-9);
+        prop_assert!((0.0..=HORIZON_SECONDS).contains(&curve.mean()));
     }
 
     #[test]

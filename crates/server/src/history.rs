@@ -2,8 +2,8 @@
 //! what is written down when its attempt has ended.
 //!
 //! Everything is judged by `core`; this file only fetches what the judgement needs. The boot
-//! curves are fitted anew for every search: it takes a few milliseconds, and whoever reads a
-//! cache would have to say how old it is.
+//! curves are fitted anew for every deploy: it takes a few milliseconds. Who only looks at
+//! offers is told by the curves that were fitted last, at most a minute ago or one page behind.
 
 use crate::app::App;
 use crate::providers::InstanceStatus;
@@ -19,13 +19,16 @@ use dumont_core::time::Timestamp;
 use dumont_core::workflow::Kind;
 use dumont_store::{BlacklistRow, Conditions, Error as StoreError, InstanceRow, Interrupt, NewAttempt};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 /// How long a machine's copy of an image is taken to stay.
 pub const WARM: Duration = Duration::from_secs(7 * 86_400);
 /// How long the provider may take to say what became of an instance.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Boot curves younger than this are not fitted again for a list of offers.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// What was known of one machine when it was chosen; kept with the offer, so that a race that
 /// is resumed judges by the same.
@@ -55,8 +58,40 @@ impl Expected {
 }
 
 /// Fitted to the last attempts.
-pub async fn curves(app: &App) -> Result<BootCurves, StoreError> {
-    Ok(BootCurves::fit(&app.store.boot_observations().await?))
+pub async fn curves(app: &App) -> Result<Arc<BootCurves>, StoreError> {
+    let fitted = Arc::new(BootCurves::fit(&app.store.boot_observations().await?));
+    *app.curves.lock() = Some((Instant::now(), fitted.clone()));
+    Ok(fitted)
+}
+
+/// Those that were fitted last. Older than [`FRESH`], they are fitted again behind the caller's
+/// back: only the first one ever waits.
+pub async fn recent_curves(app: &Arc<App>) -> Result<Arc<BootCurves>, StoreError> {
+    let last = app.curves.lock().clone();
+    let Some((at, curves)) = last else {
+        return self::curves(app).await;
+    };
+    if at.elapsed() > FRESH {
+        // Said before it is done: of many at once, one reads.
+        *app.curves.lock() = Some((Instant::now(), curves.clone()));
+        let app = app.clone();
+        tokio::spawn(async move {
+            if let Err(error) = self::curves(&app).await {
+                tracing::warn!(%error, "cannot read the boot times; the last curves stay in use");
+            }
+        });
+    }
+    Ok(curves)
+}
+
+/// The boot curves that were fitted last, and when.
+#[derive(Debug, Default)]
+pub struct Curves(Mutex<Option<(Instant, Arc<BootCurves>)>>);
+
+impl Curves {
+    fn lock(&self) -> MutexGuard<'_, Option<(Instant, Arc<BootCurves>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How an attempt ended, as far as its weight depends on it.

@@ -73,7 +73,8 @@ pub struct Offer {
     pub reliability_status: String,
     /// What the ranking uses, 0 to 1.
     pub reliability_score: f64,
-    /// Seconds from renting to a machine that answers, should it come.
+    /// Seconds from renting to a machine that answers, should it come: the mean of the boot
+    /// curve of machines with its download speed that do not have the image yet.
     pub predicted_ready_seconds: f64,
 }
 

@@ -2,19 +2,21 @@
 //!
 //! The provider is asked live and answers at most some dozens, so filters, order and pages are
 //! made here, of one answer. What is known of the machines comes in two queries, however many
-//! offers there are. A page is found again by the last offer shown; the market moves in
+//! offers there are; the boot curves that predict when one is ready are those fitted last. A page is found again by the last offer shown; the market moves in
 //! between, and an offer that is gone is said to be gone instead of a page being skipped in
 //! silence.
 
 use super::error::{ApiError, ApiResult};
 use super::params::{Params, limit};
 use crate::app::App;
+use crate::history::recent_curves;
 use crate::providers::{OfferQuery, ProviderError, Verified};
 use crate::workflows::search::provider_words;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use dumont_core::blacklist::CudaVersion;
+use dumont_core::boot::{BootCurves, Speed, Stratum};
 use dumont_core::id::MachineRef;
 use dumont_core::level::Level;
 use dumont_core::offer::Offer;
@@ -70,7 +72,8 @@ pub async fn list(
         .map_err(|e| provider_failed(&e))?;
     let now = app.now();
     let standings = app.store.standings(PROVIDER, &found, now).await?;
-    let known = Known::of(&found, &standings, query.cuda, now);
+    let curves = recent_curves(&app).await?;
+    let known = Known::of(&found, &standings, query.cuda, &curves, now);
     let offers = found.iter().map(|offer| annotated(offer, &known)).collect();
     Ok(Json(cut(arranged(offers, &query), most, page.after.as_deref())?))
 }
@@ -152,11 +155,26 @@ struct Known {
     scoped: HashMap<String, String>,
     /// What the ranking goes by, read now.
     scores: HashMap<String, f64>,
+    /// Mean seconds to ready by download speed, without the image: nobody has said which.
+    ready: [f64; Speed::ALL.len()],
 }
 
 impl Known {
-    fn of(offers: &[Offer], standings: &Standings, cuda: Option<CudaVersion>, now: Timestamp) -> Self {
+    fn of(
+        offers: &[Offer],
+        standings: &Standings,
+        cuda: Option<CudaVersion>,
+        curves: &BootCurves,
+        now: Timestamp,
+    ) -> Self {
         let mut known = Self::default();
+        for speed in Speed::ALL {
+            let stratum = Stratum {
+                speed: *speed,
+                warm: false,
+            };
+            known.ready[*speed as usize] = curves.curve(stratum).mean();
+        }
         for offer in offers {
             let id = &offer.machine.machine_id;
             let score = standings.posterior(offer, now).score();
@@ -210,14 +228,8 @@ fn annotated(offer: &Offer, known: &Known) -> wire::Offer {
         failed_attempts: stats.failed,
         reliability_status: Level::of(stats.success_rate(), block.is_some()).to_string(),
         reliability_score: known.scores.get(id).copied().unwrap_or(FLEET_MEAN),
-        predicted_ready_seconds: predicted(stats.ready, stats.ready_total_ms),
+        predicted_ready_seconds: known.ready[Stratum::of(offer.inet_down_mbps, false).speed as usize],
     }
-}
-
-/// Seconds to ready: the machine's own average, drawn toward 90 s while it is seldom seen.
-fn predicted(ready: i64, ready_total_ms: i64) -> f64 {
-    const PRIOR: (f64, f64) = (3.0, 90.0);
-    (ready_total_ms as f64 / 1_000.0 + PRIOR.0 * PRIOR.1) / (ready as f64 + PRIOR.0)
 }
 
 /// Hides, orders, and shows each machine once with the offer that comes first.

@@ -1,5 +1,6 @@
 use super::*;
 use dumont_core::blacklist::BlacklistType;
+use dumont_core::boot::{Observation, Wait};
 use dumont_core::history::Stats;
 use dumont_store::Block;
 use proptest::prelude::*;
@@ -122,15 +123,16 @@ fn a_block_for_the_asked_cuda_version_hides_too() {
 
 #[test]
 fn orders_and_several_offers_of_one_machine() {
-    let offers = [
+    let mut offers = [
         offer(1, 1, 0.4),
         offer(2, 1, 0.3),
         offer(3, 2, 0.1),
         offer(4, 3, 0.2),
     ];
+    offers[0].inet_down_mbps = 100.0;
+    offers[1].inet_down_mbps = 100.0;
     let mut known = knowing([record(1, 19, 1, false), record(3, 0, 2, false)]);
-    let slow = known.machines.get_mut("1").unwrap();
-    (slow.stats.ready, slow.stats.ready_total_ms) = (19, 19 * 300_000);
+    known.ready = [300.0, 90.0, 60.0];
     let by = |order, all_offers| wire::OfferQuery {
         order: Some(order),
         all_offers,
@@ -152,6 +154,38 @@ fn orders_and_several_offers_of_one_machine() {
         ids(&page(&offers, &known, &by(OfferOrder::Ready, None))),
         ["3", "4", "2"]
     );
+}
+
+#[test]
+fn seconds_to_ready_are_the_mean_of_the_curve_that_the_race_uses() {
+    let seen = |mbps: f64, warm, seconds| Observation {
+        stratum: Stratum::of(mbps, warm),
+        seconds,
+        wait: Wait::Ready,
+    };
+    // Slow ones boot in 200 s, fast ones in 40; with the image already there, in 10.
+    let all: Vec<_> = (0..300)
+        .flat_map(|_| {
+            [
+                seen(100.0, false, 200.0),
+                seen(900.0, false, 40.0),
+                seen(100.0, true, 10.0),
+            ]
+        })
+        .collect();
+    let curves = BootCurves::fit(&all);
+    let offers = [offer(1, 1, 0.1), {
+        let mut slow = offer(2, 2, 0.1);
+        slow.inet_down_mbps = 100.0;
+        slow
+    }];
+    let known = Known::of(&offers, &Standings::default(), None, &curves, Timestamp(0));
+    for (offer, about) in offers.iter().zip([40.0, 200.0]) {
+        let stratum = Stratum::of(offer.inet_down_mbps, false);
+        let shown = annotated(offer, &known).predicted_ready_seconds;
+        assert_eq!(shown, curves.curve(stratum).mean());
+        assert!((shown - about).abs() < 20.0, "{shown} is not about {about}");
+    }
 }
 
 #[test]

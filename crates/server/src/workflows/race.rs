@@ -109,7 +109,7 @@ impl Plan {
 struct Race<'a> {
     run: &'a Run,
     plan: Plan,
-    curves: BootCurves,
+    curves: Arc<BootCurves>,
     expected: BTreeMap<String, Expected>,
     last_rent: Option<Instant>,
     lanes: Vec<Lane>,
