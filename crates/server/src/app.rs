@@ -1,5 +1,6 @@
 //! What every part of the server shares.
 
+use crate::history::Curves;
 use crate::http::imports::Imports;
 use crate::link::Target;
 use crate::objects::ObjectStore;
@@ -15,7 +16,7 @@ use russh::keys::PrivateKey;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// One provider's account.
@@ -43,6 +44,9 @@ pub struct App {
     pub progress: ProgressBoard,
     pub imports: Imports,
     pub token_uses: crate::http::auth::Uses,
+    pub curves: Curves,
+    /// Who may pass over all machines: one at a time.
+    pub passes: Semaphore,
     /// New or freed work for the engine.
     pub work: Notify,
     /// Something to destroy.

@@ -25,4 +25,4 @@ pub mod workflows;
 pub use dumont_store::Error as StoreError;
 pub use link::AgentBinary;
 pub use settings::{CrashPoint, Database, ServerConfig, Timing};
-pub use startup::{Server, ServerError, start};
+pub use startup::{Server, ServerError, start, start_with};

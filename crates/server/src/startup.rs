@@ -2,6 +2,7 @@
 
 use crate::app::{App, Market, ProgressBoard};
 use crate::files::write_private;
+use crate::history::Curves;
 use crate::http::{auth, imports::Imports, router};
 use crate::objects::file::FileStore;
 use crate::objects::s3::{BadSetting, S3Config, S3Store};
@@ -21,7 +22,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
@@ -72,6 +73,12 @@ pub struct Server {
 
 /// Opens the data directory, resumes what was left, and serves.
 pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
+    let vast = Vast::new(config.vast.clone()).map_err(|e| ServerError::Provider(e.to_string()))?;
+    start_with(config, Arc::new(vast)).await
+}
+
+/// `start` with another marketplace: a measurement of the server must not time a provider.
+pub async fn start_with(config: ServerConfig, provider: Arc<dyn Provider>) -> Result<Server, ServerError> {
     crate::metrics::install();
     let lock = open_data_dir(&config.data_dir)?;
     let listener = TcpListener::bind(config.listen)
@@ -88,7 +95,7 @@ pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
         Some(files) => Some(tls::load(files).await?),
         None => None,
     };
-    let app = Arc::new(assemble(config, addr).await?);
+    let app = Arc::new(assemble(config, provider, addr).await?);
 
     let dir = &app.config.data_dir;
     let failed = |reason: String| ServerError::DataDir {
@@ -202,7 +209,11 @@ fn open_data_dir(dir: &Path) -> Result<fs::File, ServerError> {
     }
 }
 
-async fn assemble(config: ServerConfig, addr: SocketAddr) -> Result<App, ServerError> {
+async fn assemble(
+    config: ServerConfig,
+    provider: Arc<dyn Provider>,
+    addr: SocketAddr,
+) -> Result<App, ServerError> {
     let dir = config.data_dir.clone();
     let failed = |reason: String| ServerError::DataDir {
         path: dir.clone(),
@@ -226,20 +237,12 @@ async fn assemble(config: ServerConfig, addr: SocketAddr) -> Result<App, ServerE
     };
     let key = ssh::load_or_create(&dir.join("id_ed25519")).map_err(|e| failed(e.to_string()))?;
     let public_key = ssh::public_line(key.public_key()).map_err(|e| failed(e.to_string()))?;
-    let vast: Arc<dyn Provider> =
-        Arc::new(Vast::new(config.vast.clone()).map_err(|e| ServerError::Provider(e.to_string()))?);
-    let listing = Listing::new(vast.clone(), config.timing.listing);
+    let listing = Listing::new(provider.clone(), config.timing.listing);
     Ok(App {
         object_routes,
         objects,
         store,
-        markets: BTreeMap::from([(
-            vast.name(),
-            Market {
-                provider: vast,
-                listing,
-            },
-        )]),
+        markets: BTreeMap::from([(provider.name(), Market { provider, listing })]),
         ssh_key: Arc::new(key),
         public_key,
         controller_id,
@@ -248,6 +251,8 @@ async fn assemble(config: ServerConfig, addr: SocketAddr) -> Result<App, ServerE
         progress: ProgressBoard::default(),
         imports: Imports::default(),
         token_uses: auth::Uses::default(),
+        curves: Curves::default(),
+        passes: Semaphore::new(1),
         work: Notify::new(),
         reap: Notify::new(),
         watch: Notify::new(),

@@ -20,9 +20,9 @@
 //! at READ COMMITTED each statement sees all that was committed before it. Locks are taken in
 //! one order (workspace, workflow, snapshot, instance; a machine's statistics before its
 //! blocks), so that nobody waits in a circle. Should one be found all the same, PostgreSQL
-//! undoes one transaction whole and [`transact`] begins it anew. Nothing else is
-//! repeated here: a write whose reply was lost may have happened, and only its caller knows
-//! by which id to look.
+//! undoes one transaction whole and [`transact`] begins it anew. Else only what has
+//! no effect is repeated (reads, and beginnings, on another connection): a write whose reply was
+//! lost may have happened, and only its caller knows by which id to look.
 
 mod inspect;
 mod postgres;
@@ -32,6 +32,8 @@ mod tests;
 
 use crate::column::{Arg, Record};
 use crate::error::{Error, Result};
+use futures::TryStreamExt as _;
+use postgres::{again, live};
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{Decode, Postgres, Row as _, Sqlite, Transaction, Type};
@@ -179,10 +181,40 @@ impl Db {
                 rows.into_iter().map(|row| T::read(&Row::Sqlite(row))).collect()
             }
             Self::Postgres(pool) => {
-                let rows = bound!(sql.postgres, args).fetch_all(pool).await?;
+                let mut tries = 0;
+                let rows = loop {
+                    match bound!(sql.postgres, args.clone()).fetch_all(pool).await {
+                        Err(error) if again(&error, tries) => tries += 1,
+                        done => break done?,
+                    }
+                };
                 rows.into_iter().map(|row| T::read(&Row::Postgres(row))).collect()
             }
         }
+    }
+
+    /// Reads row by row, for answers that memory should not hold whole. Not repeated.
+    pub(crate) async fn each<T: Record>(
+        &self,
+        sql: Sql,
+        args: Vec<Arg>,
+        mut visit: impl FnMut(T),
+    ) -> Result<()> {
+        match self {
+            Self::Sqlite { read, .. } => {
+                let mut rows = bound!(sql.sqlite, args).fetch(read);
+                while let Some(row) = rows.try_next().await? {
+                    visit(T::read(&Row::Sqlite(row))?);
+                }
+            }
+            Self::Postgres(pool) => {
+                let mut rows = bound!(sql.postgres, args).fetch(pool);
+                while let Some(row) = rows.try_next().await? {
+                    visit(T::read(&Row::Postgres(row))?);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Reads the first row.
@@ -201,7 +233,8 @@ impl Db {
                     done.map(|done| done.rows_affected())
                 }
                 Self::Postgres(pool) => {
-                    let done = bound!(sql.postgres, args).execute(pool).await;
+                    let mut conn = live(pool).await?;
+                    let done = bound!(sql.postgres, args).execute(&mut *conn).await;
                     done.map(|done| done.rows_affected())
                 }
             };
@@ -216,7 +249,15 @@ impl Db {
     pub(crate) async fn begin(&self) -> Result<Tx> {
         match self {
             Self::Sqlite { write, .. } => Ok(Tx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?)),
-            Self::Postgres(pool) => Ok(Tx::Postgres(pool.begin().await?)),
+            Self::Postgres(pool) => {
+                let mut tries = 0;
+                loop {
+                    match pool.begin().await {
+                        Err(error) if again(&error, tries) => tries += 1,
+                        begun => break Ok(Tx::Postgres(begun?)),
+                    }
+                }
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ mod census;
 mod column;
 mod engine;
 mod error;
+mod extreme;
 mod failover_event;
 mod instance;
 mod interrupt;
@@ -39,10 +40,11 @@ pub use attempt_list::{AttemptCursor, AttemptFilter, Counted, DayCount, ReasonCo
 pub use blacklist::{BlacklistFilter, BlacklistRow, NewBlacklist, in_the_way};
 pub use engine::Inspection;
 pub use error::{Error, Result};
+pub use extreme::{Extreme, MachineFilter, ScoreCursor};
 pub use failover_event::FailoverEventRow;
 pub use instance::{InstanceRow, InstanceState, NewInstance};
 pub use interrupt::Interrupt;
-pub use machine::{Block, Extreme, MachineFilter, MachineRow, ScoreCursor};
+pub use machine::{Block, MachineRow};
 pub use recent::GuardVote;
 pub use rollup::{Rollup, word_of};
 pub use snapshot::{NewSnapshot, SnapshotRow, SnapshotState};
@@ -139,6 +141,7 @@ pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, en
         ("attempt_list", attempt_list::STATEMENTS),
         ("blacklist", blacklist::STATEMENTS),
         ("census", census::STATEMENTS),
+        ("extreme", extreme::STATEMENTS),
         ("failover_event", failover_event::STATEMENTS),
         ("instance", instance::STATEMENTS),
         ("interrupt", interrupt::STATEMENTS),

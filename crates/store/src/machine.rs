@@ -13,8 +13,6 @@ use dumont_core::history::{Level, Stats};
 use dumont_core::id::MachineRef;
 use dumont_core::reliability::{Bucket, Counts, FLEET_MEAN, MACHINE_WEIGHT, Sums};
 use dumont_core::time::Timestamp;
-use std::fmt;
-use std::str::FromStr;
 
 statements! {
     TOUCH: ["INSERT INTO machine_stats (provider, machine_id, total_attempts, successful_attempts, \
@@ -39,24 +37,6 @@ statements! {
             AND b.machine_id = s.machine_id AND b.is_active AND b.scope IS NULL \
             AND (b.expires_at IS NULL OR b.expires_at > $3) \
             WHERE (s.provider, s.machine_id) > ($1, $2) ORDER BY s.provider, s.machine_id LIMIT $4"];
-    PROBLEMATIC: ["SELECT s.*, b.blacklist_type, b.reason AS block_reason, b.blacklisted_at, b.expires_at, b.scope \
-            FROM machine_stats s LEFT JOIN machine_blacklist b ON b.provider = s.provider \
-            AND b.machine_id = s.machine_id AND b.is_active AND b.scope IS NULL \
-            AND (b.expires_at IS NULL OR b.expires_at > $1) \
-            WHERE (b.id IS NOT NULL OR s.success_rate < 0.5) \
-            AND s.successful_attempts + s.failed_attempts >= $2 AND s.provider = COALESCE($3, s.provider) \
-            AND COALESCE(s.last_attempt_at, 0) >= COALESCE($4, 0) \
-            AND (s.reliability_score, s.provider, s.machine_id) > ($5, $6, $7) \
-            ORDER BY s.reliability_score, s.provider, s.machine_id LIMIT $8"];
-    RELIABLE: ["SELECT s.*, b.blacklist_type, b.reason AS block_reason, b.blacklisted_at, b.expires_at, b.scope \
-            FROM machine_stats s LEFT JOIN machine_blacklist b ON b.provider = s.provider \
-            AND b.machine_id = s.machine_id AND b.is_active AND b.scope IS NULL \
-            AND (b.expires_at IS NULL OR b.expires_at > $1) \
-            WHERE b.id IS NULL AND s.success_rate >= 0.7 \
-            AND s.successful_attempts + s.failed_attempts >= $2 AND s.provider = COALESCE($3, s.provider) \
-            AND COALESCE(s.last_attempt_at, 0) >= COALESCE($4, 0) \
-            AND (s.reliability_score, s.provider, s.machine_id) < ($5, $6, $7) \
-            ORDER BY s.reliability_score DESC, s.provider DESC, s.machine_id DESC LIMIT $8"];
 }
 
 /// The block that is in force.
@@ -110,56 +90,6 @@ record!(MachineRow {
 impl MachineRow {
     pub fn level(&self) -> Level {
         Level::of(self.stats.success_rate(), self.block.is_some())
-    }
-}
-
-/// Which end of the ranking.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extreme {
-    /// Blocked now, or a rate under fair; worst score first.
-    Problematic,
-    /// Not blocked, and a rate of good or better; best score first.
-    Reliable,
-}
-
-/// Which machines a list of extremes shows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct MachineFilter {
-    pub provider: Option<String>,
-    /// Tried at or after.
-    pub since: Option<Timestamp>,
-    /// Counted attempts, at least.
-    pub min_attempts: u32,
-}
-
-/// Where a page of machines ordered by score begins. The score travels as its bits: a
-/// rounded one would repeat or skip a machine.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ScoreCursor {
-    pub score: f64,
-    pub machine: MachineRef,
-}
-
-impl fmt::Display for ScoreCursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}:{}", self.score.to_bits(), self.machine)
-    }
-}
-
-impl FromStr for ScoreCursor {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let parts = s.split_once(':').and_then(|(bits, machine)| {
-            let score = f64::from_bits(u64::from_str_radix(bits, 16).ok()?);
-            let machine = machine.parse().ok()?;
-            score.is_finite().then_some(Self { score, machine })
-        });
-        parts.ok_or_else(|| {
-            format!(
-                "{:?} is no place in a list of machines",
-                s.chars().take(80).collect::<String>()
-            )
-        })
     }
 }
 
@@ -337,46 +267,5 @@ impl Store {
             .await?;
         self.score_now(&mut rows, now).await?;
         Ok(Page::cut(rows, limit, |m: &MachineRow| m.machine.to_string()))
-    }
-
-    /// By the score as of each one's last attempt; see [`Extreme`].
-    pub async fn extreme_machines(
-        &self,
-        which: Extreme,
-        filter: &MachineFilter,
-        after: Option<&ScoreCursor>,
-        limit: u32,
-        now: Timestamp,
-    ) -> Result<Page<MachineRow>> {
-        // Scores lie in [0, 1]; no machine sorts before an empty name or after a '~'.
-        let (sql, edge, name) = match which {
-            Extreme::Problematic => (PROBLEMATIC, -1.0, ""),
-            Extreme::Reliable => (RELIABLE, 2.0, "~"),
-        };
-        let (score, provider, id) = after.map_or((edge, name, name), |c| {
-            (
-                c.score,
-                c.machine.provider.as_str(),
-                c.machine.machine_id.as_str(),
-            )
-        });
-        let args = args![
-            now,
-            filter.min_attempts,
-            filter.provider.as_deref(),
-            filter.since,
-            score,
-            provider,
-            id,
-            u64::from(limit) + 1,
-        ];
-        let rows = self.db.all(sql, args).await?;
-        // The cursor holds the stored score, which the order goes by.
-        let mut page = Page::cut(rows, limit, |m: &MachineRow| {
-            let (score, machine) = (m.reliability_score, m.machine.clone());
-            ScoreCursor { score, machine }.to_string()
-        });
-        self.score_now(&mut page.items, now).await?;
-        Ok(page)
     }
 }

@@ -44,6 +44,9 @@ statements! {
             WHERE provider = $1 AND kind = 'bucket' GROUP BY kind, name, epoch \
             UNION ALL SELECT kind, name, epoch, s, f, as_of FROM " EACH_2 " JOIN reliability_sums \
             ON provider = $1 AND kind = 'operator' AND name = each.value"];
+    ALL_SUMS: ["SELECT provider, kind, name, epoch, SUM(s) AS s, SUM(f) AS f, MAX(as_of) AS as_of \
+                FROM reliability_sums WHERE provider = COALESCE($1, provider) \
+                GROUP BY provider, kind, name, epoch"];
     MANY: ["SELECT s.provider, s.machine_id, s.total_attempts, s.successful_attempts, s.failed_attempts, \
             s.uncounted_attempts, s.consecutive_failures, s.ready_attempts, s.ready_total_ms, s.last_attempt_at, \
             s.last_success_at, s.last_failure_at, s.sum_s, s.sum_f, s.sums_at, s.reliability_score, s.host_id, s.bucket, \
@@ -153,6 +156,21 @@ record!(SumRow {
     as_of
 });
 
+/// The same, of any provider.
+struct AnySum {
+    provider: String,
+    sum: SumRow,
+}
+
+impl crate::column::Record for AnySum {
+    fn read(row: &Row) -> Result<Self> {
+        Ok(Self {
+            provider: row.get("provider")?,
+            sum: crate::column::Record::read(row)?,
+        })
+    }
+}
+
 impl SumRow {
     /// As `core` reads it: decayed to the time of its last attempt.
     fn counts(&self) -> Counts {
@@ -177,15 +195,19 @@ impl Priors {
     fn of(rows: Vec<SumRow>) -> Self {
         let mut out = Self::default();
         for row in rows {
-            let counts = row.counts();
-            let sums = if row.kind == OPERATOR {
-                &mut out.operators
-            } else {
-                &mut out.buckets
-            };
-            sums.entry(row.name).or_default().add(counts, row.as_of);
+            out.add(row);
         }
         out
+    }
+
+    fn add(&mut self, row: SumRow) {
+        let counts = row.counts();
+        let sums = if row.kind == OPERATOR {
+            &mut self.operators
+        } else {
+            &mut self.buckets
+        };
+        sums.entry(row.name).or_default().add(counts, row.as_of);
     }
 
     /// What is known beside the machine's own record.
@@ -242,9 +264,12 @@ impl Store {
     pub async fn standings(&self, provider: &str, offers: &[Offer], now: Timestamp) -> Result<Standings> {
         let machines: BTreeSet<&str> = offers.iter().map(|o| o.machine.machine_id.as_str()).collect();
         let operators: BTreeSet<&str> = offers.iter().filter_map(|o| o.host_id.as_deref()).collect();
-        let rows: Vec<MachineRow> = self.db.all(MANY, args![provider, json(&machines)?, now]).await?;
+        let rows = self.db.all(MANY, args![provider, json(&machines)?, now]);
+        // Side by side: each is a round trip, and for thousands of machines a core's work.
+        let (rows, priors): (Vec<MachineRow>, Priors) =
+            futures::try_join!(rows, self.priors(provider, &operators))?;
         let mut out = Standings {
-            priors: self.priors(provider, &operators).await?,
+            priors,
             ..Standings::default()
         };
         // A row per entry: one for everything, and one for each CUDA version.
@@ -268,6 +293,14 @@ impl Store {
     async fn priors(&self, provider: &str, operators: &BTreeSet<&str>) -> Result<Priors> {
         let rows = self.db.all(SUMS, args![provider, json(operators)?]).await?;
         Ok(Priors::of(rows))
+    }
+
+    /// Those of every operator and bucket, by provider.
+    pub(crate) async fn all_priors(&self, provider: Option<&str>) -> Result<HashMap<String, Priors>> {
+        let mut out: HashMap<String, Priors> = HashMap::new();
+        let add = |row: AnySum| out.entry(row.provider).or_default().add(row.sum);
+        self.db.each(ALL_SUMS, args![provider], add).await?;
+        Ok(out)
     }
 
     /// Scores of `now` in rows whose stored one is of their last attempt.

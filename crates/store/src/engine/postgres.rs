@@ -2,8 +2,9 @@
 
 use super::Db;
 use crate::error::{Error, Result};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, Postgres};
 use std::time::Duration;
 
 impl Db {
@@ -16,13 +17,29 @@ impl Db {
 }
 
 /// Commands of dumont come in bursts and are short: a few connections carry many workflows,
-/// and a server with the usual hundred has room for several replicas. Each is tried before
-/// it is lent, so that a restart of the database costs no request; while the database is
-/// away, one waits for it this long.
+/// and a server with the usual hundred has room for several replicas.
+pub(super) const CONNECTIONS: u32 = 10;
+/// How long a connection is trusted that nobody used.
+const TRUSTED: Duration = Duration::from_secs(1);
+
+/// A restart of the database costs no request. A connection that lay idle is tried before it is
+/// lent; one in use a moment ago is not, as the trial would double the way there and back of
+/// most queries. Should it have died in that moment, what has no effect yet is done again on
+/// another ([`again`]), and a write that stands alone tries its connection first ([`live`]).
+/// While the database is away, one waits for it this long.
 fn postgres_pool() -> PgPoolOptions {
     PgPoolOptions::new()
-        .max_connections(10)
+        .max_connections(CONNECTIONS)
         .acquire_timeout(Duration::from_secs(10))
+        .test_before_acquire(false)
+        .before_acquire(|conn, meta| {
+            Box::pin(async move {
+                if meta.idle_for > TRUSTED {
+                    conn.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .after_connect(|conn, _| {
             Box::pin(async move {
                 // A lost controller's transaction must not hold its locks for ever.
@@ -35,6 +52,31 @@ fn postgres_pool() -> PgPoolOptions {
                 .map(drop)
             })
         })
+}
+
+/// Whether what failed, and had no effect, is worth another connection. Every one may have died
+/// at once, and each failure removes one from the pool.
+pub(super) fn again(error: &sqlx::Error, tries: u32) -> bool {
+    let dead = match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
+        // Ended by the server, or by its crash.
+        e => e
+            .as_database_error()
+            .and_then(|e| e.code())
+            .is_some_and(|code| matches!(&*code, "57P01" | "57P02")),
+    };
+    dead && tries <= CONNECTIONS
+}
+
+/// A connection that answers.
+pub(super) async fn live(pool: &PgPool) -> sqlx::Result<PoolConnection<Postgres>> {
+    loop {
+        let mut conn = pool.acquire().await?;
+        if conn.ping().await.is_ok() {
+            return Ok(conn);
+        }
+        conn.close_on_drop();
+    }
 }
 
 /// What sqlx says of a URL that it cannot read may hold the password.

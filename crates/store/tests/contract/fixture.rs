@@ -14,6 +14,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub const LEASE: Duration = Duration::from_secs(60);
+/// Seconds, as [`at`] takes them.
+pub const DAY: i64 = 86_400;
 
 /// Where a test's database is; it goes with the fixture.
 pub enum Fixture {

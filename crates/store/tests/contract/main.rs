@@ -7,10 +7,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod attempts;
+mod blocks;
+mod dice;
 mod fixture;
-mod history;
 mod instances;
+mod keeping;
+mod lists;
 mod restart;
+mod scores;
 mod sharing;
 mod small;
 mod snapshots;
@@ -46,17 +50,11 @@ on_every_engine! {
         a_manual_entry_outlives_the_rules,
         machines_are_paged_and_asked_for_in_bulk,
         attempts_are_read_as_written;
-    history:
+    blocks:
         old_failures_do_not_block_twice,
         what_others_say_counts_and_never_blocks,
         three_losses_in_a_week_block_for_a_day,
-        incidents_and_drivers_are_not_charged,
-        scores_are_what_a_recount_gives,
-        thirty_two_writers_lose_and_double_nothing,
-        rolled_up_attempts_stay_in_the_numbers,
-        what_is_exported_can_be_imported_elsewhere,
-        the_summary_agrees_with_the_levels,
-        lists_are_filtered_and_paged;
+        incidents_and_drivers_are_not_charged;
     sharing:
         counts_are_added_once_whatever_came_before,
         imports_side_by_side_add_nothing_twice;
@@ -65,6 +63,16 @@ on_every_engine! {
         states_only_move_forward,
         a_late_reply_does_not_revive,
         open_ones_are_never_forgotten;
+    keeping:
+        rolled_up_attempts_stay_in_the_numbers,
+        what_is_exported_can_be_imported_elsewhere;
+    lists:
+        the_summary_agrees_with_the_levels,
+        lists_are_filtered_and_paged;
+    scores:
+        scores_are_what_a_recount_gives,
+        extremes_are_ordered_by_what_a_score_is_worth_now,
+        thirty_two_writers_lose_and_double_nothing;
     small:
         a_name_is_taken_until_its_workspace_is_deleted,
         workspaces_are_paged_by_name,

@@ -1,14 +1,15 @@
 //! What one server has rolled up, taken over by another: once, whatever came before and however
 //! often it comes.
 
-use crate::fixture::{Fixture, at, machine};
-use crate::history::{DAY, Dice, HOUR, any};
+use crate::dice::{Dice, any};
+use crate::fixture::{DAY, Fixture, at, machine};
 use dumont_core::blacklist::Settings;
 use dumont_core::history::Stats;
 use dumont_core::time::Timestamp;
 use dumont_store::{ForeignRollup, NewAttempt, Rollup, Store};
 
 const MACHINES: u32 = 4;
+const HOUR: i64 = DAY / 24;
 
 /// All that `from` would export now, under its name.
 async fn exported(from: &Store) -> (Vec<ForeignRollup>, Vec<NewAttempt>) {

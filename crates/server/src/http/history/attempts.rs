@@ -1,11 +1,11 @@
 //! `/machines/history/attempts`: every try, ours and reported ones.
 
-use super::{after, machine, page, provider, since, text};
+use super::{Listed, machine, page, text};
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::params::{Params, limit};
+use crate::http::params::Params;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
@@ -44,21 +44,21 @@ pub async fn list(
         }
         _ => None,
     };
+    let paging = PageQuery {
+        limit: query.limit,
+        after: query.after,
+    };
+    let listed = Listed::of(&app, query.provider.as_ref(), query.period.as_ref(), &paging)?;
     let filter = AttemptFilter {
-        provider: provider(&app, query.provider.as_ref())?,
-        since: since(&app, query.period.as_ref())?,
+        provider: listed.provider,
+        since: listed.since,
         counted: query.success.as_deref().map(counted).transpose()?,
     };
-    let from = after(query.after.as_ref())?;
-    let most = limit(&PageQuery {
-        limit: query.limit,
-        after: None,
-    })?;
     let rows = app
         .store
-        .list_attempts(machine.as_ref(), &filter, from, most)
+        .list_attempts(machine.as_ref(), &filter, listed.after, listed.limit)
         .await?;
-    Ok(Json(page(rows, from.is_some(), shown)?))
+    Ok(Json(page(rows, listed.after.is_some(), shown)?))
 }
 
 /// Reports of one token on one machine that are kept in a day beside the first: what is said

@@ -1,11 +1,11 @@
 //! `/machines/history/blacklist`: who blocks what, since when and until when.
 
-use super::{after, duration, machine, page, provider, since, text};
+use super::{Listed, duration, machine, page, text};
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::params::{Params, Path, limit};
+use crate::http::params::{Params, Path};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
@@ -33,20 +33,23 @@ pub async fn list(
     State(app): State<Arc<App>>,
     Params(query): Params<BlacklistQuery>,
 ) -> ApiResult<Json<Page<BlacklistEntry>>> {
+    let paging = PageQuery {
+        limit: query.limit,
+        after: query.after,
+    };
+    let listed = Listed::of(&app, query.provider.as_ref(), query.period.as_ref(), &paging)?;
     let filter = BlacklistFilter {
-        provider: provider(&app, query.provider.as_ref())?,
+        provider: listed.provider,
         blacklist_type: query.blacklist_type.as_deref().map(kind).transpose()?,
-        since: since(&app, query.period.as_ref())?,
+        since: listed.since,
         closed: query.include_closed.unwrap_or(false),
     };
-    let from = after(query.after.as_ref())?;
-    let most = limit(&PageQuery {
-        limit: query.limit,
-        after: None,
-    })?;
     let now = app.now();
-    let rows = app.store.list_blacklist(&filter, from, most, now).await?;
-    Ok(Json(page(rows, from.is_some(), |row| shown(row, now))?))
+    let rows = app
+        .store
+        .list_blacklist(&filter, listed.after, listed.limit, now)
+        .await?;
+    Ok(Json(page(rows, listed.after.is_some(), |row| shown(row, now))?))
 }
 
 /// Blocks a machine, or changes the entry that is in force.

@@ -1,9 +1,9 @@
 //! `/machines/history/stats`, `…/problematic`, `…/reliable`: machines by their record.
 
-use super::{after, blacklist, machine, page, provider, since};
+use super::{Listed, blacklist, machine, page};
 use crate::app::App;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::params::{Params, Path, limit};
+use crate::http::params::{Params, Path};
 use axum::Json;
 use axum::extract::State;
 use dumont_core::time::Timestamp;
@@ -98,23 +98,26 @@ pub async fn reliable(
 }
 
 async fn extreme(app: &App, which: Extreme, query: &MachinesQuery) -> ApiResult<Json<Page<MachineStats>>> {
+    let paging = PageQuery {
+        limit: query.limit,
+        after: query.after.clone(),
+    };
+    let listed: Listed<ScoreCursor> =
+        Listed::of(app, query.provider.as_ref(), query.period.as_ref(), &paging)?;
     // One blocked by hand is problematic though it was never tried.
     let least = u32::from(which == Extreme::Reliable);
     let filter = MachineFilter {
-        provider: provider(app, query.provider.as_ref())?,
-        since: since(app, query.period.as_ref())?,
+        provider: listed.provider,
+        since: listed.since,
         min_attempts: query.min_attempts.unwrap_or(least),
     };
-    let from: Option<ScoreCursor> = after(query.after.as_ref())?;
-    let most = limit(&PageQuery {
-        limit: query.limit,
-        after: None,
-    })?;
+    // Each is a pass over every machine: whoever asks for many at once waits for their own.
+    let _turn = app.passes.acquire().await;
     let rows = app
         .store
-        .extreme_machines(which, &filter, from.as_ref(), most, app.now())
+        .extreme_machines(which, &filter, listed.after.as_ref(), listed.limit, app.now())
         .await?;
-    Ok(Json(page(rows, from.is_some(), shown)?))
+    Ok(Json(page(rows, listed.after.is_some(), shown)?))
 }
 
 pub fn reason(row: ReasonRow) -> ReasonCount {

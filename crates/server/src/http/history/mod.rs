@@ -11,12 +11,13 @@ pub mod machines;
 pub mod summary;
 
 use super::error::{ApiError, ApiResult};
+use super::params::limit;
 use crate::app::App;
 use axum::http::StatusCode;
 use dumont_core::id::MachineRef;
 use dumont_core::time::Timestamp;
 use dumont_store::Page as Rows;
-use dumont_wire::rest::Page;
+use dumont_wire::rest::{Page, PageQuery};
 use std::time::Duration;
 
 /// The longest that a block or a period may be: ten years.
@@ -106,6 +107,30 @@ fn after<T: std::str::FromStr>(given: Option<&String>) -> ApiResult<Option<T>> {
         )
     };
     given.map(|t| t.parse().map_err(|_| refused(t))).transpose()
+}
+
+/// What every list of the history is filtered and paged by, checked.
+struct Listed<C> {
+    provider: Option<String>,
+    since: Option<Timestamp>,
+    after: Option<C>,
+    limit: u32,
+}
+
+impl<C: std::str::FromStr> Listed<C> {
+    fn of(
+        app: &App,
+        provider_given: Option<&String>,
+        period: Option<&String>,
+        page: &PageQuery,
+    ) -> ApiResult<Self> {
+        Ok(Self {
+            provider: provider(app, provider_given)?,
+            since: since(app, period)?,
+            after: after(page.after.as_ref())?,
+            limit: limit(page)?,
+        })
+    }
 }
 
 /// Rows as the API shows them. A page that begins where the list has ended is an error: who
