@@ -12,8 +12,8 @@
 //!   minute that its directory is gone, and ends.
 //!
 //! `initdb` and `postgres` refuse to run as root; as root they run as the user `postgres`,
-//! which the Debian package makes. Data is not synced to disk: it survives a kill of every
-//! process, which is what tests do, not a power cut.
+//! which the Debian package makes. Data is not synced to disk (unless asked for): it survives
+//! a kill of every process, which is what tests do, not a power cut.
 
 mod programs;
 mod sweep;
@@ -71,23 +71,37 @@ pub struct Cluster {
     _owner: fs::File,
     port: u16,
     password: String,
+    settings: Vec<String>,
     server: Mutex<Option<Server>>,
 }
 
 impl Cluster {
     /// Makes a cluster and starts it.
     pub fn start() -> Result<Self> {
+        // Small segments: a new cluster writes one whole.
+        Self::start_as(&["--wal-segsize=1"], &[HASTY, SHARED].concat())
+    }
+
+    /// One that syncs to disk as PostgreSQL does by itself, for measurements. `settings` are
+    /// `name=value`.
+    pub fn start_durable(settings: &[&str]) -> Result<Self> {
+        Self::start_as(&[], &[settings, SHARED].concat())
+    }
+
+    fn start_as(initdb: &[&str], settings: &[&str]) -> Result<Self> {
         let programs = Programs::find()?;
         let (dir, owner) = sweep::owned_dir(&programs)?;
         let password = password();
-        init(&programs, dir.path(), &password)?;
-        let (port, server) = serve_anywhere(&programs, dir.path())?;
+        init(&programs, dir.path(), &password, initdb)?;
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        let (port, server) = serve_anywhere(&programs, dir.path(), &settings)?;
         Ok(Self {
             programs,
             dir,
             _owner: owner,
             port,
             password,
+            settings,
             server: Mutex::new(Some(server)),
         })
     }
@@ -96,7 +110,12 @@ impl Cluster {
     pub fn resume(&self) -> Result<()> {
         let mut server = self.server.lock().unwrap_or_else(|e| e.into_inner());
         if server.is_none() {
-            *server = Some(Server::start(&self.programs, self.dir.path(), self.port)?);
+            *server = Some(Server::start(
+                &self.programs,
+                self.dir.path(),
+                self.port,
+                &self.settings,
+            )?);
         }
         Ok(())
     }
@@ -169,7 +188,7 @@ impl Drop for Cluster {
 }
 
 /// Trusts the socket, whose directory is private; asks everybody else for the password.
-fn init(programs: &Programs, dir: &Path, password: &str) -> Result<()> {
+fn init(programs: &Programs, dir: &Path, password: &str, more: &[&str]) -> Result<()> {
     let file = dir.join("password");
     fs::write(&file, password).map_err(at("write the password"))?;
     programs.give(&file)?;
@@ -189,26 +208,26 @@ fn init(programs: &Programs, dir: &Path, password: &str) -> Result<()> {
             "--locale-provider=icu",
             "--icu-locale=en-US",
         ])
-        .args(["--no-sync", "--wal-segsize=1"]);
+        .arg("--no-sync")
+        .args(more);
     programs::run("initdb", initdb).map(drop)
 }
 
 /// On a free port; another one where somebody was faster.
-fn serve_anywhere(programs: &Programs, dir: &Path) -> Result<(u16, Server)> {
+fn serve_anywhere(programs: &Programs, dir: &Path, settings: &[String]) -> Result<(u16, Server)> {
     let mut tries = 0;
     loop {
         let port = free_port()?;
-        match Server::start(programs, dir, port) {
+        match Server::start(programs, dir, port, settings) {
             Err(Error::NotReady { log }) if log.contains("could not bind") && tries < 10 => tries += 1,
             started => return started.map(|server| (port, server)),
         }
     }
 }
 
-const SETTINGS: &[&str] = &[
-    "fsync=off",
-    "full_page_writes=off",
-    "shared_buffers=16MB",
+/// For tests: what is lost with the power is lost with the test.
+const HASTY: &[&str] = &["fsync=off", "full_page_writes=off", "shared_buffers=16MB"];
+const SHARED: &[&str] = &[
     "max_connections=100",
     "dynamic_shared_memory_type=mmap",
     "listen_addresses=127.0.0.1",
@@ -223,12 +242,12 @@ struct Server {
 
 impl Server {
     /// Starts it and waits until it answers.
-    fn start(programs: &Programs, dir: &Path, port: u16) -> Result<Self> {
+    fn start(programs: &Programs, dir: &Path, port: u16, settings: &[String]) -> Result<Self> {
         let data = dir.join("data");
         let log = fs::File::create(Cluster::log(dir)).map_err(at("create the server's log"))?;
         let mut postgres = programs.bound_command("postgres");
         postgres.arg("-D").arg(&data).arg("-p").arg(port.to_string());
-        for setting in SETTINGS {
+        for setting in settings {
             postgres.arg("-c").arg(setting);
         }
         postgres
