@@ -84,7 +84,7 @@ fn holes_stay_holes() {
     file.set_len(64 << 20).unwrap();
     File::create(world.work().join("nothing-but"))
         .unwrap()
-        .set_len(1 << 30)
+        .set_len(1 << 26)
         .unwrap();
     let (report, head, _) = world.snapshot();
     assert!(report.uploaded_bytes < 250_000, "{}", report.uploaded_bytes);
