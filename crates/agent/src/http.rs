@@ -168,7 +168,7 @@ impl Http {
         })
     }
 
-    /// Reads an object or a part of it.
+    /// Reads an object or a part of it into `out`, whose content it replaces.
     pub fn get(
         &self,
         job: &Job,
@@ -176,13 +176,14 @@ impl Http {
         addresses: &[IpAddr],
         headers: &BTreeMap<String, String>,
         range: Option<&Range<u64>>,
-    ) -> Result<Vec<u8>, HttpError> {
+        out: &mut Vec<u8>,
+    ) -> Result<(), HttpError> {
         self.names.note(url, addresses);
+        out.clear();
         if range.is_some_and(Range::is_empty) {
-            return Ok(Vec::new());
+            return Ok(());
         }
         // What came before a connection broke is not asked for again.
-        let mut out = Vec::new();
         with_retries(job, |_| {
             let mut request = self.agent.get(url);
             for (name, value) in granted(headers) {
@@ -196,9 +197,8 @@ impl Http {
             if range.is_some() && response.status().as_u16() == 416 {
                 return Ok(());
             }
-            read(check(response)?, rest.as_ref(), &mut out)
-        })?;
-        Ok(out)
+            read(check(response)?, rest.as_ref(), out)
+        })
     }
 }
 

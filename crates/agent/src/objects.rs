@@ -102,10 +102,11 @@ impl<'a> Source<'a> {
         url: &str,
         grant: &DownloadGrant,
         range: Option<&Range<u64>>,
-    ) -> Result<Vec<u8>, HttpError> {
+        out: &mut Vec<u8>,
+    ) -> Result<(), HttpError> {
         self.job
             .http
-            .get(self.job, url, &grant.addresses, &grant.headers, range)
+            .get(self.job, url, &grant.addresses, &grant.headers, range, out)
     }
 
     /// Another thread may have done so already: only the URL that was refused is dropped.
@@ -134,14 +135,20 @@ impl ObjectSource for Source<'_> {
     }
 
     fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Vec<u8>, StoreError> {
+        let mut out = Vec::new();
+        self.get_into(key, range, &mut out)?;
+        Ok(out)
+    }
+
+    fn get_into(&self, key: &str, range: Option<Range<u64>>, out: &mut Vec<u8>) -> Result<(), StoreError> {
         let mut fresh = true;
         loop {
             let grant = self.granted(key)?;
             let Some(url) = &grant.url else {
                 return Err(told(self.job, explain("download", key, HttpError::Missing)));
             };
-            match self.get_granted(url, &grant, range.as_ref()) {
-                Ok(bytes) => return Ok(bytes),
+            match self.get_granted(url, &grant, range.as_ref(), out) {
+                Ok(()) => return Ok(()),
                 Err(HttpError::Refused(_)) if fresh => {
                     fresh = false;
                     self.forget(&grant);

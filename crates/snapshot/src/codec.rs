@@ -193,7 +193,8 @@ impl Encoder {
     }
 }
 
-/// One per thread.
+/// One per thread. Its buffers grow to the longest chunk and are never cleared: what is decoded
+/// covers what is given out.
 pub(crate) struct Decoder {
     zstd: Decompressor<'static>,
     out: Vec<u8>,
@@ -220,26 +221,23 @@ impl Decoder {
         if raw_len > MAX_CHUNK {
             return Err(Malformed("a chunk is longer than chunks can be"));
         }
-        let raw = match codec.width() {
-            Some(width) => {
-                planes::join(
-                    stored,
-                    raw_len,
-                    width,
-                    &mut self.zstd,
-                    &mut self.planes,
-                    &mut self.out,
-                )?;
-                &self.out
-            }
-            None if codec == Codec::Raw => stored,
-            None => {
-                self.out.clear();
-                self.out.reserve(raw_len);
-                self.zstd
-                    .decompress_to_buffer(stored, &mut self.out)
-                    .map_err(|_| Malformed("its compressed bytes do not decode"))?;
-                &self.out
+        let raw = if codec == Codec::Raw {
+            stored
+        } else {
+            let out = at_least(&mut self.out, raw_len);
+            match codec.width() {
+                Some(width) => {
+                    let planes = at_least(&mut self.planes, raw_len);
+                    planes::join(stored, width, &mut self.zstd, planes, out)?;
+                    out
+                }
+                None => {
+                    let n = self
+                        .zstd
+                        .decompress_to_buffer(stored, out)
+                        .map_err(|_| Malformed("its compressed bytes do not decode"))?;
+                    &out[..n]
+                }
             }
         };
         if raw.len() == raw_len {
@@ -248,6 +246,13 @@ impl Decoder {
             Err(Malformed("its bytes decode to another length"))
         }
     }
+}
+
+fn at_least(buf: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if buf.len() < len {
+        buf.resize(len, 0);
+    }
+    &mut buf[..len]
 }
 
 #[cfg(test)]

@@ -45,4 +45,14 @@ pub trait ObjectSource: Sync {
     /// # Errors
     /// Any [`StoreError`]. An answer of another length than asked for counts as corruption.
     fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Vec<u8>, StoreError>;
+
+    /// The same into a buffer, whose content is replaced: fresh memory for every range costs the
+    /// kernel as much as receiving it.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    fn get_into(&self, key: &str, range: Option<Range<u64>>, out: &mut Vec<u8>) -> Result<(), StoreError> {
+        *out = self.get(key, range)?;
+        Ok(())
+    }
 }

@@ -1,5 +1,6 @@
 //! The command line: one file per noun.
 
+mod bench;
 mod completions;
 mod config;
 mod deploy;
@@ -97,6 +98,9 @@ enum Command {
     /// Measure dumont's decisions in a simulated market
     #[command(subcommand)]
     Simulate(simulate::SimulateCommand),
+    /// Measure how fast parts of dumont are on this machine
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
 }
 
 /// Runs what was asked for.
@@ -121,6 +125,7 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Completions(a) => completions::completions(Args::command(), &a),
         Command::Man(a) => completions::man(Args::command(), &a),
         Command::Simulate(c) => simulate::run(globals, c).await,
+        Command::Bench(c) => bench::run(globals, c).await,
     }
 }
 

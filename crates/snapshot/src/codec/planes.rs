@@ -143,48 +143,55 @@ fn gather<const W: usize>(raw: &[u8], k: usize, plane: &mut Vec<u8>) {
     plane.extend(raw.as_chunks::<W>().0.iter().map(|number| number[k]));
 }
 
-fn scatter<const W: usize>(plane: &[u8], k: usize, raw: &mut [u8]) {
-    for (number, byte) in raw.as_chunks_mut::<W>().0.iter_mut().zip(plane) {
-        number[k] = *byte;
+/// One pass over all planes: a pass for each would go through the memory as many times.
+fn weave(planes: [&[u8]; MAX_WIDTH], width: usize, raw: &mut [u8]) {
+    let [a, b, c, d] = planes;
+    if width == 2 {
+        let numbers = raw.as_chunks_mut::<2>().0.iter_mut();
+        numbers.zip(a).zip(b).for_each(|((n, a), b)| *n = [*a, *b]);
+    } else {
+        let numbers = raw.as_chunks_mut::<4>().0.iter_mut();
+        let bytes = a.iter().zip(b).zip(c).zip(d);
+        numbers
+            .zip(bytes)
+            .for_each(|(n, (((a, b), c), d))| *n = [*a, *b, *c, *d]);
     }
 }
 
-/// Puts planes together again into `raw_len` bytes of `out`.
+/// Puts planes together again into `raw`; `scratch` is at least as long.
 pub(super) fn join(
     stored: &[u8],
-    raw_len: usize,
     width: usize,
     zstd: &mut Decompressor<'static>,
-    plane: &mut Vec<u8>,
-    out: &mut Vec<u8>,
+    mut scratch: &mut [u8],
+    raw: &mut [u8],
 ) -> Result<(), Malformed> {
-    let numbers = raw_len / width;
-    out.clear();
-    out.resize(raw_len, 0);
+    let numbers = raw.len() / width;
+    let mut planes: [&[u8]; MAX_WIDTH] = [&[]; MAX_WIDTH];
     let mut r = Reader::new(stored);
-    for k in 0..width {
+    for plane in planes.iter_mut().take(width) {
         let (form, len) = (r.u8()?, r.u32()? as usize);
         let bytes = r.take(len)?;
-        let bytes = match form {
+        *plane = match form {
             AS_IS => bytes,
             FRAME => {
-                plane.clear();
-                plane.reserve(numbers);
-                zstd.decompress_to_buffer(bytes, plane)
+                let (own, rest) = scratch
+                    .split_at_mut_checked(numbers)
+                    .ok_or(Malformed("a plane is longer than its chunk"))?;
+                scratch = rest;
+                let n = zstd
+                    .decompress_to_buffer(bytes, own)
                     .map_err(|_| Malformed("a plane's compressed bytes do not decode"))?;
-                &plane[..]
+                &own[..n]
             }
             _ => return Err(Malformed("a plane is of no known form")),
         };
-        if bytes.len() != numbers {
+        if plane.len() != numbers {
             return Err(Malformed("a plane is of another length than its chunk"));
         }
-        match width {
-            2 => scatter::<2>(bytes, k, out),
-            _ => scatter::<4>(bytes, k, out),
-        }
     }
-    let rest = r.take(raw_len - numbers * width)?;
-    out[numbers * width..].copy_from_slice(rest);
+    weave(planes, width, raw);
+    let rest = r.take(raw.len() - numbers * width)?;
+    raw[numbers * width..].copy_from_slice(rest);
     r.end()
 }

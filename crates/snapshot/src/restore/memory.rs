@@ -15,8 +15,8 @@ pub(super) const DEFAULT: u64 = 256 << 20;
 const LONGEST: u64 = 16 << 20;
 /// A chunk and its frame must fit.
 const SHORTEST: u64 = (MAX_CHUNK + FRAME_LEN) as u64;
-/// Decoded bytes, half as many of a plane, and a chunk that is asked for again.
-pub(super) const PER_WORKER: u64 = (MAX_CHUNK + MAX_CHUNK / 2 + MAX_CHUNK) as u64;
+/// Decoded bytes, as many of planes, and a chunk that is asked for again.
+pub(super) const PER_WORKER: u64 = 3 * MAX_CHUNK as u64;
 /// The program itself, its stacks and its connections.
 const OURSELVES: u64 = 24 << 20;
 

@@ -68,7 +68,8 @@ pub(super) fn validate(
         }
         Ok(part)
     })?;
-    let (mut problems, mut good, mut known) = (Vec::new(), 0, HashMap::new());
+    let (mut problems, mut good) = (Vec::new(), 0);
+    let mut known = HashMap::with_capacity(check.manifest.leaves.len());
     for part in parts {
         problems.extend(part.problems);
         good += part.good;

@@ -192,7 +192,7 @@ pub(super) fn build(
         files: 0,
         bytes: 0,
         files_read: jobs.len() as u64,
-        entries: HashMap::new(),
+        entries: HashMap::with_capacity(sources.iter().map(Vec::len).sum()),
         nodes: HashSet::new(),
         torn: Vec::new(),
     };

@@ -5,9 +5,9 @@
 //! and waits. What came back is compared with what was there, and the market's books with
 //! what should be rented.
 
-mod bucket;
+pub mod bucket;
 mod chaos;
-mod compare;
+pub mod compare;
 mod database;
 mod judge;
 mod report;
