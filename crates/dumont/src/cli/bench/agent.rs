@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-const WORKSPACE: &str = "bench";
 /// Objects looked at together, as the controller does.
 const LOOKS_AT_ONCE: usize = 16;
 
@@ -49,6 +48,8 @@ pub struct Cost {
 /// Where the agent lies and what it remembers of one directory.
 pub struct Bench {
     pub store: Arc<dyn ObjectStore>,
+    /// Whose objects they are in the bucket.
+    workspace: String,
     program: PathBuf,
     dir: PathBuf,
 }
@@ -71,7 +72,12 @@ impl Fence for Open {
 
 impl Bench {
     /// Keeps its files in `dir`; `agent` instead of the one that this program carries.
-    pub async fn new(dir: &Path, agent: Option<&Path>, store: Arc<dyn ObjectStore>) -> Result<Self> {
+    pub async fn new(
+        dir: &Path,
+        agent: Option<&Path>,
+        store: Arc<dyn ObjectStore>,
+        workspace: String,
+    ) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         let program = match agent {
             Some(path) => path
@@ -81,6 +87,7 @@ impl Bench {
         };
         Ok(Self {
             store,
+            workspace,
             program,
             dir: dir.canonicalize()?,
         })
@@ -92,7 +99,7 @@ impl Bench {
         let granter = Granter::writing(
             self.store.clone(),
             "",
-            WORKSPACE,
+            &self.workspace,
             &stamp,
             u64::MAX,
             Arc::new(Open),
@@ -137,7 +144,7 @@ impl Bench {
 
     /// On a machine that has seen nothing yet.
     pub async fn restore(&self, taken: &Taken, to: &Path) -> Result<(Cost, RestoreReport)> {
-        let granter = Granter::reading(self.store.clone(), "", WORKSPACE, Arc::new(Open));
+        let granter = Granter::reading(self.store.clone(), "", &self.workspace, Arc::new(Open));
         let request = RestoreRequest {
             path: utf8(to)?,
             head: taken.head.clone(),
@@ -170,6 +177,15 @@ impl Bench {
             ));
         }
         Ok((cost, *report))
+    }
+
+    /// Removes all that was stored.
+    pub async fn clean(&self) -> Result<()> {
+        let prefix = format!("{}/", dumont_server::link::prefix(&self.workspace));
+        for object in self.store.list(&prefix).await? {
+            self.store.delete(&object.key).await?;
+        }
+        Ok(())
     }
 
     /// As the controller does before a snapshot becomes visible.

@@ -110,14 +110,24 @@ async fn measure(globals: &Globals, args: &SnapshotArgs, dir: &Path, bucket: &Bu
             }
         };
         let own = dir.join(kind.name());
-        let bench = Bench::new(&own.join("agent"), args.agent.as_deref(), store.clone()).await?;
+        // A configured bucket may hold workspaces of others, or what another run left.
+        let workspace = format!("bench-{:016x}", rand::random::<u64>());
+        let bench = Bench::new(
+            &own.join("agent"),
+            args.agent.as_deref(),
+            store.clone(),
+            workspace,
+        )
+        .await?;
         let one = One {
             kind,
             dir: own,
             bench,
             note: &note,
         };
-        trees.push(one.run(args).await?);
+        let ran = one.run(args).await;
+        one.bench.clean().await?;
+        trees.push(ran?);
     }
     Ok(Report {
         store: bucket.about.clone(),

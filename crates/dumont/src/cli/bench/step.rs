@@ -84,7 +84,7 @@ fn store() -> Result<Arc<dyn ObjectStore>> {
 }
 
 async fn take(args: &StateArgs) -> Result<()> {
-    let bench = Bench::new(&args.state, args.agent.as_deref(), store()?).await?;
+    let bench = Bench::new(&args.state, args.agent.as_deref(), store()?, "bench".into()).await?;
     let file = args.state.join("taken.json");
     let before: Option<Taken> = match fs::read(&file) {
         Ok(bytes) => Some(serde_json::from_slice(&bytes)?),
@@ -99,7 +99,7 @@ async fn take(args: &StateArgs) -> Result<()> {
 }
 
 async fn restore(args: &StateArgs) -> Result<()> {
-    let bench = Bench::new(&args.state, args.agent.as_deref(), store()?).await?;
+    let bench = Bench::new(&args.state, args.agent.as_deref(), store()?, "bench".into()).await?;
     let file = args.state.join("taken.json");
     let bytes = fs::read(&file).with_context(|| format!("read {}: take a snapshot first", file.display()))?;
     let (cost, report) = bench.restore(&serde_json::from_slice(&bytes)?, &args.dir).await?;
