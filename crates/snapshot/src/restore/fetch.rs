@@ -56,12 +56,27 @@ impl<'a> Fetcher<'a> {
 
     /// `len` bytes of an object.
     pub fn get(&self, key: &str, range: Option<Range<u64>>, len: u64) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        self.get_into(key, range, len, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The same into a buffer that was used before.
+    pub fn get_into(
+        &self,
+        key: &str,
+        range: Option<Range<u64>>,
+        len: u64,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         self.abort.check()?;
         self.requests.fetch_add(1, Relaxed);
-        let bytes = self.source.get(key, range).map_err(|e| Error::store(key, e))?;
+        self.source
+            .get_into(key, range, bytes)
+            .map_err(|e| Error::store(key, e))?;
         self.bytes.fetch_add(bytes.len() as u64, Relaxed);
         if bytes.len() as u64 == len {
-            Ok(bytes)
+            Ok(())
         } else {
             Err(Error::corrupt(
                 key,
@@ -172,7 +187,7 @@ impl Download<'_> {
     }
 
     fn run(&self) -> Result<(), Error> {
-        let (mut opener, mut hands) = (self.fetcher.opener()?, Hands::default());
+        let (mut opener, mut hands, mut buffer) = (self.fetcher.opener()?, Hands::default(), Vec::new());
         let _own = self.fetcher.held.hold(PER_WORKER);
         loop {
             self.fetcher.abort.check()?;
@@ -193,7 +208,7 @@ impl Download<'_> {
                     chunks,
                 }) => {
                     self.announce(number)?;
-                    self.fetch(*pack, range, chunks.clone(), &mut opener, &mut hands)?;
+                    self.fetch(*pack, range, chunks.clone(), &mut opener, &mut hands, &mut buffer)?;
                     self.done(*turn, &mut hands)?;
                     if *turn == Turn::Priority && self.urgent.fetch_sub(1, AcqRel) == 1 {
                         self.events.log("Priority files are restored");
@@ -248,17 +263,18 @@ impl Download<'_> {
         chunks: Range<usize>,
         opener: &mut Opener,
         hands: &mut Hands,
+        bytes: &mut Vec<u8>,
     ) -> Result<(), Error> {
         let key = &self.map.packs[pack as usize].key;
         let _range = self.fetcher.held.hold(range.end - range.start);
-        let bytes = match self
+        match self
             .fetcher
-            .get(key, Some(range.clone()), range.end - range.start)
+            .get_into(key, Some(range.clone()), range.end - range.start, bytes)
         {
             // Too short or long, or lost: each chunk is asked for on its own below.
-            Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => Vec::new(),
+            Err(Error::Corrupt { .. } | Error::ObjectMissing { .. }) => bytes.clear(),
             other => other?,
-        };
+        }
         for chunk in &self.plan.chunks[chunks] {
             self.fetcher.abort.check()?;
             let pieces = &self.plan.pieces[chunk.pieces.clone()];

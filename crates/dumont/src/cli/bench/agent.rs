@@ -110,6 +110,8 @@ impl Bench {
             parent: before.map(|b| b.head.snapshot_id.clone()),
             full: false,
             hooks: None,
+            model_files: Vec::new(),
+            key: None,
         };
         let begin = Instant::now();
         let mut session = Session::start(&self.program, &self.dir.join("home")).await?;
@@ -150,6 +152,11 @@ impl Bench {
             head: taken.head.clone(),
             delete: false,
             priority: Vec::new(),
+            ready_when: Vec::new(),
+            started: false,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            key: None,
         };
         let home = tempfile::tempdir_in(&self.dir)?;
         let begin = Instant::now();
