@@ -71,7 +71,9 @@ pub async fn sqlite(path: &Path, size: &Size) {
 }
 
 fn series(from: u64, to: u64) -> String {
-    format!("WITH RECURSIVE g(n) AS (SELECT CAST({from} AS BIGINT) UNION ALL SELECT n + 1 FROM g WHERE n + 1 < {to})")
+    format!(
+        "WITH RECURSIVE g(n) AS (SELECT CAST({from} AS BIGINT) UNION ALL SELECT n + 1 FROM g WHERE n + 1 < {to})"
+    )
 }
 
 fn attempts(size: &Size) -> Vec<String> {
