@@ -158,3 +158,61 @@ async fn a_restore_tells_each_tenth_and_its_end_in_the_plans_words() {
         "{end}"
     );
 }
+
+/// A restore that breaks off leaves a mixture; the next failover must not restore that one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broken_restore_left_is_snapshotted_only_when_asked_for() {
+    let world = World::instant().await;
+    let workspace = world.deployed("half").await;
+    let instance = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&instance).await;
+    fs::write(dir.join("a"), "as it was").unwrap();
+    let good = snapshot(&world, "half").await["result"]["snapshot_id"].clone();
+
+    let packs: Vec<(PathBuf, Vec<u8>)> = objects(&world, &workspace, "packs")
+        .into_iter()
+        .map(|p| (p.clone(), fs::read(p).unwrap()))
+        .collect();
+    let broken_restore = async || {
+        packs.iter().for_each(|(p, _)| fs::remove_file(p).unwrap());
+        fs::write(dir.join("a"), "changed").unwrap();
+        let wanted = json!({ "snapshot_id": good });
+        let back = world.post("/workspaces/half/restore", wanted).await;
+        let ended = world.ended(back["workflow_id"].as_str().unwrap()).await;
+        assert_eq!(ended["status"], "failed", "{ended:#}");
+        packs.iter().for_each(|(p, bytes)| fs::write(p, bytes).unwrap());
+        let (status, refused) = world
+            .call("POST", "/workspaces/half/snapshots", Some(json!({})))
+            .await;
+        assert_eq!(
+            (status, &refused["code"]),
+            (409, &json!("half_restored")),
+            "{refused:#}"
+        );
+        assert!(
+            refused["message"]
+                .as_str()
+                .unwrap()
+                .contains(good.as_str().unwrap())
+        );
+    };
+
+    broken_restore().await;
+    let back = world.post("/workspaces/half/restore", json!({})).await;
+    world.done(&back["workflow_id"]).await;
+    assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "as it was");
+    snapshot(&world, "half").await;
+
+    broken_restore().await;
+    let wanted = json!({ "as_it_is": true });
+    let kept = world.post("/workspaces/half/snapshots", wanted).await;
+    world.done(&kept["workflow_id"]).await;
+    snapshot(&world, "half").await;
+
+    // On another machine everything is whole, whatever broke off here.
+    broken_restore().await;
+    world.kill(&instance).await;
+    let event = world.failed_over("half").await;
+    assert_eq!(event["success"], true, "{event:#}");
+    snapshot(&world, "half").await;
+}

@@ -25,7 +25,8 @@ statements! {
     SET_STATE: ["UPDATE workspaces SET state = $2, message = $3 WHERE id = $1 AND deleted_at IS NULL"];
     SET_SPEC: ["UPDATE workspaces SET spec_json = $2 WHERE id = $1 AND deleted_at IS NULL"];
     BUMP_FENCE: ["UPDATE workspaces SET fence = fence + 1 WHERE id = $1 AND deleted_at IS NULL"];
-    ATTACH: ["UPDATE workspaces SET instance_key = $2, fence = fence + 1 \
+    SET_HALF: ["UPDATE workspaces SET half_restored = $2 WHERE id = $1 AND deleted_at IS NULL"];
+    ATTACH: ["UPDATE workspaces SET instance_key = $2, half_restored = NULL, fence = fence + 1 \
               WHERE id = $1 AND deleted_at IS NULL"];
     OWN: ["UPDATE instances SET state = 'owned', updated_at = $3 \
            WHERE key = $2 AND workspace_id = $1 AND state IN ('rented', 'ready', 'owned')"];
@@ -72,6 +73,8 @@ pub struct WorkspaceRow {
     pub instance_key: Option<String>,
     /// Rises with every switch; a commit under an older one is refused.
     pub fence: i64,
+    /// The snapshot whose restore onto this instance broke off for good.
+    pub half_restored: Option<String>,
     pub created_at: Timestamp,
     pub deleted_at: Option<Timestamp>,
 }
@@ -83,6 +86,7 @@ record!(WorkspaceRow {
     message,
     instance_key,
     fence,
+    half_restored,
     created_at,
     deleted_at
 });
@@ -96,6 +100,8 @@ pub enum Effect {
     },
     /// Shuts out whoever holds the fence of now, e.g. the lost instance at the begin of a failover.
     BumpFence,
+    /// The restore of this snapshot onto its instance broke off; `None`: what is there is whole.
+    HalfRestored { snapshot_id: Option<String> },
     /// Makes it live on this instance, and raises the fence. `Stale` if the instance is
     /// already being destroyed.
     Attach { instance_key: String },
@@ -112,6 +118,9 @@ pub(crate) async fn apply(tx: &mut Tx, workspace: &str, effects: &[Effect], now:
             Effect::State { state, message } => {
                 tx.run(SET_STATE, args![workspace, *state, message.as_deref()])
                     .await?
+            }
+            Effect::HalfRestored { snapshot_id } => {
+                tx.run(SET_HALF, args![workspace, snapshot_id.as_deref()]).await?
             }
             Effect::BumpFence => tx.run(BUMP_FENCE, args![workspace]).await?,
             Effect::Attach { instance_key } => {

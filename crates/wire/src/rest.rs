@@ -177,6 +177,9 @@ pub struct CreateSnapshot {
     /// Read every file again and start a new base.
     #[serde(default)]
     pub full: bool,
+    /// Although the last restore broke off: what is there becomes the newest snapshot.
+    #[serde(default)]
+    pub as_it_is: bool,
 }
 
 /// `POST /workspaces/{name}/prune`

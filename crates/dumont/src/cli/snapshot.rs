@@ -24,6 +24,9 @@ pub enum SnapshotCommand {
         /// Read every file again and start a new base
         #[arg(long)]
         full: bool,
+        /// Although the last restore broke off: what is there becomes the newest snapshot
+        #[arg(long)]
+        as_it_is: bool,
         /// Return at once
         #[arg(long)]
         no_wait: bool,
@@ -99,11 +102,17 @@ pub async fn run(globals: &Globals, command: SnapshotCommand) -> Result<()> {
 async fn with_server(globals: &Globals, command: SnapshotCommand) -> Result<()> {
     let client = globals.client()?;
     match command {
-        SnapshotCommand::Create { name, full, no_wait } => {
+        SnapshotCommand::Create {
+            name,
+            full,
+            as_it_is,
+            no_wait,
+        } => {
+            let wanted = CreateSnapshot { full, as_it_is };
             if no_wait {
-                return started(globals, &start(&client, &name, full).await?);
+                return started(globals, &start(&client, &name, &wanted).await?);
             }
-            let snapshot = create(&client, &name, full, globals.quiet).await?;
+            let snapshot = create(&client, &name, &wanted, globals.quiet).await?;
             if globals.json {
                 return output::json(&snapshot);
             }
@@ -241,15 +250,18 @@ fn started(globals: &Globals, started: &Started) -> Result<()> {
     Ok(())
 }
 
-async fn start(client: &Client, name: &WorkspaceName, full: bool) -> Result<Started> {
-    client
-        .post(&format!("{}/snapshots", path_of(name)), &CreateSnapshot { full })
-        .await
+async fn start(client: &Client, name: &WorkspaceName, wanted: &CreateSnapshot) -> Result<Started> {
+    client.post(&format!("{}/snapshots", path_of(name)), wanted).await
 }
 
 /// Takes a snapshot and waits until it is visible.
-pub async fn create(client: &Client, name: &WorkspaceName, full: bool, quiet: bool) -> Result<Snapshot> {
-    let began = start(client, name, full).await?;
+pub async fn create(
+    client: &Client,
+    name: &WorkspaceName,
+    wanted: &CreateSnapshot,
+    quiet: bool,
+) -> Result<Snapshot> {
+    let began = start(client, name, wanted).await?;
     let wf = progress::follow(client, &began.workflow_id, quiet).await?;
     let result = wf
         .result

@@ -7,6 +7,7 @@ use super::workspaces::{named, on_machine, start};
 use crate::app::App;
 use crate::link::{Fence, Granter, LinkError};
 use crate::reconcilers::retention::Pruner;
+use crate::workflows::capture::half;
 use crate::workflows::state::{Capture, Placement};
 use async_trait::async_trait;
 use axum::Json;
@@ -54,7 +55,7 @@ pub async fn list(
     request_body = CreateSnapshot,
     responses(
         (status = 202, description = "The workflow; its result names the snapshot", body = Started),
-        (status = 409, description = "It lives on no machine, or another workflow works on it", body = ErrorBody),
+        (status = 409, description = "It lives on no machine, another workflow works on it, or its last restore broke off", body = ErrorBody),
     ),
 )]
 pub async fn create(
@@ -63,8 +64,12 @@ pub async fn create(
     Body(wanted): Body<CreateSnapshot>,
 ) -> ApiResult<(StatusCode, Json<Started>)> {
     let workspace = on_machine(&app, &name).await?;
+    if let Some(refused) = half(&workspace, wanted.as_it_is) {
+        return Err(ApiError::conflict(&refused.code, refused.message, refused.hint));
+    }
     let state = Capture {
         full: wanted.full,
+        as_it_is: wanted.as_it_is,
         ..Capture::default()
     };
     let state = serde_json::to_value(&state).unwrap_or_default();

@@ -15,8 +15,11 @@ use async_trait::async_trait;
 use dumont_core::snapshot::{ObjectRef, SnapshotHead, SnapshotReport, SnapshotType};
 use dumont_core::spec::SnapshotPolicy;
 use dumont_core::time::Timestamp;
-use dumont_store::{Error as StoreError, InstanceRow, NewSnapshot, SnapshotRow, SnapshotState, Store};
+use dumont_store::{
+    Effect, Error as StoreError, InstanceRow, NewSnapshot, SnapshotRow, SnapshotState, Store, WorkspaceRow,
+};
 use dumont_wire::agent::{Hooks, SnapshotRequest, objects_of};
+use dumont_wire::rest::ErrorBody;
 use futures::future::try_join_all;
 use std::sync::Arc;
 
@@ -37,14 +40,17 @@ impl Fence for HomeFence {
 }
 
 pub async fn capture(run: &mut Run) -> StepResult {
-    let full = run.load::<Capture>().full;
-    let taken = take(run, full).await?;
+    let Capture { full, as_it_is, .. } = run.load();
+    let taken = take(run, full, as_it_is).await?;
     run.keep(&taken);
     Ok(Flow::Next)
 }
 
 /// Has the machine upload a snapshot; nobody can see it before `commit`.
-async fn take(run: &Run, full: bool) -> Result<Capture, StepError> {
+async fn take(run: &Run, full: bool, as_it_is: bool) -> Result<Capture, StepError> {
+    if let Some(refused) = half(&run.workspace, as_it_is) {
+        return Err(StepError::Failed(refused));
+    }
     let began_at = run.app.now();
     let row = home(run).await?;
     let instance = row.instance_id.clone().unwrap_or_else(|| "none".into());
@@ -92,12 +98,28 @@ async fn take(run: &Run, full: bool) -> Result<Capture, StepError> {
     };
     Ok(Capture {
         full,
+        as_it_is,
         instance_key: row.key,
         parent,
         full_because,
         stamp,
         began_at,
         report: Some(report),
+    })
+}
+
+/// Why what is on the machine is not worth a snapshot: a restore that broke off left a mixture,
+/// which as the newest snapshot would be what the next failover restores.
+pub fn half(workspace: &WorkspaceRow, as_it_is: bool) -> Option<ErrorBody> {
+    let snapshot = workspace.half_restored.as_ref().filter(|_| !as_it_is)?;
+    let name = &workspace.name;
+    Some(ErrorBody {
+        code: "half_restored".into(),
+        message: format!("the restore of {snapshot} broke off: what lies on the machine is a mixture"),
+        hint: format!(
+            "restore again (`dumont snapshot restore {name}`) or move it (`dumont failover run {name}`); \
+             `dumont snapshot create {name} --as-it-is` keeps what is there"
+        ),
     })
 }
 
@@ -158,7 +180,7 @@ async fn home(run: &Run) -> Result<InstanceRow, StepError> {
 
 /// Before a move that was asked for: what the machine has and no snapshot yet.
 pub async fn last_words(run: &Run) -> Result<SnapshotRow, StepError> {
-    let taken = take(run, false).await?;
+    let taken = take(run, false, false).await?;
     show(run, &taken).await
 }
 
@@ -190,6 +212,7 @@ fn untrue(what: &str) -> StepError {
 pub async fn commit(run: &mut Run) -> StepResult {
     let row = show(run, &run.load()).await?;
     run.result = serde_json::to_value(crate::http::snapshots::shown(&row)).ok();
+    run.effects = vec![Effect::HalfRestored { snapshot_id: None }];
     Ok(Flow::Next)
 }
 

@@ -202,6 +202,8 @@ pub async fn restore(run: &mut Run) -> StepResult {
         return Ok(Flow::Next);
     };
     let early = !run.workspace.spec.snapshot.ready_when.is_empty() && run.kind != Kind::Restore;
+    state.touched = true;
+    run.keep(&state);
     // One more try on the same machine: its session may have died with our last process.
     for last in [false, true] {
         let restored = if early {
@@ -224,6 +226,9 @@ pub async fn restore(run: &mut Run) -> StepResult {
                         .store
                         .set_instance_last_snapshot(&row.key, &snapshot.id)
                         .await?;
+                    if run.kind == Kind::Restore {
+                        run.effects = vec![Effect::HalfRestored { snapshot_id: None }];
+                    }
                 }
                 state.restored = Some(report);
                 run.keep(&state);

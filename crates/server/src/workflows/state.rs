@@ -43,6 +43,8 @@ pub struct Placement {
     /// The workspace was switched to the winner, complete or not.
     pub switched: bool,
     pub restored: Option<RestoreReport>,
+    /// A restore began to change files where the workspace lives.
+    pub touched: bool,
 }
 
 /// The machine a failover moves away from.
@@ -66,6 +68,8 @@ pub struct Loss {
 #[serde(default)]
 pub struct Capture {
     pub full: bool,
+    /// Although the last restore broke off.
+    pub as_it_is: bool,
     pub instance_key: String,
     /// Last snapshot of this very instance: parent of the new one.
     pub parent: Option<String>,

@@ -74,7 +74,7 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, St
         // It serves already; what failed is the rest of its files.
         Kind::Deploy | Kind::Failover if run.load::<Placement>().switched => {
             message.push_str("; its workload runs with what was restored: restore a snapshot, or move it");
-            run.effects = vec![state(WorkspaceState::Running, message)];
+            run.effects = vec![state(WorkspaceState::Running, message), half(run)];
         }
         Kind::Deploy | Kind::Failover => {
             owed = rented(run).await?;
@@ -93,11 +93,21 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, St
                 "; its workload may be stopped: restore a snapshot, or move it with `dumont failover run`",
             );
             run.effects = vec![state(WorkspaceState::Running, message)];
+            if run.load::<Placement>().touched {
+                run.effects.push(half(run));
+            }
         }
         Kind::Teardown => run.effects = vec![state(WorkspaceState::Running, message)],
         Kind::Snapshot => {}
     }
     Ok(owed)
+}
+
+/// Its files are neither what they were nor all of the snapshot.
+fn half(run: &Run) -> Effect {
+    Effect::HalfRestored {
+        snapshot_id: run.load::<Placement>().snapshot_id,
+    }
 }
 
 fn state(state: WorkspaceState, message: String) -> Effect {

@@ -21,7 +21,8 @@ use dumont_core::spec::WorkspaceSpec;
 use dumont_core::time::Timestamp;
 use dumont_server::{Database, Server, ServerConfig};
 use dumont_wire::rest::{
-    CreateWorkspace, DeployWorkspace, ErrorBody, Instance, RestoreSnapshot, Started, Workspace,
+    CreateSnapshot, CreateWorkspace, DeployWorkspace, ErrorBody, Instance, RestoreSnapshot, Started,
+    Workspace,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -203,7 +204,7 @@ impl Trial<'_> {
         );
 
         let began = Instant::now();
-        let taken = snapshot::create(&self.client, &name, false, self.quiet).await?;
+        let taken = snapshot::create(&self.client, &name, &CreateSnapshot::default(), self.quiet).await?;
         if taken.files_changed == 0 {
             return Err(fail(
                 "snapshot_missed_a_change",

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use dumont_core::id::WorkspaceName;
 use dumont_core::spec::{Probe, WorkspaceSpec};
 use dumont_wire::rest::{
-    CreateWorkspace, DeployWorkspace, FailoverEvent, Workflow, Workspace, WorkspaceState,
+    CreateSnapshot, CreateWorkspace, DeployWorkspace, FailoverEvent, Workflow, Workspace, WorkspaceState,
 };
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -237,9 +237,13 @@ impl Drill<'_> {
     }
 
     async fn take(&mut self, what: &str, full: bool) -> Result<()> {
+        let wanted = CreateSnapshot {
+            full,
+            ..CreateSnapshot::default()
+        };
         let s = self
             .timed(what, async |d| {
-                snapshot::create(&d.world.client, &d.name, full, d.quiet).await
+                snapshot::create(&d.world.client, &d.name, &wanted, d.quiet).await
             })
             .await?;
         self.say(&format!("  {}", output::green_err(&snapshot::headline(&s))));
