@@ -2,9 +2,9 @@
 //!
 //! The provider is asked live and answers at most some dozens, so filters, order and pages are
 //! made here, of one answer. What is known of the machines comes in two queries, however many
-//! offers there are; the boot curves that predict when one is ready are those fitted last. A page is found again by the last offer shown; the market moves in
-//! between, and an offer that is gone is said to be gone instead of a page being skipped in
-//! silence.
+//! offers there are; the boot curves that predict when one is ready are those fitted last. A page
+//! is found again by the last offer shown; the market moves in between, and an offer that is gone
+//! is said to be gone instead of a page being skipped in silence.
 
 use super::error::{ApiError, ApiResult};
 use super::params::{Params, limit};
