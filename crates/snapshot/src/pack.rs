@@ -9,7 +9,7 @@
 use crate::bytes::{Malformed, Put, Reader};
 use crate::codec::{Codec, Decoder};
 use crate::error::Error;
-use crate::format::{HEADER_LEN, Kind, digest, put_header, read_header};
+use crate::format::{HEADER_LEN, Header, Kind, digest, put_header, read_header};
 use crate::seal::Vault;
 use dumont_core::id::Digest;
 
@@ -220,8 +220,14 @@ impl PackBuilder {
 /// # Errors
 /// [`Error::Corrupt`] or [`Error::Version`], naming `object`.
 pub fn read_pack(object: &str, bytes: &[u8]) -> Result<Vec<PackEntry>, Error> {
-    read_header(object, bytes, &[Kind::DataPack, Kind::TreePack])?;
-    entries(bytes).map_err(|e| Error::corrupt(object, e))
+    Ok(read_sealed_pack(object, bytes)?.1)
+}
+
+/// Besides what its header says of the key.
+pub(crate) fn read_sealed_pack(object: &str, bytes: &[u8]) -> Result<(Header, Vec<PackEntry>), Error> {
+    let (header, _) = read_header(object, bytes, &[Kind::DataPack, Kind::TreePack])?;
+    let entries = entries(bytes).map_err(|e| Error::corrupt(object, e))?;
+    Ok((header, entries))
 }
 
 fn entries(bytes: &[u8]) -> Result<Vec<PackEntry>, Malformed> {
@@ -297,22 +303,31 @@ mod tests {
         ));
     }
 
+    /// Each of them: a sample of the bits once missed the one that says "sealed".
+    #[test]
+    fn any_bit_flip_is_found() {
+        let (whole, entries) = sample();
+        let vault = Vault::default();
+        let mut d = Opener::new(&vault).unwrap();
+        for (at, bit) in (0..whole.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+            // An older version is read as one.
+            if at == 8 && bit < 2 {
+                continue;
+            }
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << bit;
+            let opened = entries.iter().all(|e| {
+                e.open(&bytes[e.offset as usize..e.end() as usize], &mut d)
+                    .is_ok()
+            });
+            let read = read_sealed_pack("p", &bytes);
+            let read = read.is_ok_and(|(header, _)| header.fits("p", &vault).is_ok());
+            assert!(!(opened && read), "byte {at}, bit {bit}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
-        #[test]
-        fn any_bit_flip_is_found(at in 0usize..100_000, bit in 0u8..8) {
-            let (mut bytes, entries) = sample();
-            let at = at % bytes.len();
-            // An older version is read as one.
-            prop_assume!(at != 8 || bit > 1);
-            bytes[at] ^= 1 << bit;
-            let mut d = Opener::new(&Vault::default()).unwrap();
-            let opened = entries.iter().all(|e| {
-                e.open(&bytes[e.offset as usize..e.end() as usize], &mut d).is_ok()
-            });
-            prop_assert!(!opened || read_pack("p", &bytes).is_err());
-        }
-
         #[test]
         fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut whole = sample().0[..16].to_vec();

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::events::Abort;
 use crate::format::digest;
 use crate::index::{ChunkMap, Index};
-use crate::pack::{PackEntry, read_pack};
+use crate::pack::{PackEntry, read_sealed_pack};
 use crate::printable::printable;
 use crate::reader::chunks;
 use crate::restore::fetch::{Fetcher, parallel};
@@ -170,7 +170,7 @@ fn look_at_packs(
     let bytes_read = AtomicU64::new(0);
     let fetcher = Fetcher::new(source, vault.clone(), &abort);
     fetcher.prepare(packs).map_err(|e| abort.explain(e))?;
-    let look = |key: &String| look_at_pack(key, source, &fetcher, &bytes_read);
+    let look = |key: &String| look_at_pack(key, source, &fetcher, vault, &bytes_read);
     // In the order of their keys, which is that of their making: the first good copy wins.
     let found = parallel(THREADS, packs, &abort, look).map_err(|e| abort.explain(e))?;
     out.packs_read = packs.len() as u64;
@@ -190,6 +190,7 @@ fn look_at_pack(
     key: &str,
     source: &dyn ObjectSource,
     fetcher: &Fetcher<'_>,
+    vault: &Vault,
     bytes_read: &AtomicU64,
 ) -> Result<Found, Error> {
     fetcher.abort.check()?;
@@ -210,8 +211,8 @@ fn look_at_pack(
         Err(e) => return Err(Error::store(key, e)),
     };
     bytes_read.fetch_add(bytes.len() as u64, Relaxed);
-    let entries = match read_pack(key, &bytes) {
-        Ok(entries) => entries,
+    let (header, entries) = match read_sealed_pack(key, &bytes) {
+        Ok(read) => read,
         Err(Error::Corrupt { detail, .. }) => return Ok(nothing(object(&bytes), detail)),
         Err(e) => return Err(e),
     };
@@ -227,7 +228,12 @@ fn look_at_pack(
         }
     }
     let bad = entries.len() - good.len();
-    let problem = (bad > 0).then(|| format!("{bad} of its {} chunks are damaged", entries.len()));
+    let problem = match header.fits(key, vault) {
+        // The wrong key opens nothing: that is no damage, and must not be taken for it.
+        Err(wrong_key) if good.is_empty() => return Err(wrong_key),
+        Err(_) => Some("its header names another key than its chunks open with".into()),
+        Ok(()) => (bad > 0).then(|| format!("{bad} of its {} chunks are damaged", entries.len())),
+    };
     Ok(Found {
         object: object(&bytes),
         good,

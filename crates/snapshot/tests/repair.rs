@@ -7,7 +7,7 @@ mod common;
 use common::{Lines, NEVER, World, noise, settle, tree};
 use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{SnapshotHead, Verdict};
-use dumont_snapshot::{Repair, RestoreOptions, check, read_pack, repair, restore};
+use dumont_snapshot::{Error, Repair, RestoreOptions, check, read_pack, repair, restore};
 use std::fs;
 
 /// Two snapshots in two data packs.
@@ -95,6 +95,36 @@ fn lost_and_damaged_indexes_are_rebuilt_from_the_packs() {
         assert_eq!(world.restored(&heads[1]), now);
         assert_eq!(world.restored(&heads[0]).len(), now.len() - 1);
     }
+}
+
+/// Without its indexes nothing but the packs' headers tells a wrong key from damage.
+#[test]
+fn a_wrong_key_is_not_damage() {
+    let (world, heads) = furnished(Some(WorkspaceKey([4; 32])));
+    for index in &heads[1].indexes {
+        fs::remove_file(world.store.dir.path_of(&index.key).unwrap()).unwrap();
+    }
+    for key in [None, Some(WorkspaceKey([5; 32]))] {
+        let (packs, store) = (packs(&world), &world.store);
+        let refused = repair(&heads, &packs, store, store, key.as_ref(), &NEVER).unwrap_err();
+        assert!(matches!(refused, Error::Key { .. }), "{refused}");
+    }
+    let left = fs::read_dir(world.temp.path().join("store/indexes")).unwrap();
+    assert_eq!(left.count(), 0, "nothing was written");
+}
+
+#[test]
+fn a_header_that_lies_of_its_key_is_named_and_its_chunks_are_kept() {
+    let (world, mut heads) = furnished(None);
+    let lying = packs(&world).remove(0);
+    let path = world.store.dir.path_of(&lying).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[11] ^= 1;
+    fs::write(path, bytes).unwrap();
+    let done = repaired(&world, &mut heads);
+    assert_eq!(done.damaged.len(), 1);
+    assert_eq!(done.damaged[0].object, lying);
+    assert!(done.lost.is_empty());
 }
 
 #[test]
