@@ -7,6 +7,7 @@
 
 pub mod blacklist;
 pub mod boot;
+pub mod budget;
 pub mod detect;
 pub mod driver;
 pub mod guard;

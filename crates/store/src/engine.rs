@@ -245,6 +245,20 @@ impl Db {
         }
     }
 
+    /// [`Self::run`] for a statement that returns what it has changed.
+    pub(crate) async fn change<T: Record>(&self, sql: Sql, args: Vec<Arg>) -> Result<Vec<T>> {
+        match self {
+            Self::Sqlite { write, .. } => {
+                let rows = bound!(sql.sqlite, args).fetch_all(write).await?;
+                rows.into_iter().map(|row| T::read(&Row::Sqlite(row))).collect()
+            }
+            Self::Postgres(pool) => {
+                let rows = bound!(sql.postgres, args).fetch_all(pool).await?;
+                rows.into_iter().map(|row| T::read(&Row::Postgres(row))).collect()
+            }
+        }
+    }
+
     /// For [`transact`] alone.
     pub(crate) async fn begin(&self) -> Result<Tx> {
         match self {

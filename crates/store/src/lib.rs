@@ -20,6 +20,7 @@ mod engine;
 mod error;
 mod extreme;
 mod failover_event;
+mod gate;
 mod instance;
 mod interrupt;
 mod machine;
@@ -42,6 +43,7 @@ pub use engine::Inspection;
 pub use error::{Error, Result};
 pub use extreme::{Extreme, MachineFilter, ScoreCursor};
 pub use failover_event::FailoverEventRow;
+pub use gate::Account;
 pub use instance::{InstanceRow, InstanceState, NewInstance};
 pub use interrupt::Interrupt;
 pub use machine::{Block, MachineRow};
@@ -143,6 +145,7 @@ pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, en
         ("census", census::STATEMENTS),
         ("extreme", extreme::STATEMENTS),
         ("failover_event", failover_event::STATEMENTS),
+        ("gate", gate::STATEMENTS),
         ("instance", instance::STATEMENTS),
         ("interrupt", interrupt::STATEMENTS),
         ("lib", STATEMENTS),

@@ -10,6 +10,7 @@ mod attempts;
 mod blocks;
 mod dice;
 mod fixture;
+mod gates;
 mod instances;
 mod keeping;
 mod lists;
@@ -58,6 +59,10 @@ on_every_engine! {
     sharing:
         counts_are_added_once_whatever_came_before,
         imports_side_by_side_add_nothing_twice;
+    gates:
+        turns_are_given_as_core_decides,
+        eight_replicas_keep_the_distance,
+        refusals_are_shared;
     instances:
         an_intent_comes_before_the_contract,
         states_only_move_forward,
