@@ -49,7 +49,8 @@ impl World {
         command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .env("VAST_URL", &self.vast_url)
-            .env("VAST_API_KEY", "test-key");
+            .env("VAST_API_KEY", "test-key")
+            .env("VAST_LIMITS", "off");
         if let Some(step) = crash_at {
             command.args(["--crash-at", step]);
         }

@@ -67,6 +67,7 @@ impl Server {
             .args(["--tls-cert", "cert.pem", "--tls-key", "key.pem"])
             .env("VAST_URL", "http://127.0.0.1:9")
             .env("VAST_API_KEY", "test-key")
+            .env("VAST_LIMITS", "off")
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

@@ -89,6 +89,7 @@ impl World {
             .args(["serve", "--listen", "127.0.0.1:0"])
             .env("VAST_URL", market.url())
             .env("VAST_API_KEY", PROVIDER_KEY)
+            .env("VAST_LIMITS", "off")
             .env("DUMONT_LOG", "debug")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())

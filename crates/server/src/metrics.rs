@@ -55,6 +55,10 @@ fn describe() {
     );
     let seconds = |name, text| describe_histogram!(name, Unit::Seconds, text);
     seconds(
+        "dumont_provider_wait_seconds",
+        "How long requests waited for the account's budget, by endpoint",
+    );
+    seconds(
         "dumont_ssh_ready_seconds",
         "From rent to a ready machine: the SSH ready time distribution",
     );
@@ -140,6 +144,11 @@ pub fn provider_request(provider: &'static str, method: &str, path: &str, status
         "provider" => provider, "endpoint" => format!("{method} {}", template(path)), "status" => status.to_owned(),
     )
     .increment(1);
+}
+
+/// How long a request waited for the account's budget.
+pub fn provider_waited(endpoint: &'static str, waited: std::time::Duration) {
+    histogram!("dumont_provider_wait_seconds", "endpoint" => endpoint).record(waited.as_secs_f64());
 }
 
 /// A path without the ids in it.

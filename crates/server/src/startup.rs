@@ -73,12 +73,24 @@ pub struct Server {
 
 /// Opens the data directory, resumes what was left, and serves.
 pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
-    let vast = Vast::new(config.vast.clone()).map_err(|e| ServerError::Provider(e.to_string()))?;
-    start_with(config, Arc::new(vast)).await
+    let vast = config.vast.clone();
+    begin(config, |store| {
+        let vast = Vast::shared(vast, store).map_err(|e| ServerError::Provider(e.to_string()))?;
+        Ok(Arc::new(vast))
+    })
+    .await
 }
 
 /// `start` with another marketplace: a measurement of the server must not time a provider.
 pub async fn start_with(config: ServerConfig, provider: Arc<dyn Provider>) -> Result<Server, ServerError> {
+    begin(config, |_| Ok(provider)).await
+}
+
+/// Replicas share a provider's limits through the database, so that comes first.
+async fn begin(
+    config: ServerConfig,
+    provider: impl FnOnce(Store) -> Result<Arc<dyn Provider>, ServerError>,
+) -> Result<Server, ServerError> {
     crate::metrics::install();
     let lock = open_data_dir(&config.data_dir)?;
     let listener = TcpListener::bind(config.listen)
@@ -211,7 +223,7 @@ fn open_data_dir(dir: &Path) -> Result<fs::File, ServerError> {
 
 async fn assemble(
     config: ServerConfig,
-    provider: Arc<dyn Provider>,
+    provider: impl FnOnce(Store) -> Result<Arc<dyn Provider>, ServerError>,
     addr: SocketAddr,
 ) -> Result<App, ServerError> {
     let dir = config.data_dir.clone();
@@ -223,6 +235,7 @@ async fn assemble(
         Database::Embedded => Store::open(dir.join("dumont.db")).await?,
         Database::Postgres { url } => Store::connect(url).await?,
     };
+    let provider = provider(store.clone())?;
     let fresh = Ulid::generate().to_string().to_lowercase();
     let controller_id = store.meta_get_or_insert("controller_id", &fresh[14..]).await?;
     let (objects, object_routes) = match &config.s3 {

@@ -144,6 +144,11 @@ pub const SETTINGS: &[Setting] = &[
     text("DB_NAME", "the database's name"),
     secret("VAST_API_KEY", "the marketplace's key"),
     url("VAST_URL", "the marketplace's address").or("https://console.vast.ai"),
+    text(
+        "VAST_LIMITS",
+        "what the account may ask: documented, off, a factor of the documented, or e.g. create=6,search=20/min",
+    )
+    .or("documented"),
     text("B2_KEY_ID", "Backblaze B2: the id of the application key"),
     secret("B2_APPLICATION_KEY", "Backblaze B2: the application key"),
     url("B2_ENDPOINT", "Backblaze B2: where the bucket is"),

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 pub const BINARY: &str = env!("CARGO_BIN_EXE_dumont");
 
 /// What a person's own environment must not change.
-const HIDDEN: [&str; 7] = [
+const HIDDEN: [&str; 8] = [
     "NO_COLOR",
     "CLICOLOR_FORCE",
     "DUMONT_URL",
@@ -23,6 +23,7 @@ const HIDDEN: [&str; 7] = [
     "DATABASE_URL",
     "VAST_URL",
     "VAST_API_KEY",
+    "VAST_LIMITS",
 ];
 
 pub struct World {
@@ -61,6 +62,7 @@ impl World {
         let mut all = vec![
             ("VAST_URL".to_owned(), at["url"].as_str().unwrap().to_owned()),
             ("VAST_API_KEY".to_owned(), "test-key".to_owned()),
+            ("VAST_LIMITS".to_owned(), "off".to_owned()),
         ];
         all.extend(env);
         Self {

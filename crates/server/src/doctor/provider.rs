@@ -76,7 +76,7 @@ fn failed(name: &'static str, error: &ProviderError) -> Check {
     let hint = match error.class {
         ErrorClass::Auth => "set VAST_API_KEY to a key of https://console.vast.ai/manage-keys/",
         ErrorClass::Transient => "check the network, VAST_URL and https://status.vast.ai, then try again",
-        ErrorClass::RateLimited { .. } => "wait a minute and try again",
+        ErrorClass::RateLimited { .. } | ErrorClass::QuotaUsedUp { .. } => "wait a minute and try again",
         _ => "check VAST_URL and VAST_API_KEY",
     };
     Check::failed(name, error.message.clone(), hint)

@@ -4,6 +4,7 @@
 //! callers decide without reading messages, and `rent` answers an uncertain create (a lost
 //! reply, a 5xx) by looking for the label before it lets anyone repeat it.
 
+pub mod budget;
 pub mod listing;
 pub mod vast;
 
@@ -113,6 +114,8 @@ pub enum ErrorClass {
     Credit,
     /// Asked too often.
     RateLimited { retry_after: Option<Duration> },
+    /// A day's quota is used up: nothing helps but to wait so long.
+    QuotaUsedUp { resets_in: Duration },
     /// The act may or may not have happened, and looking for it did not tell.
     Uncertain,
     /// The network or the provider failed; nothing was done.
@@ -140,7 +143,13 @@ pub trait Provider: Send + Sync + 'static {
 
     async fn search(&self, query: &OfferQuery) -> Result<Vec<Offer>, ProviderError>;
 
-    /// Rents, at most once per label. Gives the instance's id.
+    /// Waits until the account may rent once more. What decides on a rent waits here, so that it
+    /// can still decide otherwise: dropping the wait rents nothing.
+    async fn rent_turn(&self) -> Result<(), ProviderError> {
+        Ok(())
+    }
+
+    /// Rents at once, at most once per label. Gives the instance's id.
     ///
     /// Nothing is looked up before the first create: a caller that cannot know whether it
     /// has asked already (it resumes, or dropped an earlier call) asks `find_by_label` first.
@@ -151,6 +160,13 @@ pub trait Provider: Send + Sync + 'static {
     /// An empty list is what the provider said and no more: providers have answered so in
     /// outages, so nothing may be declared gone on the word of an empty list alone.
     async fn list(&self) -> Result<Vec<ProviderInstance>, ProviderError>;
+
+    /// What the provider shows of these instances. One that is not shown is not for that gone.
+    async fn look(&self, ids: &[String]) -> Result<Vec<ProviderInstance>, ProviderError> {
+        let mut all = self.list().await?;
+        all.retain(|i| ids.contains(&i.instance_id));
+        Ok(all)
+    }
 
     /// The instance that carries this label; `None` is as weak as an empty `list`.
     async fn find_by_label(&self, label: &str) -> Result<Option<ProviderInstance>, ProviderError> {

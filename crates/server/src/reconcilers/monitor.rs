@@ -8,9 +8,11 @@
 use crate::app::App;
 use crate::history;
 use crate::link::{Link, LinkError};
+use crate::providers::budget::as_class;
 use crate::providers::{InstanceStatus, SshEndpoint};
 use crate::ssh::SshError;
 use crate::workflows::state::{Loss, Placement};
+use dumont_core::budget::Class;
 use dumont_core::detect::{Evidence, Judgement, ProviderWord, Redial, SILENCE, judge};
 use dumont_core::time::Timestamp;
 use dumont_core::workflow::Kind;
@@ -47,9 +49,9 @@ pub async fn run(app: Arc<App>) {
                     stays
                 });
                 for (key, (workspace, row)) in living {
-                    watchers
-                        .entry(key)
-                        .or_insert_with(|| tokio::spawn(watch(app.clone(), workspace, row)));
+                    watchers.entry(key).or_insert_with(|| {
+                        tokio::spawn(as_class(Class::Urgent, watch(app.clone(), workspace, row)))
+                    });
                 }
             }
             Err(error) => tracing::warn!(%error, "cannot see which workspaces to watch"),

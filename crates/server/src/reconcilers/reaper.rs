@@ -7,7 +7,9 @@
 //! evidence of anything, and stops at a ceiling: many orphans at once mean that we are wrong.
 
 use crate::app::{App, Market};
+use crate::providers::budget::as_class;
 use crate::workflows::dispose::{self, DisposeError};
+use dumont_core::budget::Class;
 use dumont_core::id::RentLabel;
 use dumont_core::workflow::Status;
 use dumont_store::{Error as StoreError, InstanceRow, InstanceState};
@@ -19,21 +21,26 @@ use tokio::time::Instant;
 
 /// Orphans destroyed in one round at most.
 const CEILING: usize = 20;
-/// Between two looks for instances that no row knows; each costs a listing.
+/// Between two looks for instances that no row knows; each costs a listing of the whole account.
 const SWEEP: Duration = Duration::from_secs(60);
+/// A listing that takes long is not begun again before this many times its length: what the
+/// account may list is for those who wait for a machine.
+const SWEEP_SHARE: u32 = 10;
 /// A fresh rent may be listed before its row says so.
 const YOUNG: Duration = Duration::from_secs(120);
 
 /// Runs until the server stops.
 pub async fn run(app: Arc<App>) {
-    let mut swept: Option<Instant> = None;
+    // When the last sweep ended, and what rests until the next.
+    let mut swept: Option<(Instant, Duration)> = None;
     loop {
         if let Err(error) = pay(&app).await {
             tracing::warn!(%error, "the reaper's round failed; it goes on");
         }
-        if swept.is_none_or(|at| at.elapsed() >= SWEEP) {
-            sweep(&app).await;
-            swept = Some(Instant::now());
+        if swept.is_none_or(|(at, rest)| at.elapsed() >= rest) {
+            let began = Instant::now();
+            as_class(Class::Normal, sweep(&app)).await;
+            swept = Some((Instant::now(), SWEEP.max(began.elapsed() * SWEEP_SHARE)));
         }
         select! {
             () = app.stopping.cancelled() => return,
@@ -67,7 +74,7 @@ async fn pay(app: &Arc<App>) -> Result<(), StoreError> {
     let tasks = debts.into_iter().map(|row| {
         let app = app.clone();
         tokio::spawn(async move {
-            match dispose::destroy(&app, &row).await {
+            match as_class(Class::Normal, dispose::destroy(&app, &row)).await {
                 Ok(()) | Err(DisposeError::Uncertain(_)) => {}
                 Err(error) => tracing::warn!(machine = %row.offer.machine, %error, "not destroyed yet"),
             }
@@ -103,7 +110,7 @@ async fn disowned(app: &App, row: &InstanceRow) -> Result<bool, StoreError> {
 /// Looks at the provider for instances of ours that no row knows.
 async fn sweep(app: &App) {
     for market in app.markets.values() {
-        let listed = match market.listing.since(Instant::now()).await {
+        let listed = match market.listing.whole(Instant::now()).await {
             Ok(listed) => listed,
             Err(error) => {
                 tracing::warn!(%error, "cannot list instances; nothing is concluded from that");

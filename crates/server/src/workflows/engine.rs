@@ -7,6 +7,8 @@
 
 use super::{Flow, Run, StepError, dispose, steps};
 use crate::app::App;
+use crate::providers::budget::as_class;
+use dumont_core::budget::Class;
 use dumont_core::workflow::{Kind, Status, Step};
 use dumont_store::{Advance, Error as StoreError, Finish, WorkflowRow};
 use dumont_wire::rest::ErrorBody;
@@ -44,8 +46,12 @@ pub async fn run(app: Arc<App>) {
 /// Drives one workflow as long as its fence is ours.
 async fn drive(app: Arc<App>, row: WorkflowRow) {
     let (id, fence) = (row.id.clone(), row.fence);
+    let class = match row.kind {
+        Kind::Failover => Class::Urgent,
+        _ => Class::Normal,
+    };
     select! {
-        outcome = steps_of(app.clone(), row) => match outcome {
+        outcome = as_class(class, steps_of(app.clone(), row)) => match outcome {
             Ok(()) => {}
             Err(StoreError::Stale { .. }) => tracing::warn!(workflow = %id, "another controller has taken it over"),
             // The lease runs out and the work is claimed again, by us or by another.

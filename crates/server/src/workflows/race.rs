@@ -12,7 +12,7 @@ use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, dispose};
 use crate::history::{self, Expected};
 use crate::link::Link;
-use crate::providers::{ErrorClass, ProviderError};
+use crate::providers::{ErrorClass, ProviderError, budget};
 use dumont_core::boot::{BootCurves, HORIZON_SECONDS};
 use dumont_core::history::{Outcome, Reason, Stage};
 use dumont_core::id::RentLabel;
@@ -23,13 +23,17 @@ use dumont_store::{Conditions, InstanceRow, InstanceState, NewAttempt, NewInstan
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::select;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 use ulid::Ulid;
 
 /// What a machine that was rented before a crash gets at least after it.
 const SECOND_LOOK: Duration = Duration::from_secs(60);
+
+/// A race that waits for the account is judged anew after this, whatever happens.
+const RETHINK: Duration = Duration::from_secs(1);
 
 /// One machine in the race, as its driver sees it.
 struct Lane {
@@ -112,6 +116,8 @@ struct Race<'a> {
     curves: Arc<BootCurves>,
     expected: BTreeMap<String, Expected>,
     last_rent: Option<Instant>,
+    /// Waiting until the account may rent again.
+    turn: Option<ReusableBoxFuture<'static, Result<(), ProviderError>>>,
     lanes: Vec<Lane>,
     /// Best promise first.
     offers: Vec<Offer>,
@@ -133,6 +139,7 @@ pub async fn run(run: &mut Run) -> StepResult {
         curves,
         expected: state.expected.clone(),
         last_rent: None,
+        turn: None,
         lanes: Vec::new(),
         offers: state.offers.clone(),
         tried: HashSet::new(),
@@ -172,9 +179,14 @@ impl Race<'_> {
 
     async fn until_won(&mut self) -> Result<usize, StepError> {
         loop {
-            match self.next_move() {
+            let next = self.next_move();
+            if next != Move::Rent {
+                // A place in the line that nobody looks at would hold up all behind it.
+                self.turn = None;
+            }
+            match next {
                 Move::Win(at) => return Ok(at),
-                Move::Rent => self.rent_next().await?,
+                Move::Rent => self.rent_when_due().await?,
                 Move::GiveUp(at) => self.give_up(at).await?,
                 Move::Drop(at) => self.drop_out(at).await?,
                 Move::Exhausted => return Err(self.exhausted()),
@@ -224,16 +236,36 @@ impl Race<'_> {
         self.lanes.iter().map(one).collect()
     }
 
-    async fn rent_next(&mut self) -> Result<(), StepError> {
+    /// Rents as soon as the account may, unless something happens before: then the race is
+    /// judged anew. A race that is won meanwhile has not rented in vain.
+    async fn rent_when_due(&mut self) -> Result<(), StepError> {
         let tried = &self.tried;
-        let Some(offer) = self
-            .offers
-            .iter()
-            .find(|o| !tried.contains(&o.machine.machine_id))
-            .cloned()
-        else {
+        let mut open = self.offers.iter();
+        let Some(offer) = open.find(|o| !tried.contains(&o.machine.machine_id)).cloned() else {
             return Ok(());
         };
+        let provider = self.run.market(&offer.machine.provider)?.provider.clone();
+        let turn = self
+            .turn
+            .get_or_insert_with(|| ReusableBoxFuture::new(async move { provider.rent_turn().await }));
+        let due = select! {
+            biased;
+            due = turn => due,
+            Some((key, end)) = self.ends.recv() => return self.ended(&key, end).await,
+            () = sleep(RETHINK) => return Ok(()),
+        };
+        self.turn = None;
+        match due {
+            Ok(()) => self.rent(offer).await,
+            Err(error) => {
+                self.run.say(format!("cannot rent yet: {error}")).await;
+                sleep(RETHINK).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn rent(&mut self, offer: Offer) -> Result<(), StepError> {
         self.tried.insert(offer.machine.machine_id.clone());
         self.last_rent = Some(Instant::now());
         let app = &self.run.app;
@@ -256,13 +288,13 @@ impl Race<'_> {
                 app.now(),
             )
             .await?;
-        self.run
-            .say(format!(
-                "renting {} ({}, ${:.3}/h)",
-                row.offer.machine, row.offer.gpu_name, row.offer.price
-            ))
-            .await;
+        let line = format!(
+            "renting {} ({}, ${:.3}/h)",
+            row.offer.machine, row.offer.gpu_name, row.offer.price
+        );
+        // First the request, then the talk: every write costs the racer its time.
         self.launch(row, false);
+        self.run.say(line).await;
         Ok(())
     }
 
@@ -297,8 +329,9 @@ impl Race<'_> {
         let (key, ends) = (lane.row.key.clone(), self.ended.clone());
         let app = self.run.app.clone();
         self.lanes.push(lane);
+        let class = budget::class();
         tokio::spawn(async move {
-            let end = racer.run().await;
+            let end = budget::as_class(class, racer.run()).await;
             // Nobody listens when the race is over: the rent is known by now, so reap it.
             if ends.send((key, end)).await.is_err() {
                 app.reap.notify_one();
@@ -310,6 +343,10 @@ impl Race<'_> {
         let Ok(Some((key, end))) = timeout(most, self.ends.recv()).await else {
             return Ok(());
         };
+        self.ended(&key, end).await
+    }
+
+    async fn ended(&mut self, key: &str, end: End) -> Result<(), StepError> {
         let Some(at) = self.lanes.iter().position(|l| l.row.key == key) else {
             return Ok(());
         };

@@ -7,6 +7,7 @@
 
 use crate::app::Market;
 use crate::link::{Link, LinkError, Target};
+use crate::providers::listing::pause_after;
 use crate::providers::{ErrorClass, InstanceStatus, ProviderInstance, SshEndpoint};
 use crate::ssh::SshError;
 use dumont_core::blacklist::CudaVersion;
@@ -26,7 +27,7 @@ const REDIAL: Duration = Duration::from_millis(200);
 /// one call that the provider allows in its second.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
 
-/// Logins are mostly quicker than this; only a slow one costs more listings.
+/// Logins are mostly quicker than this; only a slow one costs more looks.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Why a machine did not become ready.
@@ -101,10 +102,13 @@ pub async fn make_ready(
 
 /// Waits until the provider says running, and gives the SSH endpoints.
 async fn booted(market: &Market, instance_id: &str) -> Result<Vec<SshEndpoint>, NotReady> {
-    let mut since = Instant::now() + FIRST_LOOK;
+    let begun = Instant::now();
+    let mut since = begun + FIRST_LOOK;
     loop {
         let seen = look(market, instance_id, Stage::Boot, since).await?;
-        since = Instant::now();
+        // Who makes the call keeps the least distance; only a long wait adds to it.
+        let more = pause_after(begun.elapsed()).saturating_sub(pause_after(Duration::ZERO));
+        since = Instant::now() + more;
         if let Some(instance) = seen
             && instance.status == InstanceStatus::Running
             && !instance.ssh.is_empty()
@@ -116,8 +120,9 @@ async fn booted(market: &Market, instance_id: &str) -> Result<Vec<SshEndpoint>, 
 
 /// Resolves when the provider says that a machine which was running is not any more.
 async fn ended(market: &Market, instance_id: &str) -> NotReady {
+    let begun = Instant::now();
     loop {
-        sleep(LOOK_AGAIN).await;
+        sleep(LOOK_AGAIN.max(pause_after(begun.elapsed()))).await;
         if let Err(gone) = look(market, instance_id, Stage::Ssh, Instant::now()).await {
             return gone;
         }
@@ -136,8 +141,8 @@ async fn look(
         reason,
         message,
     };
-    let listed = match market.listing.since(since).await {
-        Ok(all) => all.iter().find(|i| i.instance_id == instance_id).cloned(),
+    let listed = match market.listing.look(instance_id, since).await {
+        Ok(shown) => shown,
         Err(e) if e.class == ErrorClass::Auth => return Err(failed(Reason::ProviderError, e.to_string())),
         // A failed listing says nothing about the machine.
         Err(_) => return Ok(None),

@@ -219,6 +219,10 @@ pub fn provider_words(error: &ProviderError) -> (&'static str, &'static str) {
             "no_credit",
             "add credit to the provider's account, then try again",
         ),
+        ErrorClass::QuotaUsedUp { .. } => (
+            "search_quota_used_up",
+            "the provider allows so many searches a day; wait until it begins anew, or use another account",
+        ),
         ErrorClass::RateLimited { .. } => ("provider_busy", "the account asks too often; wait a minute"),
         ErrorClass::Invalid => (
             "provider_refused",

@@ -10,6 +10,7 @@
 
 pub mod bucket;
 
+use dumont_core::budget::Limits;
 use dumont_market::{Market, MarketConfig};
 use dumont_server::objects::s3::S3Config;
 use dumont_server::providers::vast::{ApiKey, VastConfig};
@@ -27,6 +28,8 @@ pub struct World {
     pub database: Database,
     /// Waits and limits of the server; for those that a test wants shorter.
     pub timing: dumont_server::Timing,
+    /// What the server thinks that the account may ask.
+    pub limits: Limits,
     pub race: dumont_core::plan::RaceSettings,
     pub blacklist: dumont_core::blacklist::Settings,
     /// Where objects go; none is the embedded store.
@@ -96,6 +99,7 @@ impl World {
             dir,
             database,
             timing: Default::default(),
+            limits: Limits::off(),
             race: Default::default(),
             blacklist: Default::default(),
             s3,
@@ -119,8 +123,7 @@ impl World {
             database: self.database.clone(),
             agent: self.agent,
             s3: self.s3.clone(),
-            vast: VastConfig::new(&self.market.url(), ApiKey::new("test-key").expect("a key"))
-                .expect("a URL"),
+            vast: self.vast(),
             race: self.race.clone(),
             adaptive: Default::default(),
             attempt_retention_days: 180,
@@ -128,6 +131,14 @@ impl World {
             timing: self.timing.clone(),
             crash_at: None,
         }
+    }
+
+    /// The market of these tests allows everything, unless a test says otherwise.
+    fn vast(&self) -> VastConfig {
+        let key = ApiKey::new("test-key").expect("a key");
+        let mut vast = VastConfig::new(&self.market.url(), key).expect("a URL");
+        vast.limits = self.limits.clone();
+        vast
     }
 
     pub fn url(&self) -> &str {

@@ -3,6 +3,8 @@
 //! The key opens the user's purse, so it is sent in clear to nobody but this very machine:
 //! plain HTTP is for emulators on loopback.
 
+use dumont_core::budget::{Endpoint, Limits};
+use dumont_store::Account;
 use reqwest::header::HeaderValue;
 use std::fmt;
 use std::time::Duration;
@@ -61,7 +63,9 @@ pub struct ConfigError {
 pub struct VastConfig {
     pub base_url: Url,
     pub api_key: ApiKey,
-    /// Least time between two creates of this process.
+    /// What the account may ask, by endpoint.
+    pub limits: Limits,
+    /// Least time between two creates, where the account may more.
     pub stagger: Duration,
     pub connect_timeout: Duration,
     /// For a whole request, the body of the answer included.
@@ -83,6 +87,7 @@ impl VastConfig {
         Ok(Self {
             base_url: parse_base(base_url)?,
             api_key,
+            limits: Limits::default(),
             stagger: Duration::from_millis(200),
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(30),
@@ -93,7 +98,7 @@ impl VastConfig {
         })
     }
 
-    /// `VAST_URL` (default the real service) and `VAST_API_KEY`.
+    /// `VAST_URL` (default the real service), `VAST_API_KEY` and `VAST_LIMITS`.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_vars(|name| std::env::var(name).ok())
     }
@@ -107,10 +112,32 @@ impl VastConfig {
                    `dumont market` and point VAST_URL at it"
                 .into(),
         })?;
-        Self::new(
+        let mut config = Self::new(
             set("VAST_URL").as_deref().unwrap_or(DEFAULT_URL),
             ApiKey::new(&key)?,
-        )
+        )?;
+        if let Some(limits) = set("VAST_LIMITS") {
+            config.limits = limits.parse().map_err(|e| ConfigError {
+                message: format!("VAST_LIMITS: {e}"),
+                hint: "leave it out for the documented limits".into(),
+            })?;
+        }
+        Ok(config)
+    }
+
+    pub(super) fn budget(&self) -> Limits {
+        self.limits.clone().at_least(Endpoint::Create, self.stagger)
+    }
+
+    /// The name under which replicas share the account's budget; the key cannot be had from it.
+    pub(super) fn account(&self) -> Account {
+        let mut hash = blake3::Hasher::new_derive_key("dumont 2026-11-26 provider account");
+        hash.update(self.base_url.as_str().as_bytes());
+        hash.update(self.api_key.0.as_bytes());
+        Account {
+            provider: super::NAME.into(),
+            name: hash.finalize().to_hex()[..32].to_owned(),
+        }
     }
 }
 

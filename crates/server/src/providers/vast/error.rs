@@ -7,7 +7,10 @@
 
 use super::super::{ErrorClass, ProviderError};
 use super::wire;
+use dumont_core::budget::until_midnight;
+use dumont_core::time::Timestamp;
 use serde_json::Value;
+use std::time::SystemTime;
 
 /// Classifies an answer that is not a success. `Retry-After` is the caller's to add.
 pub fn classify(status: u16, body: &[u8]) -> ProviderError {
@@ -62,7 +65,11 @@ fn by_words(status: u16, code: &str, words: &str) -> Option<ErrorClass> {
     if status >= 500 {
         return None;
     }
-    if status == 429 || any(&["rate_limit", "search_quota_exceeded", "requests too frequent"]) {
+    if code.contains("search_quota_exceeded") || words.contains("search_quota_exceeded") {
+        Some(ErrorClass::QuotaUsedUp {
+            resets_in: until_midnight(Timestamp::from_system(SystemTime::now())),
+        })
+    } else if status == 429 || any(&["rate_limit", "requests too frequent"]) {
         Some(rate_limited())
     } else if status == 401
         || any(&[

@@ -4,14 +4,17 @@
 //! request ever left. Nothing is repeated here but what cannot have acted (a 429) and, once,
 //! what may act twice without harm.
 
+use super::super::budget::{Budget, used_up};
 use super::super::{ErrorClass, ProviderError};
 use super::config::{ConfigError, VastConfig, is_loopback};
 use super::error::{classify, classify_json, error, is_refusal};
 use super::wire;
+use dumont_core::budget::{Endpoint, Refusal};
 use reqwest::{Client, Method, Response, header};
 use serde_json::Value;
 use std::fmt;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Listings and searches; a page of 25 instances or 64 offers is some 200 KB.
 const MAX_LISTING: usize = 8 * 1024 * 1024;
@@ -31,6 +34,9 @@ pub struct Call<'a> {
     body: Option<Value>,
     max_body: usize,
     harmless: bool,
+    /// What it is limited with; none is not limited.
+    endpoint: Option<Endpoint>,
+    due: bool,
 }
 
 impl<'a> Call<'a> {
@@ -43,7 +49,21 @@ impl<'a> Call<'a> {
             body: None,
             max_body: MAX_REPLY,
             harmless,
+            endpoint: None,
+            due: false,
         }
+    }
+
+    /// Waits for its turn there.
+    pub fn at(mut self, endpoint: Endpoint) -> Self {
+        self.endpoint = Some(endpoint);
+        self
+    }
+
+    /// Its turn was waited for.
+    pub fn due(mut self) -> Self {
+        self.due = true;
+        self
     }
 
     pub fn query(mut self, name: &'a str, value: impl Into<String>) -> Self {
@@ -107,6 +127,14 @@ pub struct Lost {
 }
 
 impl Lost {
+    fn unsent(error: ProviderError) -> Self {
+        Self {
+            sent: false,
+            timed_out: false,
+            error,
+        }
+    }
+
     /// The connection broke: unlike a silent or a lying server, worth another try at once.
     fn is_broken(&self) -> bool {
         !self.timed_out && self.error.class == ErrorClass::Transient
@@ -119,6 +147,7 @@ pub struct Http {
     key: String,
     timeout: Duration,
     backoff: Vec<Duration>,
+    budget: Arc<Budget>,
 }
 
 impl fmt::Debug for Http {
@@ -130,7 +159,7 @@ impl fmt::Debug for Http {
 }
 
 impl Http {
-    pub fn new(config: &VastConfig) -> Result<Self, ConfigError> {
+    pub fn new(config: &VastConfig, budget: Arc<Budget>) -> Result<Self, ConfigError> {
         // Programs install a provider first thing; in one that did not, reqwest would panic.
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             let _ = rustls::crypto::ring::default_provider().install_default();
@@ -159,6 +188,7 @@ impl Http {
             key: config.api_key.expose().to_owned(),
             timeout: config.timeout,
             backoff: config.rate_limit_backoff.clone(),
+            budget,
         })
     }
 
@@ -167,16 +197,22 @@ impl Http {
         self.answer(call).await.map_err(|lost| lost.error)?.into_success()
     }
 
-    /// The answer, after waiting out rate limits.
+    /// The answer, after waiting for its turn and waiting out rate limits.
     pub async fn answer(&self, call: Call<'_>) -> Result<Answer, Lost> {
         let mut waits = self.backoff.iter();
-        let mut may_repeat = call.harmless;
+        let (mut may_repeat, mut due) = (call.harmless, call.due);
         loop {
+            if let Some(endpoint) = call.endpoint
+                && !std::mem::take(&mut due)
+            {
+                self.budget.turn(endpoint).await.map_err(Lost::unsent)?;
+            }
             let outcome = self.once(&call).await;
             count(&call, &outcome);
+            self.learn(&call, &outcome).await;
             let wait = match &outcome {
                 Ok(answer) => match answer.refusal().map(|e| e.class) {
-                    Some(ErrorClass::RateLimited { retry_after }) if !is_quota(answer) => {
+                    Some(ErrorClass::RateLimited { retry_after }) => {
                         let asked = retry_after.unwrap_or_default();
                         waits
                             .next()
@@ -199,6 +235,21 @@ impl Http {
         }
     }
 
+    /// Lets all who use the account know of a refusal.
+    async fn learn(&self, call: &Call<'_>, outcome: &Result<Answer, Lost>) {
+        let class = outcome.as_ref().ok().and_then(Answer::refusal).map(|e| e.class);
+        let refusal = match class {
+            Some(ErrorClass::RateLimited { retry_after }) => Refusal::TooOften { retry_after },
+            Some(ErrorClass::QuotaUsedUp { resets_in }) => Refusal::Quota {
+                resets_in: Some(resets_in),
+            },
+            _ => return,
+        };
+        if let Some(endpoint) = call.endpoint {
+            self.budget.refused(endpoint, refusal).await;
+        }
+    }
+
     async fn once(&self, call: &Call<'_>) -> Result<Answer, Lost> {
         let url = format!("{}{}", self.base, call.path);
         let mut request = self.client.request(call.method.clone(), url).query(&call.query);
@@ -209,6 +260,7 @@ impl Http {
         let status = response.status().as_u16();
         let retry_after = retry_after(&response);
         let date = date(&response);
+        let resets_in = resets_in(&response, date);
         let body = self.read(response, call.max_body).await?;
         let json = wire::parse(&body);
         let refused = !(200..300).contains(&status) || json.as_ref().is_some_and(is_refusal);
@@ -217,8 +269,12 @@ impl Http {
                 Some(json) => classify_json(status, json),
                 None => classify(status, &body),
             };
-            if let ErrorClass::RateLimited { .. } = error.class {
-                error.class = ErrorClass::RateLimited { retry_after };
+            match error.class {
+                ErrorClass::RateLimited { .. } => error.class = ErrorClass::RateLimited { retry_after },
+                ErrorClass::QuotaUsedUp { resets_in: midnight } => {
+                    error = used_up(resets_in.unwrap_or(midnight));
+                }
+                _ => {}
             }
             error.message = self.redact(&error.message);
             error
@@ -293,28 +349,27 @@ fn count(call: &Call<'_>, outcome: &Result<Answer, Lost>) {
     crate::metrics::provider_request("vast", call.method.as_str(), call.path, &status);
 }
 
-/// A used-up daily quota does not come back within any wait of ours.
-fn is_quota(answer: &Answer) -> bool {
-    answer
-        .json
-        .as_ref()
-        .and_then(|j| wire::text(j, "error"))
-        .as_deref()
-        == Some("search_quota_exceeded")
+fn seconds(response: &Response, name: &str) -> Option<f64> {
+    response.headers().get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
 fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds: f64 = response
-        .headers()
-        .get(header::RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
+    seconds(response, header::RETRY_AFTER.as_str())
+        .filter(|s| (0.0..=86_400.0).contains(s))
+        .map(Duration::from_secs_f64)
+}
+
+/// `X-RateLimit-Reset`: the Unix second of the server's clock at which a quota comes back.
+fn resets_in(response: &Response, date: Option<SystemTime>) -> Option<Duration> {
+    let reset = seconds(response, "x-ratelimit-reset")?;
+    let now = date
+        .unwrap_or_else(SystemTime::now)
+        .duration_since(UNIX_EPOCH)
         .ok()?;
-    (0.0..=86_400.0)
-        .contains(&seconds)
-        .then(|| Duration::from_secs_f64(seconds))
+    let left = reset - now.as_secs_f64();
+    (0.0..=90_000.0)
+        .contains(&left)
+        .then(|| Duration::from_secs_f64(left))
 }
 
 fn date(response: &Response) -> Option<SystemTime> {

@@ -8,6 +8,7 @@ use super::super::{ErrorClass, InstanceStatus, ProviderError, ProviderInstance, 
 use super::error::{during, error, is_no_instance};
 use super::http::Call;
 use super::{Vast, wire};
+use dumont_core::budget::Endpoint;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -15,19 +16,65 @@ use std::net::IpAddr;
 
 /// The most the service gives at once.
 const PAGE: &str = "25";
+const PAGE_ROWS: usize = 25;
 /// 25,000 instances; more is a server that never ends.
 const MAX_PAGES: usize = 1000;
 
+/// The rows of a complete listing.
+pub(super) struct Listed {
+    pub rows: Vec<ProviderInstance>,
+    /// The account has no instances at all, says the provider: it said so in outages, too.
+    pub nobody: bool,
+}
+
 impl Vast {
     pub(super) async fn list_instances(&self) -> Result<Vec<ProviderInstance>, ProviderError> {
+        Ok(self.list_where(&json!({})).await?.rows)
+    }
+
+    /// Few of many instances for the price of a page.
+    pub(super) async fn list_these(&self, ids: &[String]) -> Result<Vec<ProviderInstance>, ProviderError> {
+        let mut all = Vec::new();
+        for ids in ids.chunks(PAGE_ROWS) {
+            let numbers: Vec<u64> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+            let found = self.list_some(&json!({"id": {"in": numbers}})).await?;
+            // Filters are not always applied.
+            all.extend(
+                found
+                    .rows
+                    .into_iter()
+                    .filter(|row| ids.contains(&row.instance_id)),
+            );
+        }
+        Ok(all)
+    }
+
+    /// All that carry this label: one, if nothing went wrong.
+    pub(super) async fn list_labelled(&self, label: &str) -> Result<Listed, ProviderError> {
+        let mut listed = self.list_some(&json!({"label": {"eq": label}})).await?;
+        listed.rows.retain(|row| row.label.as_deref() == Some(label));
+        Ok(listed)
+    }
+
+    /// Filters on stored columns are documented; one that is refused costs the whole listing.
+    async fn list_some(&self, filter: &Value) -> Result<Listed, ProviderError> {
+        match self.list_where(filter).await {
+            Err(e) if e.class == ErrorClass::Invalid => self.list_where(&json!({})).await,
+            listed => listed,
+        }
+    }
+
+    async fn list_where(&self, filter: &Value) -> Result<Listed, ProviderError> {
         let (mut all, mut ids, mut tokens) = (Vec::new(), HashSet::new(), HashSet::new());
         let mut after: Option<String> = None;
+        let mut total = 0;
         loop {
             let mut call = Call::new(Method::GET, "/api/v1/instances/")
-                .query("select_filters", "{}")
+                .query("select_filters", filter.to_string())
                 .query("order_by", r#"[{"col": "id", "dir": "asc"}]"#)
                 .query("limit", PAGE)
                 .query("select_cols", r#"["*"]"#)
+                .at(Endpoint::List)
                 .listing();
             if let Some(token) = &after {
                 call = call.query("after_token", token);
@@ -38,6 +85,7 @@ impl Vast {
                 .await
                 .map_err(during("listing instances"))?;
             let page = read_page(&answer).map_err(during("listing instances"))?;
+            total = page.total.unwrap_or(0).max(total).max(page.rows.len() as u64);
             // An instance may move between two pages while they are read.
             all.extend(
                 page.rows
@@ -53,7 +101,10 @@ impl Vast {
                             all.len()
                         ),
                     )),
-                    _ => Ok(all),
+                    _ => Ok(Listed {
+                        rows: all,
+                        nobody: total == 0,
+                    }),
                 };
             };
             if tokens.len() >= MAX_PAGES || !tokens.insert(next.clone()) {
@@ -67,7 +118,9 @@ impl Vast {
     pub(super) async fn get_instance(&self, id: &str) -> Result<Option<ProviderInstance>, ProviderError> {
         let path = instance_path(id)?;
         let what = format!("reading instance {id}");
-        let call = Call::new(Method::GET, &path).query("owner", "me");
+        let call = Call::new(Method::GET, &path)
+            .query("owner", "me")
+            .at(Endpoint::Show);
         let answer = self
             .http
             .answer(call)
@@ -96,7 +149,9 @@ impl Vast {
     pub(super) async fn destroy_instance(&self, id: &str) -> Result<(), ProviderError> {
         let path = instance_path(id)?;
         let what = format!("destroying instance {id}");
-        let call = Call::new(Method::DELETE, &path).json(json!({}));
+        let call = Call::new(Method::DELETE, &path)
+            .json(json!({}))
+            .at(Endpoint::Destroy);
         let answer = self
             .http
             .answer(call)
@@ -128,6 +183,7 @@ struct Page {
     rows: Vec<ProviderInstance>,
     next: Option<String>,
     found: Option<u64>,
+    total: Option<u64>,
 }
 
 fn read_page(answer: &Value) -> Result<Page, ProviderError> {
@@ -145,6 +201,7 @@ fn read_page(answer: &Value) -> Result<Page, ProviderError> {
         rows: rows.ok_or_else(|| bad("Vast.ai showed an instance without an id"))?,
         next,
         found: wire::count(answer, "instances_found"),
+        total: wire::count(answer, "total_instances"),
     })
 }
 

@@ -8,6 +8,7 @@ use super::error::{during, error};
 use super::http::Call;
 use super::instances::instance_path;
 use super::{Vast, wire};
+use dumont_core::budget::Endpoint;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -19,7 +20,9 @@ impl Vast {
         if self.has_account_key(key).await? {
             return Ok(());
         }
-        let call = Call::new(Method::POST, PATH).json(json!({ "ssh_key": key }));
+        let call = Call::new(Method::POST, PATH)
+            .json(json!({ "ssh_key": key }))
+            .at(Endpoint::AddKey);
         let Err(refused) = self.http.success(call).await else {
             return Ok(());
         };
@@ -61,6 +64,7 @@ impl Vast {
         // Attaching twice is what the caller may do anyway.
         let call = Call::new(Method::POST, &path)
             .json(json!({ "ssh_key": key }))
+            .at(Endpoint::AddKey)
             .harmless();
         match self.http.success(call).await {
             Ok(_) => Ok(()),

@@ -12,9 +12,6 @@
 //! Everything else is an error with a class. `search` turns a server's rows into offers that
 //! are checked again here, `rent` holds the way of an uncertain create, `http` bounds what a
 //! server may cost in time and memory.
-//!
-//! Later: one budget per endpoint shared by all replicas takes the place of [`pace::Pacer`],
-//! which only spaces the creates of this process.
 
 mod account;
 mod config;
@@ -22,7 +19,6 @@ mod error;
 mod http;
 mod instances;
 mod keys;
-mod pace;
 mod rent;
 mod search;
 mod wire;
@@ -31,9 +27,13 @@ pub use account::Account;
 pub use config::{ApiKey, ConfigError, VastConfig};
 pub use error::classify;
 
+use super::budget::{Budget, as_class};
 use super::{OfferQuery, Provider, ProviderError, ProviderInstance, RentRequest};
 use async_trait::async_trait;
+use dumont_core::budget::{Class, Endpoint};
 use dumont_core::offer::Offer;
+use dumont_store::Store;
+use std::sync::Arc;
 
 /// The word before the colon of a machine.
 const NAME: &str = "vast";
@@ -43,19 +43,25 @@ const NAME: &str = "vast";
 pub struct Vast {
     config: VastConfig,
     http: http::Http,
-    creates: pace::Pacer,
+    budget: Arc<Budget>,
 }
 
 impl Vast {
-    /// Checks the configuration; talks to nobody yet.
+    /// Checks the configuration; talks to nobody yet. Keeps the account's limits by itself.
     pub fn new(config: VastConfig) -> Result<Self, ConfigError> {
-        let http = http::Http::new(&config)?;
-        let creates = pace::Pacer::new(config.stagger);
-        Ok(Self {
-            config,
-            http,
-            creates,
-        })
+        let budget = Budget::own(config.budget());
+        Self::with_budget(config, budget)
+    }
+
+    /// One that shares the account's limits with all others on this database.
+    pub fn shared(config: VastConfig, store: Store) -> Result<Self, ConfigError> {
+        let budget = Budget::shared(config.budget(), store, config.account());
+        Self::with_budget(config, budget)
+    }
+
+    fn with_budget(config: VastConfig, budget: Arc<Budget>) -> Result<Self, ConfigError> {
+        let http = http::Http::new(&config, budget.clone())?;
+        Ok(Self { config, http, budget })
     }
 }
 
@@ -69,6 +75,10 @@ impl Provider for Vast {
         self.search_offers(query).await
     }
 
+    async fn rent_turn(&self) -> Result<(), ProviderError> {
+        self.budget.turn(Endpoint::Create).await
+    }
+
     async fn rent(&self, request: &RentRequest) -> Result<String, ProviderError> {
         self.rent_offer(request).await
     }
@@ -77,12 +87,21 @@ impl Provider for Vast {
         self.list_instances().await
     }
 
+    async fn look(&self, ids: &[String]) -> Result<Vec<ProviderInstance>, ProviderError> {
+        self.list_these(ids).await
+    }
+
+    async fn find_by_label(&self, label: &str) -> Result<Option<ProviderInstance>, ProviderError> {
+        Ok(self.list_labelled(label).await?.rows.into_iter().next())
+    }
+
     async fn get(&self, instance_id: &str) -> Result<Option<ProviderInstance>, ProviderError> {
         self.get_instance(instance_id).await
     }
 
     async fn destroy(&self, instance_id: &str) -> Result<(), ProviderError> {
-        self.destroy_instance(instance_id).await
+        // Whoever asks for it: money runs until it is done.
+        as_class(Class::Urgent, self.destroy_instance(instance_id)).await
     }
 
     async fn register_key(&self, public_key: &str) -> Result<(), ProviderError> {

@@ -5,7 +5,7 @@
 //! lost, a proxy answered 5xx, the body makes no sense. Only the third needs care: the
 //! instance may exist, cost money and appear late in listings. So it is looked for by its
 //! label, several times; found, the rent has succeeded after all; absent from the last of
-//! several complete and non-empty listings, nothing was done and the caller may try again;
+//! several complete listings of an account that has instances, nothing was done and the caller may try again;
 //! anything less stays uncertain, and the caller must look again before it repeats.
 //!
 //! An *empty* listing proves nothing (see `list`): an account's very first create that goes
@@ -17,6 +17,7 @@ use super::super::{ErrorClass, ProviderError, ProviderInstance, RentRequest};
 use super::error::{during, error};
 use super::http::{Answer, Call};
 use super::{NAME, Vast, wire};
+use dumont_core::budget::Endpoint;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
@@ -47,9 +48,13 @@ impl Vast {
         let offer = &request.offer.offer_id;
         let what = format!("renting offer {}", wire::clean(offer));
         let body = create_body(request).map_err(during(&what))?;
-        self.creates.turn().await;
         let path = format!("/api/v0/asks/{offer}/");
-        let created = match self.http.answer(Call::new(Method::PUT, &path).json(body)).await {
+        // Its turn was waited for by whoever decided on it.
+        let call = Call::new(Method::PUT, &path)
+            .json(body)
+            .at(Endpoint::Create)
+            .due();
+        let created = match self.http.answer(call).await {
             Ok(answer) => read_created(answer),
             Err(lost) if lost.sent => Created::Unclear(lost.error),
             Err(lost) => Created::No {
@@ -104,19 +109,11 @@ impl Vast {
         let mut last = Looked::Unknown("nobody looked".into());
         for wait in &self.config.lookup_waits {
             tokio::time::sleep(*wait).await;
-            last = match self.list_instances().await {
+            last = match self.list_labelled(label).await {
                 Err(e) => Looked::Unknown(e.message),
-                Ok(all) if all.is_empty() => Looked::Unknown("an empty listing proves nothing".into()),
-                Ok(all) => {
-                    let found: Vec<_> = all
-                        .into_iter()
-                        .filter(|i| i.label.as_deref() == Some(label))
-                        .collect();
-                    if !found.is_empty() {
-                        return Looked::Found(found);
-                    }
-                    Looked::Absent
-                }
+                Ok(listed) if !listed.rows.is_empty() => return Looked::Found(listed.rows),
+                Ok(listed) if listed.nobody => Looked::Unknown("an empty listing proves nothing".into()),
+                Ok(_) => Looked::Absent,
             };
         }
         last

@@ -9,6 +9,7 @@ use super::super::{ErrorClass, OfferQuery, ProviderError};
 use super::error::{during, error};
 use super::http::Call;
 use super::{NAME, Vast, wire};
+use dumont_core::budget::Endpoint;
 use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
 use reqwest::Method;
@@ -24,6 +25,7 @@ impl Vast {
         let call = Call::new(Method::POST, "/api/v0/bundles/")
             .json(search_body(query, verified))
             .listing()
+            .at(Endpoint::Search)
             .harmless();
         let answer = self
             .http
