@@ -4,6 +4,7 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{Response, StatusCode};
+use dumont_core::budget::Limits;
 use dumont_core::offer::Offer;
 use dumont_server::providers::vast::{ApiKey, Vast, VastConfig};
 use dumont_server::providers::{ErrorClass, OfferQuery, ProviderError, RentRequest};
@@ -40,6 +41,7 @@ impl Seen {
 pub enum Reply {
     Json(u16, Value),
     Text(u16, String),
+    Bytes(u16, Vec<u8>),
     Header(u16, &'static str, String, Value),
     /// Acts, and the connection ends before the answer does.
     Cut,
@@ -92,6 +94,7 @@ impl Fake {
         let mut config = VastConfig::new(&self.url, ApiKey::new(KEY).unwrap()).unwrap();
         let ms = |all: &[u64]| all.iter().map(|m| Duration::from_millis(*m)).collect();
         config.stagger = Duration::ZERO;
+        config.limits = Limits::off();
         config.timeout = Duration::from_secs(2);
         config.rate_limit_backoff = ms(&[10, 20, 40]);
         config.lookup_waits = ms(&[0, 10, 20, 40]);
@@ -127,6 +130,7 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response<Body
             .header("content-type", "application/json")
             .body(Body::from(json.to_string()))
             .unwrap(),
+        Reply::Bytes(status, bytes) => with(status).body(Body::from(bytes)).unwrap(),
         Reply::Text(status, text) => with(status).body(Body::from(text)).unwrap(),
         Reply::Header(status, name, value, json) => with(status)
             .header(name, value)

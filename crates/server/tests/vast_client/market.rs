@@ -1,5 +1,6 @@
 //! The same client against the emulated marketplace.
 
+use dumont_core::budget::Limits;
 use dumont_market::{Isolation, Market, MarketConfig};
 use dumont_server::providers::vast::{ApiKey, Vast, VastConfig};
 use dumont_server::providers::{ErrorClass, InstanceStatus, OfferQuery, Provider, RentRequest};
@@ -7,13 +8,22 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-struct Scene {
-    market: Market,
-    client: Vast,
+pub struct Scene {
+    pub market: Market,
+    pub client: Vast,
     _dir: tempfile::TempDir,
 }
 
 async fn scene() -> Scene {
+    scene_at(None).await
+}
+
+/// With a client that finds the market at this address.
+pub async fn scene_behind(url: &str) -> Scene {
+    scene_at(Some(url)).await
+}
+
+async fn scene_at(url: Option<&str>) -> Scene {
     let dir = tempfile::tempdir().unwrap();
     let mut config = MarketConfig::new(dir.path());
     config.time_scale = 0.0;
@@ -21,8 +31,9 @@ async fn scene() -> Scene {
     config.isolation = Isolation::Directory;
     let market = dumont_market::start(config).await.unwrap();
     let key = ApiKey::new("market-test-key").unwrap();
-    let mut config = VastConfig::new(&market.url(), key).unwrap();
+    let mut config = VastConfig::new(url.unwrap_or(&market.url()), key).unwrap();
     config.stagger = Duration::ZERO;
+    config.limits = Limits::off();
     config.lookup_waits = [0, 50, 100].map(Duration::from_millis).to_vec();
     Scene {
         client: Vast::new(config).unwrap(),
@@ -32,7 +43,7 @@ async fn scene() -> Scene {
 }
 
 impl Scene {
-    async fn rent(&self, label: &str) -> Result<String, dumont_server::providers::ProviderError> {
+    pub async fn rent(&self, label: &str) -> Result<String, dumont_server::providers::ProviderError> {
         let query = OfferQuery {
             gpu_count: 1,
             disk_gb: 20,
@@ -63,7 +74,7 @@ impl Scene {
         assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     }
 
-    async fn alive(&self) -> Value {
+    pub async fn alive(&self) -> Value {
         let url = format!("{}/admin/ledger", self.market.admin_url());
         let ledger: Value = reqwest::get(url).await.unwrap().json().await.unwrap();
         ledger["alive"].clone()

@@ -335,7 +335,10 @@ async fn creates_keep_their_distance() {
     let started = Instant::now();
     let rents = (0..4).map(|_| {
         let client = Arc::clone(&client);
-        async move { client.rent(&request()).await }
+        async move {
+            client.rent_turn().await?;
+            client.rent(&request()).await
+        }
     });
     futures::future::try_join_all(rents).await.unwrap();
     let at: Vec<_> = fake.seen().iter().map(|s| s.at).collect();

@@ -1,4 +1,5 @@
 use crate::fake::{Fake, KEY, Reply, class, query};
+use dumont_server::providers::vast::Vast;
 use dumont_server::providers::{ErrorClass, OfferQuery, Provider};
 use serde_json::{Value, json};
 
@@ -105,13 +106,24 @@ async fn no_offers_is_an_answer_and_nonsense_is_not() {
 #[tokio::test]
 async fn a_used_up_quota_is_not_asked_again() {
     let fake = Fake::start(|_| {
-        Reply::Json(
-            429,
-            json!({"success": false, "error": "search_quota_exceeded", "msg": "x"}),
-        )
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        let body = json!({"success": false, "error": "search_quota_exceeded", "msg": "x"});
+        let reset = now.as_secs() + 3_000;
+        Reply::Header(429, "x-ratelimit-reset", reset.to_string(), body)
     })
     .await;
-    let answer = fake.client().search(&query()).await;
-    assert_eq!(class(answer), ErrorClass::RateLimited { retry_after: None });
-    assert_eq!(fake.seen().len(), 1);
+    let mut config = fake.config();
+    config.limits = "search=600/min".parse().unwrap();
+    let client = Vast::new(config).unwrap();
+    for _ in 0..3 {
+        match class(client.search(&query()).await) {
+            ErrorClass::QuotaUsedUp { resets_in } => {
+                assert!((2_900..3_100).contains(&resets_in.as_secs()), "{resets_in:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(fake.seen().len(), 1, "nobody asks before it comes back");
 }
