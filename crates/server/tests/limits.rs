@@ -23,7 +23,12 @@ async fn three_failovers_in_a_row_are_not_refused() {
         market.limits = Some(MarketLimits::DOCUMENTED);
     })
     .await;
-    let world = world.reconfigured(|w| w.limits = Limits::default()).await;
+    // The first server knew of no limits: what it asked last must be over.
+    let keeps_them = |world: &mut World| {
+        world.limits = Limits::default();
+        std::thread::sleep(std::time::Duration::from_secs(5));
+    };
+    let world = world.reconfigured(keeps_them).await;
     let workspace = world.deployed("train").await;
     let mut on = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
     fs::write(world.workspace_dir(&on).await.join("a.txt"), "one").unwrap();
