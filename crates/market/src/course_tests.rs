@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::MarketConfig;
-use crate::offers::Universe;
+use crate::offers::{Quote, Universe};
 use crate::presets::Preset;
 use crate::state::{Order, Refusal};
 use crate::switches::LowBid;
@@ -11,8 +11,17 @@ fn state(change: impl FnOnce(&mut MarketConfig)) -> State {
     State::new(Arc::new(Universe::from_seed(1, 50)), &config, 0)
 }
 
+fn first(state: &mut State, now: i64) -> u64 {
+    let board = state.board(now);
+    board
+        .rows()
+        .next()
+        .map(|(_, offer, _)| offer.id)
+        .expect("an offer")
+}
+
 fn rent(state: &mut State, bid: Option<f64>) -> Result<u64, Refusal> {
-    let offer = state.listed(0)[0].id;
+    let offer = first(state, 0);
     let order = Order {
         disk_gb: 10.0,
         bid,
@@ -54,7 +63,7 @@ fn credit_that_is_used_up_stops_everything() {
     assert_eq!(state.due(later), [Due::Stop(id)]);
     state.stop(id, later);
     assert_eq!(state.resume(id, later), Err(Refusal::NoCredit));
-    let offer = state.listed(0)[0].id;
+    let offer = first(&mut state, later);
     let order = Order::default();
     let refused = state.rent(offer, order, "k".to_owned(), later).map(|r| r.id);
     assert_eq!(refused, Err(Refusal::NoCredit));
@@ -99,11 +108,9 @@ fn rivals_come_and_go_by_themselves() {
     // What a rental meets is drawn; here it is only about bids.
     let (mut outbid, mut returned) = (0, 0);
     let hour = 3_600_000;
-    let floor = |state: &State, now| {
-        let offer = state.listed(now).first().map(|o| (o.machine, o.gpus.len()));
-        offer.map(|(machine, gpus)| state.quote(machine, now).min_bid * gpus as f64)
-    };
-    let bid = floor(&state, 0).expect("an offer") * 1.05;
+    let board = state.board(0);
+    let (_, offer, quote) = board.rows().next().expect("an offer");
+    let bid = quote.min_bid * offer.gpus.len() as f64 * 1.05;
     let Some(id) = (0..20).find_map(|_| rent(&mut state, Some(bid)).ok()) else {
         panic!("no rental in twenty tries");
     };
@@ -134,4 +141,40 @@ fn rivals_come_and_go_by_themselves() {
         outbid > 10 && (outbid - 1..=outbid).contains(&returned),
         "{outbid} {returned}"
     );
+}
+
+/// What is kept of the board is what it would be if it were made anew, whenever one looks.
+#[test]
+fn the_board_that_is_kept_is_the_one_of_now() {
+    let fresh = |state: &State, now| -> Vec<(u64, Option<Quote>)> {
+        let (tides, hour) = (state.tides().expect("tides"), state.hour(now));
+        let there = |m: usize| tides.present(&state.universe.machines[m], hour);
+        let free = |m, gpu| there(m) && state.is_free(m, gpu);
+        let rows = state.universe.listed(free).into_iter();
+        rows.map(|(_, o)| (o.id, Some(state.quote(o.machine, now))))
+            .collect()
+    };
+    for (preset, scale) in [(Preset::Hell, 1.0), (Preset::Hell, 0.037), (Preset::Vast, 0.0)] {
+        let mut state = state(|c| {
+            c.preset = preset;
+            c.time_scale = scale;
+        });
+        let (mut now, mut boards) = (0, std::collections::HashSet::new());
+        for step in 0..3_000_i64 {
+            now += step * 7_919 % 40_000;
+            let board = state.board(now);
+            let kept: Vec<_> = board.rows().map(|(_, o, quote)| (o.id, Some(quote))).collect();
+            assert_eq!(kept, fresh(&state, now), "{preset:?} {scale} at {now}");
+            boards.insert(Arc::as_ptr(&board) as usize);
+            if step % 50 == 0 && !kept.is_empty() {
+                let offer = kept[step as usize % kept.len()].0;
+                let _ = state.rent(offer, Order::default(), "k".to_owned(), now);
+            }
+            if step % 170 == 0 {
+                let alive: Vec<u64> = state.all_alive().map(|i| i.id).collect();
+                alive.iter().take(2).for_each(|id| drop(state.destroy(*id, now)));
+            }
+        }
+        assert!(boards.len() > 1, "it changes");
+    }
 }

@@ -12,11 +12,14 @@
 
 mod admin;
 mod api;
+mod board;
 mod boot;
+mod cell;
 mod config;
 mod course;
 mod error;
 mod faults;
+mod hardware;
 mod instance;
 mod limits;
 mod machine;

@@ -11,8 +11,6 @@
 //! from Vast.ai docs; boot times (22..167 s to a working SSH for cached
 //! images, sshd 30-90 s after `running` on bad days) from public reports.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
 use crate::rng::Draw;
@@ -154,13 +152,14 @@ impl BootPlan {
 pub struct Universe {
     pub seed: u64,
     pub machines: Vec<Machine>,
-    pub offers: BTreeMap<u64, Offer>,
+    /// By id, ascending.
+    pub offers: Vec<Offer>,
 }
 
 impl Universe {
     pub fn from_seed(seed: u64, count: usize) -> Self {
         let mut machines = Vec::with_capacity(count);
-        let mut offers = BTreeMap::new();
+        let mut offers = Vec::new();
         let mut machine_id = 10_000 + Draw::for_parts(&[seed, 0xa]).below(5_000);
         for index in 0..count {
             let mut draw = Draw::for_parts(&[seed, 0xb, index as u64]);
@@ -172,14 +171,11 @@ impl Universe {
                     let id = machine_id * 64 + slot;
                     slot += 1;
                     let gpus = (chunk * size..(chunk + 1) * size).collect();
-                    offers.insert(
+                    offers.push(Offer {
                         id,
-                        Offer {
-                            id,
-                            machine: index,
-                            gpus,
-                        },
-                    );
+                        machine: index,
+                        gpus,
+                    });
                 }
             }
             machines.push(machine);
@@ -191,18 +187,24 @@ impl Universe {
         }
     }
 
+    pub fn offer(&self, id: u64) -> Option<&Offer> {
+        let at = self.offers.binary_search_by_key(&id, |offer| offer.id).ok()?;
+        self.offers.get(at)
+    }
+
     /// The rows to show when `is_free(machine index, gpu)` says what is not rented.
-    pub fn listed(&self, mut is_free: impl FnMut(usize, u32) -> bool) -> Vec<&Offer> {
-        let mut rows: Vec<&Offer> = Vec::new();
-        for offer in self.offers.values() {
+    /// With their indices.
+    pub fn listed(&self, is_free: impl Fn(usize, u32) -> bool) -> Vec<(usize, &Offer)> {
+        let mut rows: Vec<(usize, &Offer)> = Vec::new();
+        for (index, offer) in self.offers.iter().enumerate() {
             let size = offer.gpus.len();
             // Ids ascend by machine, then size, then chunk: a chunk of the same
             // size that is already shown is the row before this one.
             let shown = rows
                 .last()
-                .is_some_and(|last| last.machine == offer.machine && last.gpus.len() == size);
+                .is_some_and(|(_, last)| last.machine == offer.machine && last.gpus.len() == size);
             if !shown && offer.gpus.iter().all(|gpu| is_free(offer.machine, *gpu)) {
-                rows.push(offer);
+                rows.push((index, offer));
             }
         }
         rows
@@ -347,39 +349,6 @@ impl Price {
     }
 }
 
-/// What an offer row and an instance row say about the hardware alike.
-pub fn hardware_fields(machine: &Machine, gpus: &[u32]) -> serde_json::Map<String, Value> {
-    let n = gpus.len() as f64;
-    let share = n / f64::from(machine.gpu_count);
-    let row = json!({
-        "machine_id": machine.machine_id, "host_id": machine.host_id,
-        "hosting_type": u8::from(machine.datacenter), "resource_type": "gpu", "cluster_id": null,
-        "num_gpus": gpus.len(), "gpu_name": machine.gpu_name, "gpu_ram": machine.gpu_ram_mb,
-        "gpu_total_ram": machine.gpu_ram_mb * gpus.len() as u64, "gpu_totalram": machine.gpu_ram_mb * gpus.len() as u64,
-        "gpu_frac": share, "gpu_ids": gpus, "gpu_arch": "nvidia", "gpu_lanes": 16,
-        "gpu_mem_bw": machine.gpu_mem_bw, "gpu_max_power": machine.gpu_watts, "gpu_max_temp": 88,
-        "gpu_display_active": false, "compute_cap": machine.compute_cap, "cuda_max_good": machine.cuda_max_good,
-        "driver_version": machine.driver_version, "driver_vers": driver_number(machine.driver_version),
-        "total_flops": round(machine.tflops_per_gpu * n, 2), "bw_nvlink": 0.0,
-        "cpu_name": machine.cpu_name, "cpu_cores": machine.cpu_cores,
-        "cpu_cores_effective": round(f64::from(machine.cpu_cores) * share, 1), "cpu_ghz": 2.6,
-        "cpu_ram": machine.cpu_ram_mb, "cpu_arch": "amd64", "has_avx": 1,
-        "disk_bw": machine.disk_bw, "disk_name": "NVMe", "pci_gen": 4.0, "pcie_bw": 24.9, "mobo_name": "H12SSL",
-        "os_version": "22.04", "inet_up": machine.inet_up, "inet_down": machine.inet_down,
-        "inet_up_cost": INET_UP_COST, "inet_down_cost": INET_DOWN_COST, "internet_up_cost_per_tb": 4.6,
-        "internet_down_cost_per_tb": 1.2, "direct_port_count": 42, "static_ip": machine.datacenter,
-        "geolocation": machine.geolocation, "geolocode": 1,
-        "reliability": machine.reliability, "reliability2": machine.reliability, "reliability_mult": 0.9,
-        "expected_reliability": machine.reliability,
-        "verification": if machine.verified { "verified" } else { "unverified" },
-        "vericode": u8::from(machine.verified), "logo": "/static/logos/vastai_small2.png", "webpage": null,
-    });
-    match row {
-        Value::Object(map) => map,
-        _ => serde_json::Map::new(),
-    }
-}
-
 pub fn dlperf(machine: &Machine, gpus: usize) -> f64 {
     round(machine.tflops_per_gpu * gpus as f64 * 1.21, 2)
 }
@@ -395,46 +364,6 @@ pub struct Ask {
     pub disk_gb: f64,
     pub bid: bool,
     pub now_s: f64,
-}
-
-/// A search row. `bid` shows interruptible prices, where `dph_base == min_bid`.
-pub fn offer_row(machine: &Machine, offer: &Offer, ask: &Ask) -> Value {
-    let &Ask {
-        quote,
-        disk_gb,
-        bid,
-        now_s,
-    } = ask;
-    let n = offer.gpus.len() as f64;
-    let min_bid = quote.min_bid * n;
-    let price = Price::of(quote, offer.gpus.len(), disk_gb, bid.then_some(min_bid));
-    let dlperf = dlperf(machine, offer.gpus.len());
-    let total = price.dph_total();
-    let share = n / f64::from(machine.gpu_count);
-    let mut row = hardware_fields(machine, &offer.gpus);
-    let rest = json!({
-        "id": offer.id, "ask_contract_id": offer.id, "bundle_id": 900_000_000 + offer.id, "bundled_results": null,
-        "hostname": null, "public_ipaddr": machine.public_ip, "disk_space": round(machine.disk_gb * share, 1),
-        "dph_base": price.dph_base, "dph_total": total, "dph_total_adj": total,
-        "storage_cost": machine.storage_cost, "storage_total_cost": price.storage_total_cost,
-        "min_bid": min_bid, "is_bid": bid, "vram_costperhour": total / (machine.gpu_ram_mb as f64 * n),
-        "discount_rate": 0.0, "discounted_hourly": 0.0, "discounted_dph_total": total, "credit_discount_max": 0.4,
-        "search": price.as_search_value(),
-        "instance": {"gpuCostPerHour": 0, "diskHour": price.storage_total_cost, "totalHour": price.storage_total_cost,
-            "discountTotalHour": 0, "discountedTotalPerHour": price.storage_total_cost},
-        "dlperf": dlperf, "dlperf_per_dphtotal": round(dlperf / total, 3),
-        "flops_per_dphtotal": round(machine.tflops_per_gpu * n / total, 3),
-        "score": score(machine, offer.gpus.len(), total),
-        "rentable": true, "rented": false, "external": null,
-        "start_date": now_s - 30.0 * 86_400.0, "end_date": now_s + machine.max_duration_s,
-        "duration": machine.max_duration_s, "time_remaining": "", "time_remaining_isbid": "",
-        "vms_enabled": false, "is_vm_deverified": false, "avail_vol_ask_id": crate::volumes::ask_id(machine),
-        "avail_vol_dph": machine.storage_cost / HOURS_PER_MONTH, "avail_vol_size": (machine.disk_gb / 2.0).floor(), "nw_disk_min_bw": null, "nw_disk_max_bw": null, "nw_disk_avg_bw": null, "rn": 1,
-    });
-    if let Value::Object(rest) = rest {
-        row.extend(rest);
-    }
-    Value::Object(row)
 }
 
 #[cfg(test)]

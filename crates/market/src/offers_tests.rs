@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::view::OfferView;
 
 #[test]
 fn same_seed_same_market() {
@@ -13,7 +14,7 @@ fn a_box_lists_one_to_three_rows_and_ids_are_unique() {
     let universe = Universe::from_seed(1, 200);
     let rows = universe.listed(|_, _| true);
     for index in 0..universe.machines.len() {
-        let n = rows.iter().filter(|o| o.machine == index).count();
+        let n = rows.iter().filter(|(_, o)| o.machine == index).count();
         assert!((1..=3).contains(&n), "machine {index} lists {n}");
     }
     let machines: HashSet<u64> = universe.machines.iter().map(|m| m.machine_id).collect();
@@ -35,8 +36,8 @@ fn renting_hides_what_overlaps_and_shows_the_next_chunk() {
     let sizes = |taken: &[u32]| -> Vec<Vec<u32>> {
         let rows = universe.listed(|m, gpu| m != index || !taken.contains(&gpu));
         rows.iter()
-            .filter(|o| o.machine == index)
-            .map(|o| o.gpus.clone())
+            .filter(|(_, o)| o.machine == index)
+            .map(|(_, o)| o.gpus.clone())
             .collect()
     };
     assert_eq!(sizes(&[]), [vec![0], vec![0, 1], vec![0, 1, 2, 3]]);
@@ -47,7 +48,7 @@ fn renting_hides_what_overlaps_and_shows_the_next_chunk() {
 #[test]
 fn rows_price_storage_by_the_month_of_720_hours() {
     let universe = Universe::from_seed(1, 20);
-    for offer in universe.listed(|_, _| true) {
+    for (_, offer) in universe.listed(|_, _| true) {
         let machine = &universe.machines[offer.machine];
         let ask = |bid| Ask {
             quote: machine.quote(),
@@ -55,11 +56,19 @@ fn rows_price_storage_by_the_month_of_720_hours() {
             bid,
             now_s: 0.0,
         };
-        let row = offer_row(machine, offer, &ask(false));
+        let row = json!(OfferView {
+            machine,
+            offer,
+            ask: ask(false)
+        });
         let num = |k: &str| row[k].as_f64().expect("number");
         assert!((num("storage_total_cost") - 40.0 * num("storage_cost") / 720.0).abs() < 1e-12);
         assert!((num("dph_total") - num("dph_base") - num("storage_total_cost")).abs() < 1e-12);
-        let bid = offer_row(machine, offer, &ask(true));
+        let bid = json!(OfferView {
+            machine,
+            offer,
+            ask: ask(true)
+        });
         assert_eq!(bid["dph_base"], bid["min_bid"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Vast's filter language over JSON rows: pure.
+//! Vast's filter language over rows: pure.
 //!
 //! A filter object is `field: {op: value}`. The official client sends most
 //! values as *strings* (`"num_gpus": {"eq": "1"}`), so a comparison takes its
@@ -7,9 +7,12 @@
 //! country code while the row says "Quebec, CA", `id` matches nothing in a
 //! search, `driver_version` arrives as the integer that `driver_vers` holds.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use serde_json::{Map, Value};
+
+use crate::cell::{Cell, Row};
 
 /// Why a query was refused; the text goes out in `msg`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,18 +56,140 @@ impl Op {
 struct Condition {
     field: String,
     op: Op,
-    value: Value,
+    /// One, or the members of a list.
+    values: Vec<Operand>,
 }
 
-/// Something with named values.
-pub trait Row {
-    /// Null where there is no such field.
-    fn field(&self, name: &str) -> Value;
+impl Condition {
+    fn new(field: &str, op: Op, value: &Value) -> Self {
+        let values = match op {
+            Op::In | Op::NotIn => members(value).iter().map(Operand::new).collect(),
+            _ => vec![Operand::new(value)],
+        };
+        Self {
+            field: field.to_owned(),
+            op,
+            values,
+        }
+    }
+
+    fn holds(&self, left: &Cell<'_>) -> bool {
+        let order = || self.values.first().and_then(|right| right.compare(left));
+        let equal = || self.values.iter().any(|right| right.equals(left));
+        match self.op {
+            Op::Eq | Op::In => equal(),
+            Op::Neq | Op::NotIn => !equal(),
+            Op::Gt => order() == Some(Ordering::Greater),
+            Op::Gte => matches!(order(), Some(Ordering::Greater | Ordering::Equal)),
+            Op::Lt => order() == Some(Ordering::Less),
+            Op::Lte => matches!(order(), Some(Ordering::Less | Ordering::Equal)),
+        }
+    }
 }
 
-impl Row for Value {
-    fn field(&self, name: &str) -> Value {
-        self.get(name).cloned().unwrap_or(Value::Null)
+/// What a filter compares with, read once in each way that a column may want it.
+#[derive(Debug, Clone, PartialEq)]
+struct Operand {
+    null: bool,
+    is_number: bool,
+    number: Option<f64>,
+    boolean: Option<bool>,
+    /// As it is, and as the shell's words mean it: RTX_4090 is "RTX 4090".
+    text: Option<[String; 2]>,
+}
+
+impl Operand {
+    fn new(value: &Value) -> Self {
+        Self {
+            null: value.is_null(),
+            is_number: value.is_number(),
+            number: as_number(value),
+            boolean: as_bool(value),
+            text: value.as_str().map(|s| [s.to_owned(), s.replace('_', " ")]),
+        }
+    }
+
+    fn compare(&self, left: &Cell<'_>) -> Option<Ordering> {
+        match left {
+            Cell::Int(n) => (*n as f64).partial_cmp(&self.number?),
+            Cell::Float(x) => x.partial_cmp(&self.number?),
+            Cell::Bool(b) => Some(b.cmp(&self.boolean?)),
+            Cell::Text(s) => match &self.text {
+                Some([same, _]) if s == same => Some(Ordering::Equal),
+                Some([_, spaced]) => Some(s.as_ref().cmp(spaced)),
+                None if self.is_number => s.parse::<f64>().ok()?.partial_cmp(&self.number?),
+                None => None,
+            },
+            Cell::Null | Cell::Json(_) => None,
+        }
+    }
+
+    fn equals(&self, left: &Cell<'_>) -> bool {
+        (self.null && *left == Cell::Null) || self.compare(left) == Some(Ordering::Equal)
+    }
+}
+
+/// How an offer filter looks at a column.
+#[derive(Debug, Clone, Copy)]
+enum Lens {
+    Plain,
+    Verified,
+    Country,
+    Yes,
+    Datacenter,
+    /// Matches nothing.
+    Blind,
+}
+
+impl Lens {
+    /// Which column an offer filter on `field` looks at, and how.
+    fn of(field: &str) -> (&str, Self) {
+        match field {
+            // Really so: the ask is only found by `ask_contract_id`.
+            "id" => ("id", Self::Blind),
+            "verified" => ("verification", Self::Verified),
+            "geolocation" => ("geolocation", Self::Country),
+            // Null in rows of ordinary offers, and yet `external=false` finds them.
+            "external" => ("external", Self::Yes),
+            "driver_version" => ("driver_vers", Self::Plain),
+            "datacenter" => ("hosting_type", Self::Datacenter),
+            other => (other, Self::Plain),
+        }
+    }
+
+    fn see<'a>(self, cell: Cell<'a>) -> Option<Cell<'a>> {
+        let country = |place: &str| place.rsplit(", ").next().unwrap_or_default().to_owned();
+        Some(match self {
+            Self::Plain => cell,
+            Self::Verified => Cell::Bool(cell == Cell::from("verified")),
+            Self::Country => match cell {
+                Cell::Text(Cow::Borrowed(place)) => Cell::from(place.rsplit(", ").next()),
+                Cell::Text(Cow::Owned(place)) => Cell::from(country(&place)),
+                _ => Cell::from(""),
+            },
+            Self::Yes => Cell::Bool(cell == Cell::Bool(true)),
+            Self::Datacenter => Cell::Bool(matches!(cell, Cell::Int(n) if n >= 1)),
+            Self::Blind => return None,
+        })
+    }
+}
+
+/// A condition on a column of these rows.
+struct Check<'f, C> {
+    condition: &'f Condition,
+    column: Option<C>,
+    lens: Lens,
+}
+
+/// A filter over rows of one kind: names are looked up once and not for each row.
+pub struct Sieve<'f, C>(Vec<Check<'f, C>>);
+
+impl<C> Sieve<'_, C> {
+    pub fn lets(&self, row: &impl Row<Column = C>) -> bool {
+        self.0.iter().all(|check| {
+            let cell = check.lens.see(row.at(check.column.as_ref()));
+            cell.is_some_and(|cell| check.condition.holds(&cell))
+        })
     }
 }
 
@@ -80,19 +205,10 @@ impl Filter {
                 Value::Null => {}
                 Value::Object(ops) => {
                     for (op, value) in ops {
-                        let (op, value) = (Op::parse(op)?, value.clone());
-                        conditions.push(Condition {
-                            field: field.clone(),
-                            op,
-                            value,
-                        });
+                        conditions.push(Condition::new(field, Op::parse(op)?, value));
                     }
                 }
-                bare => conditions.push(Condition {
-                    field: field.clone(),
-                    op: Op::Eq,
-                    value: bare.clone(),
-                }),
+                bare => conditions.push(Condition::new(field, Op::Eq, bare)),
             }
         }
         Ok(Self(conditions))
@@ -102,48 +218,27 @@ impl Filter {
         self.0.iter().map(|c| c.field.as_str())
     }
 
-    pub fn matches(&self, row: &impl Row) -> bool {
-        self.0.iter().all(|c| holds(&row.field(&c.field), c.op, &c.value))
+    pub fn sieve<R: Row>(&self) -> Sieve<'_, R::Column> {
+        self.sieve_by::<R>(|field| (field, Lens::Plain))
     }
 
-    /// As [`Self::matches`], with the oddities of offer search.
-    pub fn matches_offer(&self, row: &impl Row) -> bool {
-        self.0.iter().all(|c| match c.field.as_str() {
-            // Really so: the ask is only found by `ask_contract_id`.
-            "id" => false,
-            field => holds(&offer_field(row, field), c.op, &c.value),
-        })
+    /// As [`Self::sieve`], with the oddities of offer search.
+    pub fn offer_sieve<R: Row>(&self) -> Sieve<'_, R::Column> {
+        self.sieve_by::<R>(Lens::of)
     }
-}
 
-/// The value that an offer filter on `field` looks at.
-fn offer_field(row: &impl Row, field: &str) -> Value {
-    match field {
-        "verified" => Value::Bool(row.field("verification") == "verified"),
-        "geolocation" => {
-            let place = row.field("geolocation");
-            let place = place.as_str().unwrap_or("");
-            Value::from(place.rsplit(", ").next().unwrap_or(place))
-        }
-        // Null in rows of ordinary offers, and yet `external=false` finds them.
-        "external" => Value::Bool(row.field("external").as_bool().unwrap_or(false)),
-        "driver_version" => row.field("driver_vers"),
-        "datacenter" => Value::Bool(row.field("hosting_type").as_u64().is_some_and(|t| t >= 1)),
-        other => row.field(other),
-    }
-}
-
-fn holds(left: &Value, op: Op, right: &Value) -> bool {
-    let order = || compare(left, right);
-    match op {
-        Op::Eq => equal(left, right),
-        Op::Neq => !equal(left, right),
-        Op::Gt => order() == Some(Ordering::Greater),
-        Op::Gte => matches!(order(), Some(Ordering::Greater | Ordering::Equal)),
-        Op::Lt => order() == Some(Ordering::Less),
-        Op::Lte => matches!(order(), Some(Ordering::Less | Ordering::Equal)),
-        Op::In => members(right).iter().any(|r| equal(left, r)),
-        Op::NotIn => !members(right).iter().any(|r| equal(left, r)),
+    fn sieve_by<R: Row>(&self, look: impl Fn(&str) -> (&str, Lens)) -> Sieve<'_, R::Column> {
+        let check = |condition| {
+            let Condition { field, .. }: &Condition = condition;
+            let (column, lens) = look(field);
+            let column = R::column(column);
+            Check {
+                condition,
+                column,
+                lens,
+            }
+        };
+        Sieve(self.0.iter().map(check).collect())
     }
 }
 
@@ -159,28 +254,6 @@ fn members(value: &Value) -> Vec<Value> {
                 .collect()
         }
         other => vec![other.clone()],
-    }
-}
-
-fn equal(left: &Value, right: &Value) -> bool {
-    match (left, right) {
-        (Value::Null, Value::Null) => true,
-        _ => compare(left, right) == Some(Ordering::Equal),
-    }
-}
-
-fn compare(left: &Value, right: &Value) -> Option<Ordering> {
-    match left {
-        Value::Number(n) => n.as_f64()?.partial_cmp(&as_number(right)?),
-        Value::Bool(b) => Some(b.cmp(&as_bool(right)?)),
-        Value::String(s) => match right {
-            // Names come with underscores from the shell: RTX_4090.
-            Value::String(r) if s == r => Some(Ordering::Equal),
-            Value::String(r) => Some(s.as_str().cmp(r.replace('_', " ").as_str())),
-            Value::Number(r) => s.parse::<f64>().ok()?.partial_cmp(&r.as_f64()?),
-            _ => None,
-        },
-        _ => None,
     }
 }
 
@@ -225,25 +298,72 @@ impl SortKey {
     }
 }
 
-/// The values that a row is ordered by.
-pub fn key_of(keys: &[SortKey], row: &impl Row) -> Vec<Value> {
-    keys.iter().map(|key| row.field(&key.column)).collect()
-}
-
-/// A total order over such values; nulls last, as SQL sorts them.
-pub fn compare_keys(keys: &[SortKey], a: &[Value], b: &[Value]) -> Ordering {
+/// A total order over the values of such columns; nulls last, as SQL sorts them.
+pub fn compare_keys(keys: &[SortKey], a: &[Cell<'_>], b: &[Cell<'_>]) -> Ordering {
     let pairs = keys.iter().zip(a.iter().zip(b));
     pairs.fold(Ordering::Equal, |order, (key, (x, y))| {
-        order.then_with(|| match (x.is_null(), y.is_null()) {
-            (true, true) => Ordering::Equal,
-            (true, false) => Ordering::Greater,
-            (false, true) => Ordering::Less,
-            (false, false) => {
-                let order = compare(x, y).unwrap_or(Ordering::Equal);
-                if key.descending { order.reverse() } else { order }
-            }
+        order.then_with(|| match (x, y) {
+            (Cell::Null, Cell::Null) => Ordering::Equal,
+            (Cell::Null, _) => Ordering::Greater,
+            (_, Cell::Null) => Ordering::Less,
+            _ if key.descending => between(y, x),
+            _ => between(x, y),
         })
     })
+}
+
+/// Two values of one column.
+fn between(x: &Cell<'_>, y: &Cell<'_>) -> Ordering {
+    let number = |cell: &Cell<'_>| match cell {
+        Cell::Int(n) => Some(*n as f64),
+        Cell::Float(x) => Some(*x),
+        _ => None,
+    };
+    match (x, y) {
+        (Cell::Text(x), Cell::Text(y)) => x.cmp(y),
+        (Cell::Bool(x), Cell::Bool(y)) => x.cmp(y),
+        _ => match (number(x), number(y)) {
+            (Some(x), Some(y)) => x.total_cmp(&y),
+            _ => Ordering::Equal,
+        },
+    }
+}
+
+/// The values by which rows are ordered, in one list for all of them.
+pub struct Keys<'a> {
+    keys: &'a [SortKey],
+    cells: Vec<Cell<'a>>,
+}
+
+impl<'a> Keys<'a> {
+    pub fn of<R: Row>(keys: &'a [SortKey], rows: &'a [R]) -> Self {
+        let columns: Vec<Option<R::Column>> = keys.iter().map(|k| R::column(&k.column)).collect();
+        let cells = rows
+            .iter()
+            .flat_map(|row| columns.iter().map(|c| row.at(c.as_ref())));
+        Self {
+            keys,
+            cells: cells.collect(),
+        }
+    }
+
+    pub fn get(&self, row: usize) -> &[Cell<'a>] {
+        let width = self.keys.len();
+        self.cells.get(row * width..(row + 1) * width).unwrap_or_default()
+    }
+
+    /// Cuts these rows to the first `limit` in order; what is equal stays as it came.
+    pub fn first(&self, rows: &mut Vec<usize>, limit: usize) {
+        let by = |a: &usize, b: &usize| {
+            let order = compare_keys(self.keys, self.get(*a), self.get(*b));
+            order.then(a.cmp(b))
+        };
+        if limit < rows.len() {
+            rows.select_nth_unstable_by(limit, by);
+            rows.truncate(limit);
+        }
+        rows.sort_unstable_by(by);
+    }
 }
 
 /// A parsed `POST /bundles/` body.
@@ -285,7 +405,9 @@ impl OfferQuery {
         };
         let storage_gb = match body.get("allocated_storage") {
             None | Some(Value::Null) => DEFAULT_STORAGE_GB,
-            Some(v) => as_number(v).ok_or_else(|| BadQuery("allocated_storage is a number".to_owned()))?,
+            Some(v) => as_number(v)
+                .filter(|gb| gb.is_finite())
+                .ok_or_else(|| BadQuery("allocated_storage is a number".to_owned()))?,
         };
         Ok(Self {
             filter,
@@ -298,11 +420,15 @@ impl OfferQuery {
 
     /// Filters, orders and cuts.
     pub fn select<R: Row>(&self, rows: impl IntoIterator<Item = R>) -> Vec<R> {
-        let found = rows.into_iter().filter(|r| self.filter.matches_offer(r));
-        let mut found: Vec<(Vec<Value>, R)> = found.map(|r| (key_of(&self.order, &r), r)).collect();
-        found.sort_by(|(a, _), (b, _)| compare_keys(&self.order, a, b));
-        found.truncate(self.limit);
-        found.into_iter().map(|(_, row)| row).collect()
+        let sieve = self.filter.offer_sieve::<R>();
+        let found: Vec<R> = rows.into_iter().filter(|row| sieve.lets(row)).collect();
+        let mut first = (0..found.len()).collect();
+        Keys::of(&self.order, &found).first(&mut first, self.limit);
+        let mut found: Vec<Option<R>> = found.into_iter().map(Some).collect();
+        first
+            .into_iter()
+            .filter_map(|at| found.get_mut(at)?.take())
+            .collect()
     }
 }
 

@@ -1,89 +1,171 @@
-//! How an instance reads in the Vast protocol: pure.
+//! How an instance reads in the Vast protocol.
 
 use serde_json::{Value, json};
 
+use crate::cell::{columns, hardware_row};
+use crate::hardware::Hardware;
 use crate::market::seconds;
-use crate::offers::hardware_fields;
+use crate::offers::Machine;
 use crate::state::{Instance, State, Status};
 use crate::switches::Padding;
 use crate::volumes::Volumes;
 
-/// The row of one instance.
-pub fn instance_row(market: &State, instance: &Instance, now_ms: i64) -> Value {
-    let Some(machine) = market.universe.machines.get(instance.machine) else {
-        return Value::Null;
-    };
-    let order = &instance.order;
-    let running = instance.status == Status::Running;
-    let wanted = if instance.intended_running || instance.queued {
-        "running"
-    } else {
-        "stopped"
-    };
-    let state = match instance.status {
-        Status::Running | Status::Rebooting => "running",
-        Status::Exited | Status::Stopped => "stopped",
-        _ => "unloaded",
-    };
-    let ssh_port = instance.ssh_port().filter(|_| running && order.injects_ssh());
-    let address = instance
-        .live
-        .as_ref()
-        .map_or_else(|| "127.0.0.1".to_owned(), |m| m.address().to_string());
-    let public = match market.switches.padding {
-        Padding::Newline => format!("{address}\n"),
-        Padding::None => address.clone(),
-    };
-    // The proxy is this host's; without one the machine itself is reached.
-    let proxy = if instance.proxy_port.is_some() {
-        "127.0.0.1"
-    } else {
-        &address
-    };
-    let runtype = image_runtype(&order.runtype);
-    // Clients add one to the proxy port of a Jupyter instance.
-    let proxy_port = instance.proxy_port.filter(|_| ssh_port.is_some()).or(ssh_port);
-    let proxy_port = proxy_port.map(|port| port - u16::from(runtype.contains("jupyter")));
-    let price = instance.price;
-    let end = seconds(instance.ends_ms);
-    let min_bid = market.quote(instance.machine, now_ms).min_bid * instance.gpus.len() as f64;
-    let rest = json!({
-        "id": instance.id, "label": order.label, "bundle_id": 900_000_000 + instance.offer_id,
-        "actual_status": instance.status.as_str(), "intended_status": wanted, "cur_state": state,
-        "next_state": wanted, "status_msg": instance.status_msg,
-        "is_bid": order.bid.is_some(), "min_bid": min_bid,
-        "image_uuid": order.image, "image_args": order.args, "image_runtype": runtype,
-        "extra_env": order.env.iter().map(|(k, v)| json!([k, v])).collect::<Vec<_>>(), "onstart": order.onstart,
-        "template_id": null, "template_hash_id": order.template, "template_name": null,
-        "jupyter_token": format!("{:016x}", instance.id),
-        "ssh_host": ssh_port.map(|_| proxy), "ssh_idx": "1", "ssh_port": proxy_port,
-        "machine_dir_ssh_port": ssh_port, "public_ipaddr": public, "local_ipaddrs": address,
-        "direct_port_start": -1, "direct_port_end": -1,
-        "start_date": seconds(instance.created_ms), "end_date": end,
-        "duration": (end - seconds(now_ms)).max(0.0),
-        "uptime_mins": running.then(|| instance.meter.running_seconds(now_ms) / 60.0),
-        "client_run_time": 1.1, "host_run_time": 2_592_000.0,
-        "gpu_util": running.then_some(0.0), "gpu_temp": running.then_some(33.0),
-        "cpu_util": 0.0, "mem_usage": running.then_some(0.5), "mem_limit": machine.cpu_ram_mb as f64 / 1000.0,
-        "vmem_usage": running.then_some(0.0), "disk_space": order.disk_gb,
-        "disk_usage": if running { 0.1 } else { -1.0 }, "disk_util": if running { 0.01 } else { -1.0 },
-        "dph_base": price.dph_base, "dph_total": price.dph_total(), "search": price.as_search_value(),
-        "instance": price.as_search_value(), "storage_cost": machine.storage_cost,
-        "storage_total_cost": price.storage_total_cost,
-        "country_code": machine.geolocation.rsplit(", ").next(), "credit_balance": null,
-        "volume_info": volume_info(&market.volumes, instance),
-    });
-    let mut row = hardware_fields(machine, &instance.gpus);
-    if let Value::Object(rest) = rest {
-        row.extend(rest);
-    }
-    if running {
-        let opened = order.env.iter().map(|(k, _)| k.as_str());
-        let direct = ssh_port.filter(|_| order.direct);
-        row.insert("ports".to_owned(), ports(opened, direct));
-    }
-    Value::Object(row)
+/// An instance as it is read now.
+pub struct InstanceView<'a> {
+    pub state: &'a State,
+    pub instance: &'a Instance,
+    machine: &'a Machine,
+    pub now_ms: i64,
 }
+
+impl<'a> InstanceView<'a> {
+    /// `None` where there is no such machine, which cannot be.
+    pub fn new(state: &'a State, instance: &'a Instance, now_ms: i64) -> Option<Self> {
+        Some(Self {
+            state,
+            instance,
+            machine: state.universe.machines.get(instance.machine)?,
+            now_ms,
+        })
+    }
+
+    fn hardware(&self) -> Hardware<'a> {
+        Hardware {
+            machine: self.machine,
+            gpus: &self.instance.gpus,
+        }
+    }
+
+    fn running(&self) -> bool {
+        self.instance.status == Status::Running
+    }
+
+    fn when_running<T>(&self, value: T) -> Option<T> {
+        self.running().then_some(value)
+    }
+
+    fn wanted(&self) -> &'static str {
+        if self.instance.intended_running || self.instance.queued {
+            "running"
+        } else {
+            "stopped"
+        }
+    }
+
+    fn cur_state(&self) -> &'static str {
+        match self.instance.status {
+            Status::Running | Status::Rebooting => "running",
+            Status::Exited | Status::Stopped => "stopped",
+            _ => "unloaded",
+        }
+    }
+
+    fn ssh_port(&self) -> Option<u16> {
+        let injected = self.running() && self.instance.order.injects_ssh();
+        self.instance.ssh_port().filter(|_| injected)
+    }
+
+    fn address(&self) -> String {
+        let live = self.instance.live.as_ref();
+        live.map_or_else(|| "127.0.0.1".to_owned(), |m| m.address().to_string())
+    }
+
+    fn public_address(&self) -> String {
+        match self.state.switches.padding {
+            Padding::Newline => format!("{}\n", self.address()),
+            Padding::None => self.address(),
+        }
+    }
+
+    /// The proxy is this host's; without one the machine itself is reached.
+    fn ssh_host(&self) -> Option<String> {
+        self.ssh_port()?;
+        Some(match self.instance.proxy_port {
+            Some(_) => "127.0.0.1".to_owned(),
+            None => self.address(),
+        })
+    }
+
+    /// Clients add one to the proxy port of a Jupyter instance.
+    fn proxy_port(&self) -> Option<u16> {
+        let direct = self.ssh_port();
+        let port = self.instance.proxy_port.filter(|_| direct.is_some()).or(direct)?;
+        let jupyter = image_runtype(&self.instance.order.runtype).contains("jupyter");
+        Some(port - u16::from(jupyter))
+    }
+
+    fn ports(&self) -> Option<Value> {
+        let order = &self.instance.order;
+        let opened = order.env.iter().map(|(k, _)| k.as_str());
+        self.when_running(())
+            .map(|()| ports(opened, self.ssh_port().filter(|_| order.direct)))
+    }
+
+    fn end(&self) -> f64 {
+        seconds(self.instance.ends_ms)
+    }
+
+    fn min_bid(&self) -> f64 {
+        self.state.quote(self.instance.machine, self.now_ms).min_bid * self.instance.gpus.len() as f64
+    }
+}
+
+columns! { InstanceColumn<'a> of v: InstanceView<'a>; i = v.instance, order = &i.order, m = v.machine => {
+    id: i.id,
+    label: order.label.as_deref(),
+    bundle_id: 900_000_000 + i.offer_id,
+    actual_status: i.status.as_str(),
+    intended_status: v.wanted(),
+    cur_state: v.cur_state(),
+    next_state: v.wanted(),
+    status_msg: i.status_msg.as_str(),
+    is_bid: order.bid.is_some(),
+    min_bid: v.min_bid(),
+    image_uuid: order.image.as_str(),
+    image_args: json!(order.args),
+    image_runtype: image_runtype(&order.runtype),
+    extra_env: json!(order.env),
+    onstart: order.onstart.as_deref(),
+    template_id: (),
+    template_hash_id: order.template.as_deref(),
+    template_name: (),
+    jupyter_token: format!("{:016x}", i.id),
+    ssh_host: v.ssh_host(),
+    ssh_idx: "1",
+    ssh_port: v.proxy_port(),
+    machine_dir_ssh_port: v.ssh_port(),
+    public_ipaddr: v.public_address(),
+    local_ipaddrs: v.address(),
+    direct_port_start: -1,
+    direct_port_end: -1,
+    start_date: seconds(i.created_ms),
+    end_date: v.end(),
+    duration: (v.end() - seconds(v.now_ms)).max(0.0),
+    uptime_mins: v.when_running(i.meter.running_seconds(v.now_ms) / 60.0),
+    client_run_time: 1.1,
+    host_run_time: 2_592_000.0,
+    gpu_util: v.when_running(0.0),
+    gpu_temp: v.when_running(33.0),
+    cpu_util: 0.0,
+    mem_usage: v.when_running(0.5),
+    mem_limit: m.cpu_ram_mb as f64 / 1000.0,
+    vmem_usage: v.when_running(0.0),
+    disk_space: order.disk_gb,
+    disk_usage: if v.running() { 0.1 } else { -1.0 },
+    disk_util: if v.running() { 0.01 } else { -1.0 },
+    dph_base: i.price.dph_base,
+    dph_total: i.price.dph_total(),
+    search: i.price.as_search_value(),
+    instance: i.price.as_search_value(),
+    storage_cost: m.storage_cost,
+    storage_total_cost: i.price.storage_total_cost,
+    country_code: m.geolocation.rsplit(", ").next(),
+    credit_balance: (),
+    volume_info: volume_info(&v.state.volumes, i),
+    ports: v.ports(),
+}}
+
+hardware_row!(InstanceView, InstanceColumn, optional ports);
 
 fn volume_info(volumes: &Volumes, instance: &Instance) -> Value {
     let mounted = instance.volume.iter().filter_map(|(id, path)| {

@@ -7,9 +7,10 @@
 //! number* it belongs to, so that a boot that was overtaken by a stop, a kill
 //! or a destroy changes nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use crate::board::Boards;
 use crate::config::MarketConfig;
 use crate::faults::Faults;
 pub use crate::instance::{Instance, Order, SshKey, Status};
@@ -68,7 +69,12 @@ pub struct State {
     /// Which machine pulled which image when, in hours since the market opened.
     pub pulled: HashMap<(usize, String), f64>,
     pub operators: usize,
-    taken: HashSet<(usize, u32)>,
+    pub board: Boards,
+    /// What is not destroyed, and whose key it is.
+    living: BTreeSet<u64>,
+    keys: HashMap<String, u64>,
+    /// Of each machine the GPUs that are rented, a bit each.
+    taken: Vec<u32>,
     rentals: HashMap<usize, u64>,
     /// How often each machine was asked for: what rules draw by.
     pub asks: HashMap<usize, u64>,
@@ -87,6 +93,10 @@ impl State {
             time_scale: config.time_scale,
             pulled: HashMap::new(),
             operators: operators.len(),
+            board: Boards::default(),
+            living: BTreeSet::new(),
+            keys: HashMap::new(),
+            taken: vec![0; universe.machines.len()],
             universe,
             instances: BTreeMap::new(),
             account_keys: Vec::new(),
@@ -94,7 +104,6 @@ impl State {
             requests: BTreeMap::new(),
             volumes: Volumes::default(),
             results: Results::default(),
-            taken: HashSet::new(),
             rentals: HashMap::new(),
             asks: HashMap::new(),
             next_instance: 7_000_001,
@@ -103,7 +112,22 @@ impl State {
     }
 
     pub fn is_free(&self, machine: usize, gpu: u32) -> bool {
-        !self.taken.contains(&(machine, gpu))
+        self.taken.get(machine).is_some_and(|bits| bits >> gpu & 1 == 0)
+    }
+
+    /// These GPUs are somebody's now, or nobody's.
+    fn set_taken(&mut self, machine: usize, gpus: &[u32], taken: bool) {
+        self.board.changed();
+        let mask = gpus.iter().fold(0, |mask, gpu| mask | 1 << gpu);
+        if let Some(bits) = self.taken.get_mut(machine) {
+            *bits = if taken { *bits | mask } else { *bits & !mask };
+        }
+    }
+
+    /// The instance that this key was made for, if it lives.
+    pub fn owner(&self, key: &str) -> Option<u64> {
+        let id = self.keys.get(key)?;
+        self.alive(*id).map(|i| i.id)
     }
 
     /// The instance if it exists and was not destroyed.
@@ -116,7 +140,7 @@ impl State {
     }
 
     pub fn all_alive(&self) -> impl Iterator<Item = &Instance> {
-        self.instances.values().filter(|i| i.alive())
+        self.living.iter().filter_map(|id| self.instances.get(id))
     }
 
     /// Rents an offer. `api_key` becomes the instance's own key.
@@ -128,7 +152,7 @@ impl State {
         now: i64,
     ) -> Result<Rented, Refusal> {
         let universe = Arc::clone(&self.universe);
-        let offer = universe.offers.get(&offer_id).ok_or(Refusal::NoSuchAsk)?;
+        let offer = universe.offer(offer_id).ok_or(Refusal::NoSuchAsk)?;
         let machine = universe.machines.get(offer.machine).ok_or(Refusal::NoSuchAsk)?;
         if !offer.gpus.iter().all(|gpu| self.is_free(offer.machine, *gpu)) {
             return Err(Refusal::Taken);
@@ -150,8 +174,7 @@ impl State {
         if fate.refused || drawn.as_ref().is_some_and(|d| d.outcome == Outcome::Gone) {
             return Err(Refusal::Taken);
         }
-        self.taken
-            .extend(offer.gpus.iter().map(|gpu| (offer.machine, *gpu)));
+        self.set_taken(offer.machine, &offer.gpus, true);
         let rental = self.rentals.entry(offer.machine).or_insert(0);
         let mut boot_plan = universe.boot_plan(offer.machine, *rental);
         *rental += 1;
@@ -163,6 +186,8 @@ impl State {
         let volume = self.take_volume(order.volume.as_ref(), now)?;
         let price = Price::of(quote, offer.gpus.len(), order.disk_gb, order.bid);
         let ends_ms = now.saturating_add((machine.max_duration_s * 1000.0) as i64);
+        self.living.insert(id);
+        self.keys.insert(api_key.clone(), id);
         self.instances.insert(
             id,
             Instance {
@@ -218,6 +243,7 @@ impl State {
         instance.meter.destroy(now);
         instance.boot += 1;
         let live = instance.live.take();
+        self.living.remove(&id);
         self.release(id);
         Some(live)
     }
@@ -257,7 +283,7 @@ impl State {
         if !gpus.iter().all(|gpu| self.is_free(machine, *gpu)) {
             return Err(Refusal::Taken);
         }
-        self.taken.extend(gpus.iter().map(|gpu| (machine, *gpu)));
+        self.set_taken(machine, &gpus, true);
         let instance = self.alive_mut(id).ok_or(Refusal::NoSuchAsk)?;
         Ok(instance.wake())
     }
@@ -382,18 +408,15 @@ impl State {
         // A stopped one holds no GPU; releasing again must not free its successor's.
         let (machine, gpus) = (instance.machine, instance.gpus.clone());
         let held_by_other = |gpu: &u32| {
-            self.instances.values().any(|other| {
+            self.all_alive().any(|other| {
                 other.id != id
-                    && other.alive()
                     && other.intended_running
                     && other.machine == machine
                     && other.gpus.contains(gpu)
             })
         };
         let free: Vec<u32> = gpus.into_iter().filter(|gpu| !held_by_other(gpu)).collect();
-        for gpu in free {
-            self.taken.remove(&(machine, gpu));
-        }
+        self.set_taken(machine, &free, false);
     }
 }
 

@@ -24,7 +24,7 @@ fn listed(state: &State) -> Vec<u64> {
         .universe
         .listed(|m, g| state.is_free(m, g))
         .iter()
-        .map(|o| o.id)
+        .map(|(_, o)| o.id)
         .collect()
 }
 

@@ -67,9 +67,14 @@ pub struct Tides<'a> {
 }
 
 impl Tides<'_> {
+    /// Where in a period its first hour lies, as a share.
+    fn phase(&self, matter: u64, who: u64) -> f64 {
+        Draw::for_parts(&[self.seed, matter, who]).unit()
+    }
+
     /// What is drawn for `who` in the period of this length that covers `hour`.
     fn period(&self, matter: u64, who: u64, hour: f64, length: f64) -> Draw {
-        let phase = Draw::for_parts(&[self.seed, matter, who]).unit() * length;
+        let phase = self.phase(matter, who) * length;
         let number = ((hour + phase) / length).floor() as u64;
         Draw::for_parts(&[self.seed, matter, who, 1 + number])
     }
@@ -78,6 +83,20 @@ impl Tides<'_> {
     fn going_on(&self, matter: u64, who: u64, hour: f64, (per_day, hours): (f64, f64)) -> bool {
         self.period(matter, who, hour, hours)
             .chance(per_day * hours / DAY)
+    }
+
+    /// Until when what is said here of this machine's offer holds: the first period to end.
+    pub fn offer_until(&self, machine: &Machine, hour: f64) -> f64 {
+        let (w, p) = (self.weather, &self.weather.deploys);
+        let end = |matter, who, length: f64| {
+            let phase = self.phase(matter, who) * length;
+            (((hour + phase) / length).floor() + 1.0) * length - phase
+        };
+        let id = machine.machine_id;
+        end(matter::PRESENCE, id, p.presence_cycle_hours / 2.0)
+            .min(end(matter::OUTAGE, machine.host_id, p.outage_hours))
+            .min(end(matter::PRICE, id, w.price_hours))
+            .min(end(matter::RIVAL, id, w.rival_hours))
     }
 
     /// Whether its host has it on offer.

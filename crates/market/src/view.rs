@@ -1,15 +1,10 @@
-//! Rows that are looked at before they are written out: pure.
-//!
-//! A search goes over every offer and shows at most 64. Written out, an offer has a hundred
-//! fields; what a search filters and orders by are a few. So those are answered one by one,
-//! and a whole row is made only of what is shown, or asked for a field that is rare.
+//! An offer as a search looks at it and shows it.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::offers::{Ask, Machine, Offer, Price, dlperf, driver_number, offer_row, round, score};
-use crate::query::Row;
-use crate::rows::instance_row;
-use crate::state::{Instance, State};
+use crate::cell::{columns, hardware_row};
+use crate::hardware::Hardware;
+use crate::offers::{Ask, HOURS_PER_MONTH, Machine, Offer, Price, dlperf, round, score};
 
 /// An offer at a price.
 pub struct OfferView<'a> {
@@ -18,11 +13,15 @@ pub struct OfferView<'a> {
     pub ask: Ask,
 }
 
-impl OfferView<'_> {
-    pub fn row(&self) -> Value {
-        offer_row(self.machine, self.offer, &self.ask)
+impl<'a> OfferView<'a> {
+    pub fn hardware(&self) -> Hardware<'a> {
+        Hardware {
+            machine: self.machine,
+            gpus: &self.offer.gpus,
+        }
     }
 
+    /// Interruptible ones show the lowest bid.
     fn price(&self) -> Price {
         let bid = self.ask.bid.then(|| self.min_bid());
         Price::of(self.ask.quote, self.offer.gpus.len(), self.ask.disk_gb, bid)
@@ -31,93 +30,78 @@ impl OfferView<'_> {
     fn min_bid(&self) -> f64 {
         self.ask.quote.min_bid * self.offer.gpus.len() as f64
     }
-}
 
-impl Row for OfferView<'_> {
-    fn field(&self, name: &str) -> Value {
-        let (m, gpus) = (self.machine, self.offer.gpus.len());
-        let share = gpus as f64 / f64::from(m.gpu_count);
-        match name {
-            "id" | "ask_contract_id" => json!(self.offer.id),
-            "machine_id" => json!(m.machine_id),
-            "host_id" => json!(m.host_id),
-            "num_gpus" => json!(gpus),
-            "gpu_name" => json!(m.gpu_name),
-            "gpu_ram" => json!(m.gpu_ram_mb),
-            "gpu_total_ram" | "gpu_totalram" => json!(m.gpu_ram_mb * gpus as u64),
-            "compute_cap" => json!(m.compute_cap),
-            "cuda_max_good" => json!(m.cuda_max_good),
-            "driver_version" => json!(m.driver_version),
-            "driver_vers" => json!(driver_number(m.driver_version)),
-            "reliability" | "reliability2" | "expected_reliability" => json!(m.reliability),
-            "verification" => json!(if m.verified { "verified" } else { "unverified" }),
-            "hosting_type" => json!(u8::from(m.datacenter)),
-            "geolocation" => json!(m.geolocation),
-            "static_ip" => json!(m.datacenter),
-            "inet_down" => json!(m.inet_down),
-            "inet_up" => json!(m.inet_up),
-            "disk_space" => json!(round(m.disk_gb * share, 1)),
-            "disk_bw" => json!(m.disk_bw),
-            "cpu_ram" => json!(m.cpu_ram_mb),
-            "cpu_cores" => json!(m.cpu_cores),
-            "cpu_cores_effective" => json!(round(f64::from(m.cpu_cores) * share, 1)),
-            "duration" => json!(m.max_duration_s),
-            "storage_cost" => json!(m.storage_cost),
-            "rentable" => json!(true),
-            "rented" => json!(false),
-            "external" => Value::Null,
-            "is_bid" => json!(self.ask.bid),
-            "min_bid" => json!(self.min_bid()),
-            "dph_base" => json!(self.price().dph_base),
-            "dph_total" | "dph_total_adj" => json!(self.price().dph_total()),
-            "dlperf" => json!(dlperf(m, gpus)),
-            "score" => json!(score(m, gpus, self.price().dph_total())),
-            _ => self.row().field(name),
-        }
+    fn total(&self) -> f64 {
+        self.price().dph_total()
+    }
+
+    fn dlperf(&self) -> f64 {
+        dlperf(self.machine, self.offer.gpus.len())
     }
 }
 
-/// An instance in a list.
-pub struct InstanceView<'a> {
-    pub state: &'a State,
-    pub instance: &'a Instance,
-    pub now_ms: i64,
-}
+columns! { OfferColumn<'a> of v: OfferView<'a>; m = v.machine, n = v.offer.gpus.len() => {
+    id: v.offer.id,
+    ask_contract_id: v.offer.id,
+    bundle_id: 900_000_000 + v.offer.id,
+    bundled_results: (),
+    hostname: (),
+    public_ipaddr: m.public_ip.as_str(),
+    disk_space: round(m.disk_gb * v.hardware().share(), 1),
+    dph_base: v.price().dph_base,
+    dph_total: v.total(),
+    dph_total_adj: v.total(),
+    storage_cost: m.storage_cost,
+    storage_total_cost: v.price().storage_total_cost,
+    min_bid: v.min_bid(),
+    is_bid: v.ask.bid,
+    vram_costperhour: v.total() / (m.gpu_ram_mb as f64 * n as f64),
+    discount_rate: 0.0,
+    discounted_hourly: 0.0,
+    discounted_dph_total: v.total(),
+    credit_discount_max: 0.4,
+    search: v.price().as_search_value(),
+    instance: {
+        let disk = v.price().storage_total_cost;
+        json!({"gpuCostPerHour": 0, "diskHour": disk, "totalHour": disk,
+            "discountTotalHour": 0, "discountedTotalPerHour": disk})
+    },
+    dlperf: v.dlperf(),
+    dlperf_per_dphtotal: round(v.dlperf() / v.total(), 3),
+    flops_per_dphtotal: round(m.tflops_per_gpu * n as f64 / v.total(), 3),
+    score: score(m, n, v.total()),
+    rentable: true,
+    rented: false,
+    external: (),
+    start_date: v.ask.now_s - 30.0 * 86_400.0,
+    end_date: v.ask.now_s + m.max_duration_s,
+    duration: m.max_duration_s,
+    time_remaining: "",
+    time_remaining_isbid: "",
+    vms_enabled: false,
+    is_vm_deverified: false,
+    avail_vol_ask_id: crate::volumes::ask_id(m),
+    avail_vol_dph: m.storage_cost / HOURS_PER_MONTH,
+    avail_vol_size: (m.disk_gb / 2.0).floor(),
+    nw_disk_min_bw: (),
+    nw_disk_max_bw: (),
+    nw_disk_avg_bw: (),
+    rn: 1,
+}}
 
-impl InstanceView<'_> {
-    pub fn row(&self) -> Value {
-        instance_row(self.state, self.instance, self.now_ms)
-    }
-}
-
-impl Row for InstanceView<'_> {
-    fn field(&self, name: &str) -> Value {
-        let machine = self.state.universe.machines.get(self.instance.machine);
-        match name {
-            "id" => json!(self.instance.id),
-            "label" => json!(self.instance.order.label),
-            "actual_status" => json!(self.instance.status.as_str()),
-            "gpu_name" => json!(machine.map(|m| m.gpu_name)),
-            "machine_id" => json!(machine.map(|m| m.machine_id)),
-            "host_id" => json!(machine.map(|m| m.host_id)),
-            "verification" => {
-                json!(machine.map(|m| if m.verified { "verified" } else { "unverified" }))
-            }
-            _ => self.row().field(name),
-        }
-    }
-}
+hardware_row!(OfferView, OfferColumn);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cell::Row;
     use crate::offers::Universe;
 
-    /// What is answered at once is what the whole row says.
+    /// What is answered alone is what the whole row says, and no column is written twice.
     #[test]
-    fn a_view_says_what_its_row_says() {
+    fn a_column_says_what_the_row_says() {
         let universe = Universe::from_seed(4, 60);
-        for (offer, bid) in universe.offers.values().zip([true, false].into_iter().cycle()) {
+        for (offer, bid) in universe.offers.iter().zip([true, false].into_iter().cycle()) {
             let machine = &universe.machines[offer.machine];
             let ask = Ask {
                 quote: machine.quote(),
@@ -126,11 +110,22 @@ mod tests {
                 now_s: 1e9,
             };
             let view = OfferView { machine, offer, ask };
-            let row = view.row();
-            for (name, value) in row.as_object().expect("a row") {
-                assert_eq!(&view.field(name), value, "{name}");
+            let row = serde_json::to_value(&view).expect("a row");
+            let row = row.as_object().expect("an object");
+            assert_eq!(
+                row.len(),
+                OfferColumn::ALL.len() + crate::hardware::HardwareColumn::ALL.len()
+            );
+            for (name, value) in row {
+                let column = OfferView::column(name).expect("a column");
+                assert_eq!(
+                    &serde_json::to_value(view.cell(&column)).expect("JSON"),
+                    value,
+                    "{name}"
+                );
             }
-            assert_eq!(view.field("no_such_field"), Value::Null);
+            assert!(OfferView::column("no_such_field").is_none());
+            assert_eq!(row["verification"] == "verified", machine.verified);
         }
     }
 }

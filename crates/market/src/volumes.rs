@@ -7,10 +7,14 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::offers::{HOURS_PER_MONTH, Machine, Offer, Universe, hardware_fields};
+use crate::cell::{columns, hardware_row};
+use crate::hardware::Hardware;
+use crate::offers::{HOURS_PER_MONTH, Machine, Universe};
 
 /// A volume ask has a slot of its machine that no GPU ask ever has.
 const SLOT: u64 = 60;
+/// Every GPU that a machine may have.
+const GPUS: &[u32] = &[0, 1, 2, 3, 4, 5, 6, 7];
 /// The share of a machine's disk that its host lets as volumes.
 const SHARE: f64 = 0.5;
 
@@ -109,27 +113,45 @@ fn machine_of(universe: &Universe, ask: u64) -> Option<usize> {
     universe.machines.iter().position(|m| ask_id(m) == ask)
 }
 
-/// The row of a volume ask.
-pub fn ask_row(machine: &Machine, free_gb: f64, storage_gb: f64, now_s: f64) -> Value {
-    let whole = Offer {
-        id: ask_id(machine),
-        machine: 0,
-        gpus: (0..machine.gpu_count).collect(),
-    };
-    let mut row = hardware_fields(machine, &whole.gpus);
-    let price = storage_gb * machine.storage_cost / HOURS_PER_MONTH;
-    let rest = json!({
-        "id": whole.id, "ask_contract_id": whole.id, "disk_space": free_gb, "cpu_ghz": 2.6,
-        "storage_cost": machine.storage_cost, "storage_total_cost": price, "dph_total": price, "external": null,
-        "size": free_gb, "score": machine.reliability, "rentable": true,
-        "duration": machine.max_duration_s, "start_date": now_s - 30.0 * 86_400.0,
-        "end_date": now_s + machine.max_duration_s,
-    });
-    if let Value::Object(rest) = rest {
-        row.extend(rest);
-    }
-    Value::Object(row)
+/// Space on a machine.
+pub struct VolumeAsk<'a> {
+    pub machine: &'a Machine,
+    pub free_gb: f64,
+    pub storage_gb: f64,
+    pub now_s: f64,
 }
+
+impl<'a> VolumeAsk<'a> {
+    fn hardware(&self) -> Hardware<'a> {
+        Hardware {
+            machine: self.machine,
+            // They are listed, and not rented with it.
+            gpus: GPUS.get(..self.machine.gpu_count as usize).unwrap_or_default(),
+        }
+    }
+
+    fn price(&self) -> f64 {
+        self.storage_gb * self.machine.storage_cost / HOURS_PER_MONTH
+    }
+}
+
+columns! { VolumeColumn<'a> of v: VolumeAsk<'a>; m = v.machine => {
+    id: ask_id(m),
+    ask_contract_id: ask_id(m),
+    disk_space: v.free_gb,
+    storage_cost: m.storage_cost,
+    storage_total_cost: v.price(),
+    dph_total: v.price(),
+    external: (),
+    size: v.free_gb,
+    score: m.reliability,
+    rentable: true,
+    duration: m.max_duration_s,
+    start_date: v.now_s - 30.0 * 86_400.0,
+    end_date: v.now_s + m.max_duration_s,
+}}
+
+hardware_row!(VolumeAsk, VolumeColumn);
 
 /// The row of a rented volume, mounted by these instances.
 pub fn row(universe: &Universe, volume: &Volume, instances: &[u64]) -> Value {
@@ -143,7 +165,7 @@ pub fn row(universe: &Universe, volume: &Volume, instances: &[u64]) -> Value {
         "reliability2": machine.reliability, "start_date": crate::market::seconds(volume.created_ms),
         "end_date": crate::market::seconds(volume.created_ms) + machine.max_duration_s,
         "machine_id": machine.machine_id, "host_id": machine.host_id, "geolocation": machine.geolocation,
-        "verification": if machine.verified { "verified" } else { "unverified" },
+        "verification": machine.verification(),
         "storage_cost": machine.storage_cost, "instances": instances, "public_ipaddr": machine.public_ip,
     })
 }

@@ -1,7 +1,7 @@
 //! What the tides do to a market's state: who is there, at what price, and what rentals meet.
 
 use crate::faults::{Fate, FaultKind, Measure, Suffered};
-use crate::offers::{Offer, Quote};
+use crate::offers::Quote;
 use crate::state::State;
 use crate::tides::{self, Image, Outcome, Tides};
 
@@ -12,6 +12,16 @@ impl State {
             (now - self.opened_ms).max(0) as f64 / 3_600_000.0 / self.time_scale
         } else {
             0.0
+        }
+    }
+
+    /// The Unix millisecond of such an hour, or the one before.
+    pub fn ms_of(&self, hour: f64) -> i64 {
+        if self.time_scale > 0.0 {
+            let after = (hour * 3_600_000.0 * self.time_scale).floor();
+            self.opened_ms.saturating_add(after as i64)
+        } else {
+            i64::MAX
         }
     }
 
@@ -35,23 +45,6 @@ impl State {
             quote.min_bid *= factor * tides.rival(machine, hour);
         }
         quote
-    }
-
-    /// The offers that are shown now.
-    pub fn listed(&self, now: i64) -> Vec<&Offer> {
-        let (tides, hour) = (self.tides(), self.hour(now));
-        let mut last = (usize::MAX, false);
-        self.universe.listed(|machine, gpu| {
-            if !self.is_free(machine, gpu) {
-                return false;
-            }
-            if last.0 != machine {
-                let host = self.universe.machines.get(machine);
-                let present = |t: &Tides<'_>| host.is_some_and(|host| t.present(host, hour));
-                last = (machine, tides.as_ref().is_none_or(present));
-            }
-            last.1
-        })
     }
 
     pub fn draw_fate(&mut self, machine: usize, image: &str, now: i64) -> Option<tides::Fate> {

@@ -60,8 +60,7 @@ pub async fn authorize(
 
 /// An account's key may all, the key inside an instance only that instance.
 fn may(inner: &Inner, key: &str, path: &str) -> bool {
-    let owner = inner.state().all_alive().find(|i| i.api_key == key).map(|i| i.id);
-    if let Some(id) = owner {
+    if let Some(id) = inner.state().owner(key) {
         let own = format!("/api/v0/instances/{id}");
         return path == own || path.starts_with(&format!("{own}/"));
     }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::create::{env, label_too_long, no_credit};
 use super::{Shared, fail, ids, no_such_instance, number, object, ok};
 use crate::market::{Inner, now_ms};
-use crate::rows::instance_row;
+use crate::rows::InstanceView;
 use crate::state::Refusal;
 use crate::switches::{QueuedStart, SingleRead};
 
@@ -25,9 +25,9 @@ const MAX_BID_PER_GPU: f64 = 32.0;
 /// A destroyed one reads as null with 200.
 pub async fn show(State(inner): Shared, id: Path<String>) -> Response {
     let state = inner.state();
-    let mut row = state
-        .alive(number(&id))
-        .map(|i| instance_row(&state, i, now_ms()));
+    let instance = state.alive(number(&id));
+    let view = instance.and_then(|i| InstanceView::new(&state, i, now_ms()));
+    let mut row = view.map(|view| json!(view));
     if let (Some(Value::Object(row)), SingleRead::NoVolumes) = (&mut row, state.switches.single_read) {
         row.remove("volume_info");
     }

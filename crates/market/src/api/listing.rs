@@ -8,15 +8,18 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
+use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{Shared, fail, ok};
+use crate::cell::{Cell, Row};
 use crate::market::now_ms;
-use crate::query::{BadQuery, Filter, Row, SortKey, compare_keys, key_of};
-use crate::view::InstanceView;
+use crate::query::{BadQuery, Filter, Keys, SortKey, compare_keys};
+use crate::rows::InstanceView;
 
 /// Page sizes (Vast.ai docs).
 const MAX_PAGE: usize = 25;
@@ -49,29 +52,22 @@ pub async fn list(State(inner): Shared, Query(query): Query<HashMap<String, Stri
         Err(bad) => return fail(StatusCode::BAD_REQUEST, "invalid_request", &bad.to_string()),
     };
     let (state, now_ms) = (inner.state(), now_ms());
-    let view = |instance| InstanceView {
-        state: &state,
-        instance,
-        now_ms,
-    };
-    let views = state.all_alive().map(view).collect();
-    ok(page.cut(views, InstanceView::row))
+    let views = state
+        .all_alive()
+        .filter_map(|i| InstanceView::new(&state, i, now_ms));
+    Json(page.cut(&views.collect::<Vec<_>>())).into_response()
 }
 
 /// What there is to filter by.
 pub async fn filters(State(inner): Shared) -> Response {
     let state = inner.state();
     let now_ms = now_ms();
-    let pick = |instance| {
-        let view = InstanceView {
-            state: &state,
-            instance,
-            now_ms,
-        };
-        let columns = ["actual_status", "verification", "gpu_name"];
-        Value::Object(columns.iter().map(|c| ((*c).to_owned(), view.field(c))).collect())
-    };
-    let filters: Vec<Value> = state.all_alive().map(pick).collect();
+    let columns = ["actual_status", "verification", "gpu_name"].map(str::to_owned);
+    let views: Vec<_> = state
+        .all_alive()
+        .filter_map(|i| InstanceView::new(&state, i, now_ms))
+        .collect();
+    let filters: Vec<_> = views.iter().map(|view| picked(view, &columns)).collect();
     ok(json!({"filters": filters}))
 }
 
@@ -120,56 +116,70 @@ impl Page {
         })
     }
 
-    /// The answer for these rows, those of the page written out.
-    fn cut<R: Row>(&self, rows: Vec<R>, written: impl Fn(&R) -> Value) -> Value {
-        let total = rows.len();
-        let found: Vec<R> = rows.into_iter().filter(|r| self.filter.matches(r)).collect();
-        let mut labels: BTreeMap<String, u64> = BTreeMap::new();
-        for row in &found {
-            let label = row.field("label").as_str().unwrap_or("").to_owned();
-            *labels.entry(label).or_insert(0) += 1;
+    /// The answer for these rows.
+    fn cut<'a, R: Row>(&'a self, rows: &'a [R]) -> Answer<'a, R> {
+        let (sieve, label) = (self.filter.sieve::<R>(), R::column("label"));
+        let mut shown: Vec<usize> = (0..rows.len()).filter(|at| sieve.lets(&rows[*at])).collect();
+        let instances_found = shown.len();
+        let mut label_counts = BTreeMap::new();
+        for at in &shown {
+            let label = match rows[*at].at(label.as_ref()) {
+                Cell::Text(label) => label.into_owned(),
+                _ => String::new(),
+            };
+            *label_counts.entry(label).or_insert(0) += 1;
         }
-        let count = found.len();
-        let mut found: Vec<(Vec<Value>, R)> =
-            found.into_iter().map(|r| (key_of(&self.order, &r), r)).collect();
-        found.sort_by(|(a, _), (b, _)| compare_keys(&self.order, a, b));
+        let keys = Keys::of(&self.order, rows);
         if let Some(after) = &self.after {
-            let after = key_of(&self.order, after);
-            found.retain(|(key, _)| compare_keys(&self.order, key, &after) == Ordering::Greater);
+            let after = Keys::of(&self.order, std::slice::from_ref(after));
+            shown.retain(|at| compare_keys(&self.order, keys.get(*at), after.get(0)) == Ordering::Greater);
         }
-        let more = found.len() > self.limit;
-        found.truncate(self.limit);
-        let token = found.last().filter(|_| more).map(|(key, _)| self.token(key));
-        let rows: Vec<Value> = found
-            .iter()
-            .map(|(_, row)| self.columns_of(written(row)))
-            .collect();
-        json!({
-            "success": true, "instances_found": count, "total_instances": total, "label_counts": labels,
-            "next_token": token, "instances": rows,
-        })
-    }
-
-    fn token(&self, key: &[Value]) -> String {
-        let columns = self.order.iter().map(|k| k.column.clone());
-        let values: Map<String, Value> = columns.zip(key.iter().cloned()).collect();
-        Value::Object(values)
-            .to_string()
-            .bytes()
-            .map(|b| format!("{b:02x}"))
-            .collect()
-    }
-
-    fn columns_of(&self, row: Value) -> Value {
-        match &self.columns {
-            None => row,
-            Some(columns) => columns
-                .iter()
-                .map(|c| (c.clone(), row[c].clone()))
-                .collect::<Map<_, _>>()
-                .into(),
+        let more = shown.len() > self.limit;
+        keys.first(&mut shown, self.limit);
+        let last = shown.last().filter(|_| more);
+        let write = |at: &usize| match &self.columns {
+            None => Shown::Whole(&rows[*at]),
+            Some(columns) => Shown::Some(picked(&rows[*at], columns)),
+        };
+        Answer {
+            success: true,
+            instances_found,
+            total_instances: rows.len(),
+            label_counts,
+            next_token: last.map(|at| self.token(keys.get(*at))),
+            instances: shown.iter().map(write).collect(),
         }
     }
+
+    fn token(&self, key: &[Cell<'_>]) -> String {
+        let columns = self.order.iter().map(|k| k.column.as_str());
+        let values: BTreeMap<&str, &Cell<'_>> = columns.zip(key).collect();
+        let text = json!(values).to_string();
+        text.bytes().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+#[derive(Serialize)]
+struct Answer<'a, R> {
+    success: bool,
+    instances_found: usize,
+    total_instances: usize,
+    label_counts: BTreeMap<String, u64>,
+    next_token: Option<String>,
+    instances: Vec<Shown<'a, R>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Shown<'a, R> {
+    Whole(&'a R),
+    Some(Map<String, Value>),
+}
+
+/// These columns of a row; null where there is no such.
+fn picked(row: &impl Row, columns: &[String]) -> Map<String, Value> {
+    let pick = |name: &String| (name.clone(), json!(row.named(name)));
+    columns.iter().map(pick).collect()
 }
 
 fn stored(column: &str) -> Result<(), BadQuery> {

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
+use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use axum::response::Response;
-use serde_json::{Map, Value, json};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::{Shared, fail, object, ok};
+use super::{Shared, fail, object};
 use crate::market::{Inner, now_ms, seconds};
 use crate::offers::Ask;
 use crate::query::OfferQuery;
@@ -44,21 +46,24 @@ fn answer(inner: &Inner, body: &Map<String, Value>) -> Response {
         Err(bad) => return fail(StatusCode::BAD_REQUEST, "invalid_args", &bad.to_string()),
     };
     let now = now_ms();
-    let rows: Vec<Value> = {
-        let state = inner.state();
-        let universe = &state.universe;
-        let listed = state.listed(now);
-        let views = listed.into_iter().filter_map(|offer| {
-            let machine = universe.machines.get(offer.machine)?;
-            let ask = Ask {
-                quote: state.quote(offer.machine, now),
-                disk_gb: query.storage_gb,
-                bid: query.bid,
-                now_s: seconds(now),
-            };
-            Some(OfferView { machine, offer, ask })
-        });
-        query.select(views).iter().map(OfferView::row).collect()
-    };
-    ok(json!({"offers": rows}))
+    let board = inner.state().board(now);
+    let views = board.rows().map(|(machine, offer, quote)| OfferView {
+        machine,
+        offer,
+        ask: Ask {
+            quote,
+            disk_gb: query.storage_gb,
+            bid: query.bid,
+            now_s: seconds(now),
+        },
+    });
+    Json(Offers {
+        offers: query.select(views),
+    })
+    .into_response()
+}
+
+#[derive(Serialize)]
+struct Offers<'a> {
+    offers: Vec<OfferView<'a>>,
 }

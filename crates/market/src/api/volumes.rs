@@ -12,7 +12,7 @@ use super::create::DEFAULT_VOLUME_GB;
 use super::{Shared, fail, object, ok};
 use crate::market::{now_ms, seconds};
 use crate::query::OfferQuery;
-use crate::volumes::{NoVolume, ask_row, row};
+use crate::volumes::{NoVolume, VolumeAsk, row};
 
 /// A destroyed instance holds its volume for so many seconds more (public reports).
 const RELEASE_S: f64 = 30.0;
@@ -27,17 +27,15 @@ pub async fn search(State(inner): Shared, body: Bytes) -> Response {
         Err(bad) => return fail(StatusCode::BAD_REQUEST, "invalid_args", &bad.to_string()),
     };
     let now = seconds(now_ms());
-    let rows: Vec<Value> = {
-        let state = inner.state();
-        let machines = state.universe.machines.iter().enumerate();
-        machines
-            .map(|(index, machine)| {
-                let free = state.volumes.free_gb(&state.universe, index);
-                ask_row(machine, free, query.storage_gb, now)
-            })
-            .collect()
-    };
-    ok(json!({"offers": query.select(rows)}))
+    let state = inner.state();
+    let machines = state.universe.machines.iter().enumerate();
+    let asks = machines.map(|(index, machine)| VolumeAsk {
+        machine,
+        free_gb: state.volumes.free_gb(&state.universe, index),
+        storage_gb: query.storage_gb,
+        now_s: now,
+    });
+    ok(json!({"offers": query.select(asks)}))
 }
 
 /// All are local: network volumes were withdrawn in July 2026 (public reports).
