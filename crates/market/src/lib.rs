@@ -27,6 +27,7 @@ mod market;
 mod money;
 mod net;
 mod offers;
+mod order;
 mod outfit;
 mod presets;
 mod proxy;

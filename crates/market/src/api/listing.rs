@@ -18,7 +18,8 @@ use serde_json::{Map, Value, json};
 use super::{Shared, fail, ok};
 use crate::cell::{Cell, Row};
 use crate::market::now_ms;
-use crate::query::{BadQuery, Filter, Keys, SortKey, compare_keys};
+use crate::order::{Keys, SortKey, compare_keys};
+use crate::query::{BadQuery, Filter};
 use crate::rows::InstanceView;
 
 /// Page sizes (Vast.ai docs).
