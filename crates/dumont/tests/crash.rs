@@ -98,6 +98,19 @@ impl World {
         }
     }
 
+    /// As the database has it; the server may be dead.
+    fn half_restored(&self, name: &str) -> bool {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let store = dumont_store::Store::open(self.dir.path().join("dumont.db"))
+                .await
+                .unwrap();
+            let row = store.workspace_by_name(&name.parse().unwrap()).await.unwrap();
+            store.close().await;
+            row.unwrap().half_restored.is_some()
+        })
+    }
+
     fn alive(&self) -> u64 {
         let url = format!("{}/admin/ledger", self.admin_url);
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -183,6 +196,35 @@ fn a_snapshot_whose_commit_was_not_written_down_is_there_once() {
     world.json(&["snapshot", "create", "w"]);
     world.json(&["workspace", "delete", "w", "--yes"]);
     assert_eq!(world.alive(), 0);
+}
+
+/// The files are a mixture from the first write to the last proof, and the database says so whenever
+/// the server dies in between.
+#[test]
+fn a_restore_that_dies_with_the_server_is_marked_until_it_is_whole() {
+    let mut world = World::start();
+    world.serve(None);
+    world.json(&["workspace", "create", "w", "--start", "exec sleep 100000"]);
+    world.json(&["snapshot", "create", "w"]);
+    let steps = [
+        ("restore:stop", false),
+        ("restore:restore:begin", true),
+        ("restore:restore", true),
+        ("restore:validate", true),
+        ("restore:start:begin", false),
+    ];
+    for (step, marked) in steps {
+        world.stop();
+        world.serve(Some(step));
+        world.cli(&["snapshot", "restore", "w", "--no-wait"]);
+        world.dies();
+        assert_eq!(world.half_restored("w"), marked, "{step}");
+        world.serve(None);
+        world.until(step, &["workspace", "show", "w"], |w| w["workflow_id"].is_null());
+        assert!(!world.half_restored("w"), "{step} went on and ended well");
+        world.json(&["snapshot", "create", "w"]);
+    }
+    world.json(&["workspace", "delete", "w", "--yes"]);
 }
 
 #[test]

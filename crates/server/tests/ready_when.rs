@@ -4,11 +4,20 @@ mod world;
 
 use serde_json::json;
 use std::fs;
+use std::sync::atomic::Ordering;
 use world::World;
+use world::bucket::InProcess;
+
+fn noise(bytes: u32) -> Vec<u8> {
+    (0..bytes)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 9) as u8)
+        .collect()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_workload_starts_while_the_rest_is_restored() {
-    let world = World::instant().await;
+    let bucket = InProcess::start().await;
+    let world = World::on_bucket(bucket.config()).await;
     let spec = json!({
         "name": "early",
         "disk_gb": 20,
@@ -21,15 +30,18 @@ async fn the_workload_starts_while_the_rest_is_restored() {
     let workspace = world.get("/workspaces/early").await;
     let first = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
     let dir = world.workspace_dir(&first).await;
-    let noise: Vec<u8> = (0..96_u32 << 20)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 9) as u8)
-        .collect();
+    let noise = noise(96 << 20);
     fs::write(dir.join("weights"), &noise).unwrap();
     fs::write(dir.join("app.txt"), "app\n").unwrap();
     let taken = world.post("/workspaces/early/snapshots", json!({})).await;
     world.done(&taken["workflow_id"]).await;
 
+    // The rest takes longer than the workload's start, however fast this machine is.
+    bucket.slow.store(2_000, Ordering::SeqCst);
     world.kill(&first).await;
+    let moving = world.working_on("early").await;
+    world.reaches(&moving, "complete").await;
+    bucket.slow.store(0, Ordering::SeqCst);
     let event = world.failed_over("early").await;
     assert_eq!(event["success"], true, "{event:#}");
     assert_eq!(
@@ -56,4 +68,61 @@ async fn the_workload_starts_while_the_rest_is_restored() {
     let text = fs::read_to_string(dir.join("app.txt")).unwrap();
     assert!(text.starts_with("app\nchanged\n"), "{text}");
     world.settles_at(1).await;
+}
+
+/// The workload runs, files are still to come, and the machine dies: what is on it is a half, and
+/// the next one begins with the snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_dies_before_the_rest_has_come_is_replaced() {
+    let bucket = InProcess::start().await;
+    let world = World::on_bucket(bucket.config()).await;
+    let spec = json!({
+        "name": "twice",
+        "disk_gb": 20,
+        "start": "exec sleep 100000",
+        "snapshot": { "ready_when": ["app.txt"] },
+    });
+    let made = world.post("/workspaces", json!({ "spec": spec })).await;
+    world.done(&made["workflow_id"]).await;
+    let workspace = world.get("/workspaces/twice").await;
+    let first = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&first).await;
+    let noise = noise(64 << 20);
+    fs::write(dir.join("weights"), &noise).unwrap();
+    fs::write(dir.join("app.txt"), "app\n").unwrap();
+    let taken = world.post("/workspaces/twice/snapshots", json!({})).await;
+    let taken = world.done(&taken["workflow_id"]).await;
+
+    // Time enough between what the workload needs and the rest.
+    bucket.slow.store(4_000, Ordering::SeqCst);
+    world.kill(&first).await;
+    let moving = world.working_on("twice").await;
+    world.reaches(&moving, "complete").await;
+    let workspace = world.get("/workspaces/twice").await;
+    assert_eq!(workspace["state"], "running", "it serves already");
+    let second = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    assert_ne!(first, second);
+    world.kill(&second).await;
+    bucket.slow.store(0, Ordering::SeqCst);
+
+    let moved = world.done(&moving).await;
+    let event = world
+        .get(&format!("/failovers/{}", moving.as_str().unwrap()))
+        .await;
+    assert_eq!(event["success"], true, "{event:#}");
+    assert_eq!(event["snapshot_id"], taken["result"]["snapshot_id"]);
+    assert_eq!(event["original_instance_id"], *first);
+    assert_eq!(event["validation"]["validation"], "ok", "{event:#}");
+    let workspace = world.get("/workspaces/twice").await;
+    assert_eq!(workspace["state"], "running");
+    let third = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    assert!(third != first && third != second, "{moved:#}");
+    assert_eq!(event["new_instance_id"], *third);
+    let dir = world.workspace_dir(&third).await;
+    assert!(fs::read(dir.join("weights")).unwrap() == noise);
+    let taken = world.post("/workspaces/twice/snapshots", json!({})).await;
+    world.done(&taken["workflow_id"]).await;
+    world.settles_at(1).await;
+    let all = world.get("/failovers?workspace=twice").await;
+    assert_eq!(all["items"].as_array().unwrap().len(), 1, "{all:#}");
 }

@@ -7,7 +7,11 @@ mod world;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 use world::World;
+use world::agents::kill_agents;
+use world::bucket::InProcess;
 
 async fn snapshot(world: &World, name: &str) -> Value {
     let started = world
@@ -215,4 +219,115 @@ async fn what_a_broken_restore_left_is_snapshotted_only_when_asked_for() {
     let event = world.failed_over("half").await;
     assert_eq!(event["success"], true, "{event:#}");
     snapshot(&world, "half").await;
+}
+
+/// A move may take over a restore in place and then fail: what lies there is a mixture all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_gave_way_to_a_move_that_failed_left_a_mixture() {
+    let bucket = InProcess::start().await;
+    let world = World::on_bucket(bucket.config()).await;
+    let workspace = world.deployed("mix").await;
+    let instance = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&instance).await;
+    fs::write(dir.join("a"), "as it was").unwrap();
+    snapshot(&world, "mix").await;
+    fs::write(dir.join("a"), "changed").unwrap();
+    // No machine will do any more.
+    let id = workspace["id"].as_str().unwrap();
+    let store = world.store().await;
+    let mut spec = store.workspace(id).await.unwrap().unwrap().spec;
+    spec.gpu.name = Some("Abacus 9000".into());
+    store.set_workspace_spec(id, &spec).await.unwrap();
+
+    bucket.slow.store(3_000, Ordering::SeqCst);
+    let back = world.post("/workspaces/mix/restore", json!({})).await;
+    world.reaches(&back["workflow_id"], "restore").await;
+    let moved = world.post("/workspaces/mix/failover", json!({})).await;
+    bucket.slow.store(0, Ordering::SeqCst);
+    let moved = world.ended(moved["workflow_id"].as_str().unwrap()).await;
+    assert_eq!(moved["error"]["code"], "no_offers", "{moved:#}");
+    let back = world.ended(back["workflow_id"].as_str().unwrap()).await;
+    assert_eq!(back["error"]["code"], "preempted", "{back:#}");
+
+    let left = world.get("/workspaces/mix").await;
+    assert_eq!(left["state"], "running");
+    assert_eq!(left["instance"]["instance_id"], *instance);
+    assert!(
+        left["message"].as_str().unwrap().contains("is a mixture"),
+        "{left:#}"
+    );
+    let (status, refused) = world
+        .call("POST", "/workspaces/mix/snapshots", Some(json!({})))
+        .await;
+    assert_eq!((status, &refused["code"]), (409, &json!("half_restored")));
+
+    // A part of a snapshot makes the rest no better.
+    let part = json!({ "include": ["a"] });
+    let back = world.post("/workspaces/mix/restore", part).await;
+    world.done(&back["workflow_id"]).await;
+    let (status, _) = world
+        .call("POST", "/workspaces/mix/snapshots", Some(json!({})))
+        .await;
+    assert_eq!(status, 409);
+    let back = world.post("/workspaces/mix/restore", json!({})).await;
+    world.done(&back["workflow_id"]).await;
+    assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "as it was");
+    snapshot(&world, "mix").await;
+    // Nor any worse.
+    let part = json!({ "include": ["a"] });
+    let back = world.post("/workspaces/mix/restore", part).await;
+    world.done(&back["workflow_id"]).await;
+    snapshot(&world, "mix").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_cannot_be_leaves_everything_as_it_was() {
+    let world = World::instant().await;
+    let spec = json!({ "name": "wrong", "start": "while true; do date +%N > beat; sleep 0.1; done" });
+    let made = world.post("/workspaces", json!({ "spec": spec })).await;
+    world.done(&made["workflow_id"]).await;
+    let workspace = world.get("/workspaces/wrong").await;
+    let instance = workspace["instance"]["instance_id"].as_str().unwrap();
+    let beat = world.workspace_dir(instance).await.join("beat");
+    snapshot(&world, "wrong").await;
+    let nothing = json!({ "include": ["no/such/**"] });
+    let back = world.post("/workspaces/wrong/restore", nothing).await;
+    let back = world.ended(back["workflow_id"].as_str().unwrap()).await;
+    assert_eq!(back["error"]["code"], "invalid", "{back:#}");
+    let before = fs::read_to_string(&beat).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_ne!(
+        fs::read_to_string(&beat).unwrap(),
+        before,
+        "its workload works on"
+    );
+    snapshot(&world, "wrong").await;
+}
+
+/// An agent that was killed says nothing about its machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_outlives_the_agent_that_it_began_with() {
+    let world = World::instant().await;
+    let spec = json!({
+        "name": "stubborn",
+        // Its end takes the supervisor's whole patience.
+        "start": "trap '' TERM; while true; do sleep 1; done",
+    });
+    let made = world.post("/workspaces", json!({ "spec": spec })).await;
+    world.done(&made["workflow_id"]).await;
+    let workspace = world.get("/workspaces/stubborn").await;
+    let instance = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&instance).await;
+    fs::write(dir.join("a"), "as it was").unwrap();
+    snapshot(&world, "stubborn").await;
+    fs::write(dir.join("a"), "changed").unwrap();
+
+    let back = world.post("/workspaces/stubborn/restore", json!({})).await;
+    world.reaches(&back["workflow_id"], "stop").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(kill_agents(std::process::id()) > 0);
+    world.done(&back["workflow_id"]).await;
+    assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "as it was");
+    let workspace = world.get("/workspaces/stubborn").await;
+    assert_eq!(workspace["instance"]["instance_id"], *instance);
 }

@@ -2,13 +2,16 @@
 //!
 //! A few seeds run with the tests; `scripts/soak-snapshot` runs hundreds. Everything is real: the
 //! binary as a user starts it, machines reached over SSH, S3 servers that check signatures. Half
-//! of the seeds use `s3s-fs` (no versions), half SeaweedFS with a versioned bucket.
+//! of the seeds use `s3s-fs` (no versions), half SeaweedFS with a versioned bucket; of each, half are
+//! encrypted.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a soak that cannot run ends"
 )]
 
+#[path = "../../../server/tests/world/agents.rs"]
+mod agents;
 #[path = "../../../server/tests/world/bucket.rs"]
 #[allow(dead_code, reason = "each test uses a part")]
 mod bucket;

@@ -6,6 +6,7 @@
 //! the dice: faults on the way to the bucket, `kill -9` of the server (at some moment or at the
 //! worst one of a step) and of the agent, the loss of the machine, rollbacks, pruning.
 
+use crate::agents;
 use crate::bucket::{self, InProcess, Weed};
 use crate::compare::{self, Tree};
 use crate::procs;
@@ -77,6 +78,8 @@ pub struct Run<'a> {
     name: String,
     dice: StdRng,
     permille: u32,
+    /// Every second time the seed is past both buckets; it changes nothing else.
+    encrypt: bool,
     /// Whether objects may be damaged on their way up, and how many were before this run.
     rot: bool,
     rotten_before: u64,
@@ -95,6 +98,7 @@ impl<'a> Run<'a> {
             place,
             name: format!("s{seed}"),
             permille: [20, 80, 150, 300, 500][dice.random_range(0..5)],
+            encrypt: seed / 4 % 2 == 1,
             rot: dice.random_range(0..4) == 0,
             dice,
             expected: BTreeMap::new(),
@@ -104,9 +108,16 @@ impl<'a> Run<'a> {
 
     /// All of it; the error says what does not hold.
     pub fn go(&mut self) -> Held {
-        let keep = r#"{"keep":{"last":3,"hourly":0,"daily":0,"weekly":0}}"#;
+        let policy = format!(
+            r#"{{"encrypt":{},"keep":{{"last":3,"hourly":0,"daily":0,"weekly":0}}}}"#,
+            self.encrypt
+        );
         let spec = self.place.world.dir.path().join(format!("{}.json", self.name));
-        std::fs::write(&spec, format!(r#"{{"name":"{}","snapshot":{keep}}}"#, self.name)).map_err(text)?;
+        std::fs::write(
+            &spec,
+            format!(r#"{{"name":"{}","snapshot":{policy}}}"#, self.name),
+        )
+        .map_err(text)?;
         let spec = spec.display().to_string();
         let name = self.name.clone();
         self.json(&[
@@ -252,7 +263,7 @@ impl<'a> Run<'a> {
             }
             2 | 3 => {
                 std::thread::sleep(pause);
-                let killed = procs::kill_agents(self.place.world.market_pid());
+                let killed = agents::kill_agents(self.place.world.market_pid());
                 self.story.kills += killed;
                 self.say(format!("killed {killed} agents after {pause:?}"));
             }

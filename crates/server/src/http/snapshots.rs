@@ -105,10 +105,16 @@ pub async fn restore(
     }
     let odd = |g: &String| g.is_empty() || g.len() > 1024 || g.contains('\0') || g.starts_with('/');
     let globs = || wanted.include.iter().chain(&wanted.exclude);
-    if globs().count() > 100 || globs().any(odd) {
+    if globs().count() > 100 {
         return Err(ApiError::invalid(
-            "include and exclude must be at most 100 globs of paths below the workspace's directory",
-            "e.g. src/**",
+            "include and exclude have more than 100 globs",
+            "name folders: src/**",
+        ));
+    }
+    if let Some(glob) = globs().find(|g| odd(g)) {
+        return Err(ApiError::invalid(
+            format!("{glob:?} is no glob of paths below the workspace's directory"),
+            "write it without the directory and without a slash in front: src/**",
         ));
     }
     let state = Placement {

@@ -112,6 +112,25 @@ async fn link(run: &mut Run, row: &InstanceRow) -> Result<Arc<Link>, LinkError> 
     Ok(link)
 }
 
+/// Asks the machine; once more in a new session if this one ends under it: an agent that was killed
+/// says nothing about its machine. Whatever is asked may be asked twice.
+async fn on_machine<T, F>(
+    run: &mut Run,
+    row: &InstanceRow,
+    ask: impl Fn(Arc<Link>) -> F,
+) -> Result<T, LinkError>
+where
+    F: Future<Output = Result<T, LinkError>>,
+{
+    let asked = ask(link(run, row).await?).await;
+    let Err(LinkError::Closed(why)) = &asked else {
+        return asked;
+    };
+    run.say(format!("the session with the machine ended, trying again: {why}"))
+        .await;
+    ask(link(run, row).await?).await
+}
+
 /// Connects to a machine we know, or takes the session that is open.
 pub async fn connect(run: &Run, row: &InstanceRow) -> Result<Arc<Link>, LinkError> {
     if let Some(link) = run.app.sessions.get(&row.key) {
@@ -177,14 +196,19 @@ fn machine_is_to_blame(error: &LinkError) -> bool {
     }
 }
 
+/// The last step before files change where the workspace lives. Its commit marks the workspace, so
+/// that whatever ends the restore (a failover that takes over as well) leaves the mark.
 pub async fn stop(run: &mut Run) -> StepResult {
-    let state: Placement = run.load();
+    let mut state: Placement = run.load();
+    choose_snapshot(run, &mut state).await?;
     let row = machine(run, &state).await?;
-    let stopped = match link(run, &row).await {
-        Ok(link) => link.stop_workload().await,
-        Err(error) => Err(error),
-    };
+    let stopped = on_machine(run, &row, |link| async move { link.stop_workload().await }).await;
     stopped.map_err(|e| StepError::Failed(link_failure(&e)))?;
+    state.half_before = run.workspace.half_restored.clone();
+    run.effects = vec![Effect::HalfRestored {
+        snapshot_id: state.snapshot_id.clone(),
+    }];
+    run.keep(&state);
     Ok(Flow::Next)
 }
 
@@ -202,7 +226,6 @@ pub async fn restore(run: &mut Run) -> StepResult {
         return Ok(Flow::Next);
     };
     let early = !run.workspace.spec.snapshot.ready_when.is_empty() && run.kind != Kind::Restore;
-    state.touched = true;
     run.keep(&state);
     // One more try on the same machine: its session may have died with our last process.
     for last in [false, true] {
@@ -221,20 +244,19 @@ pub async fn restore(run: &mut Run) -> StepResult {
             }
             Ok(Early::Complete(report)) => {
                 // A part of a snapshot is no state that the next one could build on.
-                if state.include.is_empty() && state.exclude.is_empty() {
+                if !state.is_part() {
                     run.app
                         .store
                         .set_instance_last_snapshot(&row.key, &snapshot.id)
                         .await?;
-                    if run.kind == Kind::Restore {
-                        run.effects = vec![Effect::HalfRestored { snapshot_id: None }];
-                    }
                 }
                 state.restored = Some(report);
                 run.keep(&state);
                 return Ok(Flow::Next);
             }
             Err(error) if !machine_is_to_blame(&error) => {
+                state.refused = matches!(&error, LinkError::Failed(f) if f.code == FailureCode::Invalid);
+                run.keep(&state);
                 let mut body = link_failure(&error);
                 body.message = format!("restore of {}: {}", snapshot.id, body.message);
                 return Err(StepError::Failed(body));
@@ -299,7 +321,7 @@ async fn part(run: &mut Run, state: &mut Placement) -> Result<(), StepError> {
     Ok(())
 }
 
-/// A move failed and the workspace stays where it was: its workload may have been stopped.
+/// The workspace stays where it was after all: its workload may have been stopped.
 pub async fn go_on_there(run: &Run) {
     let spec = &run.workspace.spec;
     let (Some(start), Some(key)) = (spec.start.clone(), &run.workspace.instance_key) else {
@@ -319,7 +341,7 @@ pub async fn go_on_there(run: &Run) {
     };
     if let Err(error) = started {
         run.say(format!(
-            "the workload on the old machine could not be started again: {error}"
+            "the workload could not be started again where it was: {error}"
         ))
         .await;
     }
@@ -453,7 +475,11 @@ async fn prepare_restore(
         path: run.workspace.spec.path.clone(),
         head: snapshot.head.clone(),
         delete: state.delete,
-        ready_when: run.workspace.spec.snapshot.ready_when.clone(),
+        ready_when: match run.kind {
+            // Its workload stands still: there is nothing to be early for.
+            Kind::Restore => Vec::new(),
+            _ => run.workspace.spec.snapshot.ready_when.clone(),
+        },
         started: state.ready_files.is_some(),
         include: state.include.clone(),
         exclude: state.exclude.clone(),
@@ -464,12 +490,6 @@ async fn prepare_restore(
 
 pub async fn validate(run: &mut Run) -> StepResult {
     let state: Placement = run.load();
-    if let Some(files) = state.ready_files.filter(|_| state.restored.is_none()) {
-        run.say(format!(
-            "ready with {files} files; the rest is restored while the workload runs"
-        ))
-        .await;
-    }
     let Some(report) = &state.restored else {
         return Ok(Flow::Next);
     };
@@ -481,6 +501,11 @@ pub async fn validate(run: &mut Run) -> StepResult {
     });
     run.say(line.to_string()).await;
     if validation.validation == Verdict::Ok && validation.files_restored == validation.files_expected {
+        if run.kind == Kind::Restore {
+            // A part that is whole makes nothing else whole.
+            let snapshot_id = state.half_before.clone().filter(|_| state.is_part());
+            run.effects = vec![Effect::HalfRestored { snapshot_id }];
+        }
         return Ok(Flow::Next);
     }
     let shown: Vec<_> = validation.problems.iter().take(5).cloned().collect();
@@ -508,11 +533,11 @@ pub async fn start(run: &mut Run) -> StepResult {
         path: spec.path,
         env: spec.env,
     };
-    let started = match link(run, &row).await {
-        Ok(link) => link.start_workload(workload).await,
-        Err(error) => Err(error),
+    let start = |link: Arc<Link>| {
+        let workload = workload.clone();
+        async move { link.start_workload(workload).await }
     };
-    match started {
+    match on_machine(run, &row, start).await {
         Ok(()) => Ok(Flow::Next),
         Err(LinkError::Failed(failure)) => Err(StepError::Failed(link_failure(&LinkError::Failed(failure)))),
         Err(error) => machine_failed(run, &mut state, &error).await,
@@ -529,10 +554,11 @@ pub async fn probe(run: &mut Run) -> StepResult {
     let deadline = Instant::now() + Duration::from_secs(timeout_s.into());
     let mut pause = Duration::from_millis(20);
     loop {
-        let answer = match link(run, &row).await {
-            Ok(link) => link.probe(probe.clone(), one_try(&probe, deadline)).await,
-            Err(error) => Err(error),
+        let ask = |link: Arc<Link>| {
+            let probe = probe.clone();
+            async move { link.probe(probe.clone(), one_try(&probe, deadline)).await }
         };
+        let answer = on_machine(run, &row, ask).await;
         let answer = match answer {
             Ok(answer) if answer.healthy => {
                 run.say(format!("the probe {}", answer.verdict)).await;

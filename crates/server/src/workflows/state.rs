@@ -43,8 +43,17 @@ pub struct Placement {
     /// The workspace was switched to the winner, complete or not.
     pub switched: bool,
     pub restored: Option<RestoreReport>,
-    /// A restore began to change files where the workspace lives.
-    pub touched: bool,
+    /// Restore in place: what the workspace was marked with when it began.
+    pub half_before: Option<String>,
+    /// What was asked for cannot be, which was clear before a file changed.
+    pub refused: bool,
+}
+
+impl Placement {
+    /// Does it restore only a part of the snapshot?
+    pub fn is_part(&self) -> bool {
+        !(self.include.is_empty() && self.exclude.is_empty())
+    }
 }
 
 /// The machine a failover moves away from.

@@ -74,7 +74,10 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, St
         // It serves already; what failed is the rest of its files.
         Kind::Deploy | Kind::Failover if run.load::<Placement>().switched => {
             message.push_str("; its workload runs with what was restored: restore a snapshot, or move it");
-            run.effects = vec![state(WorkspaceState::Running, message), half(run)];
+            let half = Effect::HalfRestored {
+                snapshot_id: run.load::<Placement>().snapshot_id,
+            };
+            run.effects = vec![state(WorkspaceState::Running, message), half];
         }
         Kind::Deploy | Kind::Failover => {
             owed = rented(run).await?;
@@ -82,32 +85,33 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, St
                 if run.load::<Placement>().parting {
                     placement::go_on_there(run).await;
                 }
+                // It may have taken over a restore in place.
+                if let Some(half) = capture::half(&run.workspace, false) {
+                    message.push_str(&format!("; {}; {}", half.message, half.hint));
+                }
                 run.effects = vec![state(WorkspaceState::Running, message)];
             } else {
                 owed.extend(loss.and_then(|l| l.instance_key));
                 run.effects = vec![Effect::Detach, state(WorkspaceState::Failed, message)];
             }
         }
+        Kind::Restore if run.load::<Placement>().refused => {
+            placement::go_on_there(run).await;
+            let half = Effect::HalfRestored {
+                snapshot_id: run.load::<Placement>().half_before,
+            };
+            run.effects = vec![state(WorkspaceState::Running, message), half];
+        }
         Kind::Restore => {
             message.push_str(
                 "; its workload may be stopped: restore a snapshot, or move it with `dumont failover run`",
             );
             run.effects = vec![state(WorkspaceState::Running, message)];
-            if run.load::<Placement>().touched {
-                run.effects.push(half(run));
-            }
         }
         Kind::Teardown => run.effects = vec![state(WorkspaceState::Running, message)],
         Kind::Snapshot => {}
     }
     Ok(owed)
-}
-
-/// Its files are neither what they were nor all of the snapshot.
-fn half(run: &Run) -> Effect {
-    Effect::HalfRestored {
-        snapshot_id: run.load::<Placement>().snapshot_id,
-    }
 }
 
 fn state(state: WorkspaceState, message: String) -> Effect {

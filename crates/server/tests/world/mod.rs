@@ -8,6 +8,7 @@
     reason = "each test file uses a part, and a world that does not start fails its test"
 )]
 
+pub mod agents;
 pub mod bucket;
 
 use dumont_core::budget::Limits;
@@ -236,6 +237,36 @@ impl World {
             }
             assert!(Instant::now() < deadline, "no end in sight: {workflow:#}");
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until a workflow is in this step.
+    pub async fn reaches(&self, workflow_id: &Value, step: &str) {
+        let id = workflow_id.as_str().expect("an id");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let workflow = self.get(&format!("/workflows/{id}")).await;
+            if workflow["step"] == step {
+                return;
+            }
+            assert!(
+                workflow["status"] == "running" && Instant::now() < deadline,
+                "it is not in {step}: {workflow:#}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The workflow that works on the workspace, once there is one.
+    pub async fn working_on(&self, name: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let workspace = self.get(&format!("/workspaces/{name}")).await;
+            if workspace["workflow_id"].is_string() {
+                return workspace["workflow_id"].clone();
+            }
+            assert!(Instant::now() < deadline, "nothing works on it: {workspace:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
