@@ -23,6 +23,8 @@ statements! {
     DELETE_FAILED: ["DELETE FROM failover_test_events WHERE id = $1 AND NOT success"];
     GET: ["SELECT * FROM failover_test_events WHERE id = $1"];
     NOTE_MODELS: ["UPDATE failover_test_events SET model_files_json = $2 WHERE id = $1"];
+    UNCOMPARED: ["SELECT * FROM failover_test_events WHERE id > $1 AND success AND model_files_json IS NULL \
+                  AND validation_json IS NOT NULL ORDER BY id LIMIT 500"];
     LIST: ["SELECT * FROM failover_test_events WHERE id < $1 ORDER BY id DESC LIMIT $2"];
     LIST_OF: ["SELECT * FROM failover_test_events WHERE workspace_id = $3 AND id < $1 \
                ORDER BY id DESC LIMIT $2"];
@@ -164,6 +166,12 @@ impl Store {
     /// What was found out when nobody waited any more. False if there is no such event.
     pub async fn note_model_files(&self, id: &str, found: &ModelFiles) -> Result<bool> {
         Ok(self.db.run(NOTE_MODELS, args![id, json(found)?]).await? > 0)
+    }
+
+    /// Successes that restored something and whose model files nobody has compared, oldest first, at
+    /// most 500; `after` is an event's id.
+    pub async fn uncompared_failovers(&self, after: &str) -> Result<Vec<FailoverEventRow>> {
+        self.db.all(UNCOMPARED, args![after]).await
     }
 
     pub async fn failover_event(&self, id: &str) -> Result<Option<FailoverEventRow>> {

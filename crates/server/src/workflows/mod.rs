@@ -7,7 +7,6 @@ pub mod capture;
 mod detect;
 pub mod dispose;
 pub mod engine;
-mod models;
 mod named;
 mod placement;
 mod race;

@@ -85,14 +85,6 @@ pub async fn record(run: &mut Run) -> StepResult {
     if run.app.store.insert_failover_event(&event).await? {
         crate::metrics::failover(&event);
     }
-    // Nobody waits for this any more.
-    if let (Some(id), Some(_)) = (&state.snapshot_id, &state.restored)
-        && let Some(workspace) = run.app.store.workspace(&run.workspace.id).await?
-        && let Some(snapshot) = run.app.store.snapshot(id).await?
-        && workspace.instance_key == state.winner
-    {
-        super::models::compare_later(&run.app, &event.id, workspace, snapshot);
-    }
     run.say(format!(
         "failover took {:.1} s from the loss",
         event.total_ms as f64 / 1000.0

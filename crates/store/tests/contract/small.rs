@@ -207,7 +207,13 @@ pub async fn events_are_written_once_and_read_as_written(fixture: Fixture) {
         mismatched: vec!["a.bin".into()],
         ..ModelFiles::default()
     };
+    let uncompared = async |after: &'static str| {
+        let found = store.uncompared_failovers(after).await.unwrap();
+        found.into_iter().map(|e| e.id).collect::<Vec<_>>()
+    };
+    assert_eq!(uncompared("").await, ["01A"]);
     assert!(store.note_model_files("01A", &models).await.unwrap());
+    assert!(uncompared("").await.is_empty(), "it was compared");
     assert!(!store.note_model_files("none", &models).await.unwrap());
     let first = FailoverEventRow {
         model_files: Some(models),
@@ -217,6 +223,8 @@ pub async fn events_are_written_once_and_read_as_written(fixture: Fixture) {
     for (id, w) in [("01B", "w2"), ("01C", "w1")] {
         store.insert_failover_event(&event(id, w)).await.unwrap();
     }
+    assert_eq!(uncompared("").await, ["01B", "01C"]);
+    assert_eq!(uncompared("01B").await, ["01C"]);
     let page = store.list_failover_events(None, None, 2).await.unwrap();
     let ids: Vec<_> = page.items.iter().map(|e| e.id.as_str()).collect();
     assert_eq!((ids, page.next.as_deref()), (vec!["01C", "01B"], Some("01B")));
@@ -237,6 +245,12 @@ pub async fn events_are_written_once_and_read_as_written(fixture: Fixture) {
             .len(),
         2
     );
+    let failed = FailoverEventRow {
+        success: false,
+        ..event("01D", "w2")
+    };
+    store.insert_failover_event(&failed).await.unwrap();
+    assert_eq!(uncompared("").await, ["01B", "01C"]);
 }
 
 pub async fn reopening_keeps_everything(fixture: Fixture) {
