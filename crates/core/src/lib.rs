@@ -23,6 +23,7 @@ pub mod probe;
 pub mod rank;
 pub mod reliability;
 pub mod retention;
+pub mod schedule;
 pub mod snapshot;
 pub mod spec;
 pub mod time;

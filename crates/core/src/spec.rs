@@ -126,6 +126,11 @@ pub struct SnapshotPolicy {
     /// it is complete, and until then there are no snapshots. None means everything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ready_when: Vec<String>,
+    /// Minutes between two snapshots that are taken by themselves; 0 for none. Absent: the server's
+    /// `PERIODIC_SNAPSHOT_INTERVAL_MINUTES`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 525_600))]
+    pub every_minutes: Option<u32>,
     /// Which snapshots are kept.
     #[serde(default)]
     pub keep: Keep,
@@ -148,6 +153,7 @@ impl Default for SnapshotPolicy {
             hook_timeout_s: default_hook_timeout(),
             priority: Vec::new(),
             ready_when: Vec::new(),
+            every_minutes: None,
             keep: Keep::default(),
             encrypt: false,
             model_files: default_model_files(),
@@ -175,6 +181,12 @@ impl SnapshotPolicy {
         if !(1..=3600).contains(&self.hook_timeout_s) {
             return bad("snapshot.hook_timeout_s", "is not between 1 and 3600 seconds");
         }
+        if self.every_minutes.is_some_and(|m| m > MOST_MINUTES) {
+            return bad(
+                "snapshot.every_minutes",
+                "is more than 525600, a year; 0 takes none",
+            );
+        }
         let odd_end = |e: &String| e.is_empty() || e.len() > 100 || e.contains(['/', '\0']);
         if self.model_files.len() > 50 || self.model_files.iter().any(odd_end) {
             return bad(
@@ -198,6 +210,9 @@ impl SnapshotPolicy {
         Ok(())
     }
 }
+
+/// A year.
+const MOST_MINUTES: u32 = 525_600;
 
 fn default_hook_timeout() -> u32 {
     60
@@ -371,6 +386,8 @@ mod tests {
         assert_eq!(spec(hook), Err("snapshot.before"));
         let timeout = |s: &mut WorkspaceSpec| s.snapshot.hook_timeout_s = 0;
         assert_eq!(spec(timeout), Err("snapshot.hook_timeout_s"));
+        let seldom = |s: &mut WorkspaceSpec| s.snapshot.every_minutes = Some(525_601);
+        assert_eq!(spec(seldom), Err("snapshot.every_minutes"));
         let globs = |s: &mut WorkspaceSpec| s.snapshot.priority = vec!["/etc/*".into()];
         assert_eq!(spec(globs), Err("snapshot.priority"));
         let ends = |s: &mut WorkspaceSpec| s.snapshot.model_files = vec!["a/b".into()];

@@ -254,6 +254,17 @@ pub fn ago(t: Timestamp) -> String {
     }
 }
 
+/// How long until then.
+pub fn ahead(t: Timestamp) -> String {
+    match t.millis_since(now()) / 1_000 {
+        ..1 => "now".into(),
+        s @ 1..60 => format!("in {s} s"),
+        s @ 60..3_600 => format!("in {} min", s / 60),
+        s @ 3_600..172_800 => format!("in {} h", s / 3_600),
+        s => format!("in {} d", s / 86_400),
+    }
+}
+
 /// A count with its noun: `1 file`, `3 files`.
 pub fn count(n: u64, noun: &str) -> String {
     if n == 1 {

@@ -33,9 +33,8 @@ pub struct Show {
 impl Show {
     pub fn new(quiet: bool) -> Self {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
-            let bar = ProgressBar::new(0);
+            let bar = ProgressBar::new(0).with_style(spinner());
             bar.enable_steady_tick(Duration::from_millis(120));
-            bar.set_style(spinner());
             bar
         });
         Self {

@@ -31,6 +31,8 @@ pub struct ServerConfig {
     /// Where it does not.
     pub adaptive: AdaptiveSettings,
     pub blacklist: blacklist::Settings,
+    /// `PERIODIC_SNAPSHOT_INTERVAL_MINUTES`, for workspaces that say nothing else; zero takes none.
+    pub snapshot_every: Duration,
     /// `ATTEMPT_RETENTION_DAYS`: older attempts are only counted.
     pub attempt_retention_days: u32,
     pub timing: Timing,
@@ -72,6 +74,8 @@ pub struct Timing {
     pub lease: Duration,
     /// Between two rounds of the reaper.
     pub reap: Duration,
+    /// Between two looks for snapshots that are due.
+    pub schedule: Duration,
     /// How long an intended rent may still appear at the provider after its reply was lost.
     pub intent_grace: Duration,
 }
@@ -84,6 +88,7 @@ impl Default for Timing {
             key_grace: Duration::from_secs(180),
             lease: Duration::from_secs(15),
             reap: Duration::from_secs(10),
+            schedule: Duration::from_secs(10),
             intent_grace: Duration::from_secs(60),
         }
     }

@@ -129,6 +129,7 @@ async fn begin(
         tokio::spawn(reconcilers::reaper::run(app.clone())),
         tokio::spawn(reconcilers::retention::run(app.clone())),
         tokio::spawn(reconcilers::uploads::run(app.clone())),
+        tokio::spawn(reconcilers::schedule::run(app.clone())),
         tokio::spawn(reconcilers::models::run(app.clone())),
         tokio::spawn(reconcilers::history::run(app.clone())),
     ];

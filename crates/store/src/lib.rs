@@ -28,6 +28,7 @@ mod meta;
 mod object_version;
 mod recent;
 mod rollup;
+mod schedule;
 mod snapshot;
 mod standing;
 mod summary;
@@ -49,6 +50,7 @@ pub use interrupt::Interrupt;
 pub use machine::{Block, MachineRow};
 pub use recent::GuardVote;
 pub use rollup::{Rollup, word_of};
+pub use schedule::Idle;
 pub use snapshot::{NewSnapshot, SnapshotRow, SnapshotState};
 pub use standing::{Conditions, Priors, Standings};
 pub use summary::Summary;
@@ -154,6 +156,7 @@ pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, en
         ("object_version", object_version::STATEMENTS),
         ("recent", recent::STATEMENTS),
         ("rollup", rollup::STATEMENTS),
+        ("schedule", schedule::STATEMENTS),
         ("snapshot", snapshot::STATEMENTS),
         ("standing", standing::STATEMENTS),
         ("summary", summary::STATEMENTS),

@@ -108,6 +108,12 @@ pub struct Workspace {
     pub message: Option<String>,
     pub instance: Option<Instance>,
     pub last_snapshot: Option<Snapshot>,
+    /// When the next one is taken by itself, as long as it runs where it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_snapshot_at: Option<Timestamp>,
+    /// Why there is no newer one: the last try failed, or what is there is not whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_problem: Option<ErrorBody>,
     /// The workflow that works on it now.
     pub workflow_id: Option<String>,
     pub created_at: Timestamp,

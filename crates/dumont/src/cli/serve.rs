@@ -14,6 +14,7 @@ use dumont_server::tls::TlsFiles;
 use dumont_server::{AgentBinary, CrashPoint, ServerConfig, ServerError, StoreError, Timing};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -114,6 +115,9 @@ pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
         adaptive: dumont_core::plan::adaptive::AdaptiveSettings::default(),
         attempt_retention_days: settings.required("ATTEMPT_RETENTION_DAYS")?,
         blacklist: blacklist(&settings)?,
+        snapshot_every: Duration::from_secs(
+            60 * settings.required::<u64>("PERIODIC_SNAPSHOT_INTERVAL_MINUTES")?,
+        ),
         timing: Timing::default(),
         crash_at: None,
     })

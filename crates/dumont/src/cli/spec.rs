@@ -66,6 +66,10 @@ pub struct SpecArgs {
     /// while it runs; may be repeated [default: everything]
     #[arg(long, value_name = "GLOB")]
     pub ready_when: Vec<String>,
+    /// Minutes between two snapshots that are taken by themselves, 0 for none [default: the
+    /// server's PERIODIC_SNAPSHOT_INTERVAL_MINUTES]
+    #[arg(long, value_name = "MINUTES")]
+    pub snapshot_every: Option<u32>,
     /// Seal all that is stored with a key of the workspace's own (`dumont workspace key` shows it)
     #[arg(long)]
     pub encrypt: bool,
@@ -114,7 +118,7 @@ pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
 const SPEC_HINT: &str = "fields: name, gpu {name, count, min_ram_gb, cuda}, image, disk_gb, max_price, path, start, \
      env, ports, probe {kind = \"command\", command} or {kind = \"http\", port, path, status, contains} or \
      {kind = \"ollama\", model, prompt, contains, port} with timeout_s, snapshot {before, after, \
-     hook_timeout_s, priority, ready_when, keep {last, hourly, daily, weekly}, encrypt, model_files}, failover {automatic, racers}";
+     hook_timeout_s, priority, ready_when, every_minutes, keep {last, hourly, daily, weekly}, encrypt, model_files}, failover {automatic, racers}";
 
 fn read(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| {
@@ -181,6 +185,7 @@ fn apply(spec: &mut WorkspaceSpec, args: &SpecArgs) {
     if !args.ready_when.is_empty() {
         policy.ready_when.clone_from(&args.ready_when);
     }
+    policy.every_minutes = args.snapshot_every.or(policy.every_minutes);
     policy.encrypt |= args.encrypt;
 }
 

@@ -267,8 +267,15 @@ async fn show(globals: &Globals, client: &Client, name: &WorkspaceName) -> Resul
     if let Some(start) = &w.spec.start {
         pairs.push(("start", start.clone()));
     }
+    if !w.spec.snapshot.ready_when.is_empty() {
+        pairs.push(("starts with", w.spec.snapshot.ready_when.join(", ")));
+    }
     if w.spec.snapshot.encrypt {
-        pairs.push(("encrypted", format!("yes  (dumont workspace key {})", w.name)));
+        let keep = format!(
+            "keep a copy of its key: dumont workspace key {} --out FILE",
+            w.name
+        );
+        pairs.push(("encrypted", format!("yes  ({keep})")));
     }
     let snapshot = w.last_snapshot.as_ref().map(|s| {
         format!(
@@ -279,7 +286,16 @@ async fn show(globals: &Globals, client: &Client, name: &WorkspaceName) -> Resul
             output::ago(s.created_at)
         )
     });
-    pairs.push(("snapshot", snapshot.unwrap_or_else(|| "none yet".into())));
+    let mut snapshot = snapshot.unwrap_or_else(|| "none yet".into());
+    if let Some(at) = w.next_snapshot_at {
+        snapshot.push_str(&format!("; the next one {}", output::ahead(at)));
+    }
+    pairs.push(("snapshot", snapshot));
+    if let Some(problem) = &w.snapshot_problem {
+        // It may quote a machine.
+        let text = format!("no snapshot: {} — {}", problem.message, problem.hint);
+        pairs.push(("problem", output::red(&safe(&text))));
+    }
     if let Some(id) = &w.workflow_id {
         pairs.push(("workflow", id.clone()));
     }

@@ -174,6 +174,12 @@ pub const SETTINGS: &[Setting] = &[
         "S3: the authority (PEM) that signed the service's certificate",
     ),
     whole(
+        "PERIODIC_SNAPSHOT_INTERVAL_MINUTES",
+        0..=525_600,
+        "minutes between two snapshots of a running workspace; 0: none by themselves",
+    )
+    .or("60"),
+    whole(
         "MIN_ATTEMPTS_FOR_BLACKLIST",
         1..=1_000,
         "attempts before a machine's success rate counts",

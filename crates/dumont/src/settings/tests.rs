@@ -243,7 +243,25 @@ fn the_table_is_consistent() {
     for name in dumont_server::objects::s3::VARIABLES {
         assert!(SETTINGS.iter().any(|s| s.name == *name), "{name} is missing");
     }
+    // Whatever the two documents read from their environment.
+    for name in [
+        "DATABASE_URL",
+        "DB_USER",
+        "DB_PASSWORD",
+        "DB_HOST",
+        "DB_PORT",
+        "DB_NAME",
+        "B2_KEY_ID",
+        "B2_APPLICATION_KEY",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "PERIODIC_SNAPSHOT_INTERVAL_MINUTES",
+    ] {
+        assert!(SETTINGS.iter().any(|s| s.name == name), "{name} is missing");
+    }
     let defaults = Place::new().load().unwrap();
+    let every: u64 = defaults.required("PERIODIC_SNAPSHOT_INTERVAL_MINUTES").unwrap();
+    assert_eq!(every, 60, "what the document says");
     let ours = crate::cli::serve::blacklist(&defaults).unwrap();
     assert_eq!(
         ours,

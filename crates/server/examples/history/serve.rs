@@ -8,6 +8,7 @@ use dumont_server::providers::{OfferQuery, Provider, ProviderError, ProviderInst
 use dumont_server::{AgentBinary, Database, Server, ServerConfig};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 pub struct Served {
     pub server: Server,
@@ -32,6 +33,7 @@ impl Served {
             race: Default::default(),
             adaptive: Default::default(),
             attempt_retention_days: 180,
+            snapshot_every: Duration::ZERO,
             blacklist: Default::default(),
             timing: Default::default(),
             crash_at: None,

@@ -6,13 +6,16 @@ use super::instances::shown as shown_instance;
 use super::params::{Params, Path, limit};
 use super::snapshots;
 use crate::app::App;
+use crate::reconcilers::schedule;
 use crate::ssh::public_line;
+use crate::workflows::capture;
 use crate::workflows::state::Placement;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use dumont_core::id::WorkspaceName;
 use dumont_core::key::WorkspaceKey;
+use dumont_core::schedule::Standing;
 use dumont_core::spec::WorkspaceSpec;
 use dumont_core::workflow::Kind;
 use dumont_store::{
@@ -419,16 +422,24 @@ pub async fn started_or_busy(
 }
 
 async fn shown(app: &App, row: WorkspaceRow) -> ApiResult<Workspace> {
-    let instance = match &row.instance_key {
-        Some(key) => app.store.instance(key).await?.as_ref().and_then(shown_instance),
+    let lived_on = match &row.instance_key {
+        Some(key) => app.store.instance(key).await?,
         None => None,
     };
-    let last_snapshot = app
-        .store
-        .latest_snapshot(&row.id)
-        .await?
-        .as_ref()
-        .map(snapshots::shown);
+    let instance = lived_on.as_ref().and_then(shown_instance);
+    let last_snapshot = app.store.latest_snapshot(&row.id).await?;
+    let failure = app.store.snapshot_failure(&row.id).await?;
+    let standing = lived_on.map(|i| Standing {
+        lives_since: i.ready_at.unwrap_or(i.created_at),
+        taken_at: last_snapshot.as_ref().map(|s| s.created_at),
+        failed_at: failure.as_ref().map(|(at, _)| *at),
+    });
+    let half = capture::half(&row, false);
+    let may = standing.filter(|_| half.is_none() && row.state == WorkspaceState::Running);
+    let next_snapshot_at = may.and_then(|s| schedule::next(app, &row.id, &row.spec, &s));
+    // What failed on a machine that it has left says nothing any more.
+    let failed = failure.filter(|(at, _)| standing.is_some_and(|s| *at >= s.lives_since));
+    let failed = failed.and_then(|(_, error)| serde_json::from_value(error).ok());
     let workflow_id = app.store.running_workflow(&row.id).await?.map(|w| w.id);
     Ok(Workspace {
         id: row.id,
@@ -437,7 +448,9 @@ async fn shown(app: &App, row: WorkspaceRow) -> ApiResult<Workspace> {
         state: state_word(row.state),
         message: row.message,
         instance,
-        last_snapshot,
+        last_snapshot: last_snapshot.as_ref().map(snapshots::shown),
+        next_snapshot_at,
+        snapshot_problem: half.or(failed),
         workflow_id,
         created_at: row.created_at,
     })

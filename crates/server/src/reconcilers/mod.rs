@@ -5,4 +5,5 @@ pub mod models;
 pub mod monitor;
 pub mod reaper;
 pub mod retention;
+pub mod schedule;
 pub mod uploads;

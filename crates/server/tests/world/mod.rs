@@ -32,6 +32,8 @@ pub struct World {
     /// What the server thinks that the account may ask.
     pub limits: Limits,
     pub race: dumont_core::plan::RaceSettings,
+    /// Zero: none are taken unasked.
+    pub snapshot_every: Duration,
     pub blacklist: dumont_core::blacklist::Settings,
     /// Where objects go; none is the embedded store.
     pub s3: Option<S3Config>,
@@ -102,6 +104,7 @@ impl World {
             timing: Default::default(),
             limits: Limits::off(),
             race: Default::default(),
+            snapshot_every: Duration::ZERO,
             blacklist: Default::default(),
             s3,
             agent: AgentBinary {
@@ -128,6 +131,7 @@ impl World {
             race: self.race.clone(),
             adaptive: Default::default(),
             attempt_retention_days: 180,
+            snapshot_every: self.snapshot_every,
             blacklist: self.blacklist.clone(),
             timing: self.timing.clone(),
             crash_at: None,

@@ -15,6 +15,7 @@ mod instances;
 mod keeping;
 mod lists;
 mod restart;
+mod schedule;
 mod scores;
 mod sharing;
 mod small;
@@ -78,6 +79,8 @@ on_every_engine! {
         scores_are_what_a_recount_gives,
         extremes_are_ordered_by_what_a_score_is_worth_now,
         thirty_two_writers_lose_and_double_nothing;
+    schedule:
+        only_what_runs_and_rests_is_idle;
     small:
         a_name_is_taken_until_its_workspace_is_deleted,
         workspaces_are_paged_by_name,
