@@ -165,10 +165,9 @@ impl Client {
             let tag = response.headers().get(reqwest::header::ETAG);
             return Ok(tag.and_then(|t| t.to_str().ok()).map(str::to_owned));
         }
-        Err(error_of(
-            response.status(),
-            &response.bytes().await.unwrap_or_default(),
-        ))
+        let status = response.status();
+        let body = response.bytes().await.unwrap_or_default();
+        Err(refused(status, refusal(status, &body)))
     }
 
     /// Writes an answer of any length as it comes; how many bytes it was.
@@ -292,12 +291,34 @@ pub fn is_unreachable(e: &anyhow::Error) -> bool {
         .is_some_and(|b| b.code == UNREACHABLE)
 }
 
-/// What an answer that is not a success means.
 /// What came from a URL that was granted.
 pub enum Got {
     Bytes(Vec<u8>),
     /// The store says no, and why.
     Refused(StatusCode, String),
+}
+
+/// The store's no to a URL that was granted. "Later", or a URL whose time was over, is passing; what
+/// a store lacks (501) it will lack the next time, too.
+pub fn refused(status: StatusCode, why: String) -> anyhow::Error {
+    match status.as_u16() {
+        401 | 403 | 408 | 429 | 500 | 502..=504 => fail(
+            STORE_UNAVAILABLE,
+            why,
+            "look at the store's status, then try again",
+        ),
+        507 => fail("store_full", why, "make room in the store, then try again"),
+        _ => fail("store_refused", why, "`dumont doctor` looks at the store"),
+    }
+}
+
+const STORE_UNAVAILABLE: &str = "store_unavailable";
+
+/// Whether the same transfer, with a fresh URL, may go well in a moment.
+pub fn is_passing(e: &anyhow::Error) -> bool {
+    is_unreachable(e)
+        || e.downcast_ref::<ErrorBody>()
+            .is_some_and(|b| b.code == STORE_UNAVAILABLE)
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> String {
@@ -307,6 +328,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> String {
         .to_owned()
 }
 
+/// What an answer that is not a success means.
 fn error_of(status: StatusCode, bytes: &[u8]) -> anyhow::Error {
     if let Ok(body) = serde_json::from_slice::<ErrorBody>(bytes) {
         return body.into();
@@ -370,4 +392,4 @@ pub fn encode(value: &str) -> String {
 
 #[cfg(test)]
 #[path = "client_tests.rs"]
-mod tests;
+pub mod tests;

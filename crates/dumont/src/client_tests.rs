@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 /// Answers each connection with the next response; gives the requests back.
-fn serve(responses: Vec<(u16, String)>) -> (Client, std::thread::JoinHandle<Vec<String>>) {
+pub fn serve(responses: Vec<(u16, String)>) -> (Client, std::thread::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let handle = std::thread::spawn(move || {

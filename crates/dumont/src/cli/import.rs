@@ -2,7 +2,7 @@
 //! run here, its objects sent to the URLs the server grants.
 
 use super::workspace::path_of;
-use crate::client::{Client, encode};
+use crate::client::{Client, encode, is_passing};
 use crate::fail::fail;
 use crate::output;
 use crate::progress::Show;
@@ -156,18 +156,16 @@ impl Sink {
         let mut pause = Duration::from_millis(200);
         for _ in 1..TRIES {
             match self.send(wanted, body).await {
-                Err(e) if worth_trying_again(&e) => tokio::time::sleep(pause).await,
+                // In step with nobody else who lost the same store.
+                Err(e) if is_passing(&e) => {
+                    tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                }
                 done => return done,
             }
             pause *= 3;
         }
         self.send(wanted, body).await
     }
-}
-
-/// A refusal in the server's own words stays one; what the network did may pass.
-fn worth_trying_again(e: &anyhow::Error) -> bool {
-    crate::client::is_unreachable(e) || crate::fail::body_of(e).code == "unexpected_answer"
 }
 
 impl ObjectSink for Sink {
@@ -213,4 +211,48 @@ pub fn summary(s: &Snapshot) -> String {
         output::bytes(s.uploaded_bytes),
         s.snapshot_id
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::tests::serve;
+
+    fn put(answers: Vec<(u16, &'static str)>) -> (Result<ObjectRef>, Vec<String>) {
+        let grant = r#"{"key":"packs/1","url":"/objects/packs/1","headers":{},"addresses":[],"parts":[]}"#;
+        let both = answers
+            .into_iter()
+            .flat_map(|(status, body)| [(200, grant.to_owned()), (status, body.to_owned())]);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (client, handle) = serve(both.collect());
+        let sink = Sink {
+            client,
+            base: "/imports/1".into(),
+            runtime: runtime.handle().clone(),
+        };
+        let wanted = ImportUpload {
+            kind: ObjectKind::Pack,
+            size: 3,
+            digest: Digest([7; 32]),
+        };
+        let sent = runtime.block_on(sink.send_stubbornly(&wanted, b"abc"));
+        (sent, handle.join().unwrap())
+    }
+
+    #[test]
+    fn an_object_is_sent_again_to_a_fresh_url_while_the_store_says_later() {
+        let failed = r#"{"code":"store_failed","message":"the store cannot write","hint":"see the log"}"#;
+        let (sent, seen) = put(vec![(500, failed), (503, "<Code>SlowDown</Code>"), (200, "")]);
+        assert_eq!(sent.unwrap().key, "packs/1");
+        let puts = seen.iter().filter(|r| r.starts_with("PUT /objects/packs/1"));
+        assert_eq!(puts.count(), 3, "{seen:?}");
+    }
+
+    #[test]
+    fn a_full_store_is_said_at_once() {
+        let full = r#"{"code":"store_full","message":"no space left","hint":"make room"}"#;
+        let (sent, _) = put(vec![(507, full)]);
+        let body = crate::fail::body_of(&sent.unwrap_err());
+        assert_eq!(body.code, "store_full");
+    }
 }
