@@ -127,7 +127,37 @@ fn its_snapshots_open_with_its_key_only() {
     let wrong = read("five", &["--key-file", &other]);
     assert!(wrong.code == 1 && wrong.err.contains("another key"), "{wrong:?}");
 
-    // With the key the server rebuilds a lost index from the packs.
+    // With the key a lost index is rebuilt from the packs: without a server in the copy,
+    let lost = PathBuf::from(&root)
+        .join("workspaces")
+        .join(&ids[0])
+        .join("indexes");
+    for index in fs::read_dir(&lost).unwrap() {
+        fs::write(index.unwrap().path(), "no index").unwrap();
+    }
+    let mend = |more: &[&str]| world.run(&[&["snapshot", "repair", &root], more].concat());
+    let without = mend(&[]);
+    assert!(
+        without.code == 1 && without.err.contains("no key was given"),
+        "{without:?}"
+    );
+    let wrong = mend(&["--key-file", &other]);
+    assert!(wrong.code == 1 && wrong.err.contains("another key"), "{wrong:?}");
+    let with = ["--key-file", key_file.as_str()];
+    let repaired = mend(&with);
+    assert!(
+        repaired.code == 0 && repaired.out.contains("1 snapshot pointed to a new index"),
+        "{repaired:?}"
+    );
+    assert_eq!(read("six", &with).code, 0);
+    let text = fs::read_to_string(world.dir.path().join("six/names/secret-name.txt")).unwrap();
+    assert_eq!(text, TEXT.repeat(100));
+    let repaired = mend(&with);
+    assert!(
+        repaired.code == 0 && repaired.out.contains("nothing had to be done"),
+        "{repaired:?}"
+    );
+    // and by the server in its own store.
     let indexes = objects.join("workspaces").join(&ids[0]).join("indexes");
     for index in fs::read_dir(&indexes).unwrap() {
         fs::remove_file(index.unwrap().path()).unwrap();

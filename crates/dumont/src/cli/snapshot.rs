@@ -1,6 +1,7 @@
 //! `dumont snapshot`: create, list, restore, and look into them.
 
 mod look;
+mod mend;
 mod place;
 
 use super::workspace::path_of;
@@ -72,8 +73,9 @@ pub enum SnapshotCommand {
     /// Read everything, rebuild the index from what is good, and name what is lost
     ///
     /// Nothing that is there is changed or removed. A machine that still has a lost file stores it
-    /// again with its next snapshot. Exit code 1 if something is lost.
-    Repair { name: WorkspaceName },
+    /// again with its next snapshot. A directory of objects (a copy of the bucket, or the embedded
+    /// store's own) needs no server. Exit code 1 if something is lost.
+    Repair(mend::RepairArgs),
     /// Keep a snapshot whatever the policy says
     Pin {
         name: WorkspaceName,
@@ -95,6 +97,7 @@ pub async fn run(globals: &Globals, command: SnapshotCommand) -> Result<()> {
         SnapshotCommand::Cat(args) => look::cat(globals, args).await,
         SnapshotCommand::Diff(args) => look::diff(globals, args).await,
         SnapshotCommand::Check(args) => look::check(globals, args).await,
+        SnapshotCommand::Repair(args) => repaired(globals, &mend::repair(globals, &args).await?),
         other => with_server(globals, other).await,
     }
 }
@@ -146,11 +149,6 @@ async fn with_server(globals: &Globals, command: SnapshotCommand) -> Result<()> 
             let done: Pruned = client.post(&path, &Prune { dry_run }).await?;
             pruned(globals, &done)
         }
-        SnapshotCommand::Repair { name } => {
-            let path = format!("{}/repair", path_of(&name));
-            let done: Repaired = client.post(&path, &serde_json::json!({})).await?;
-            repaired(globals, &done)
-        }
         SnapshotCommand::Pin { name, snapshot } => pin(globals, &client, &name, &snapshot, true).await,
         SnapshotCommand::Unpin { name, snapshot } => pin(globals, &client, &name, &snapshot, false).await,
         // Those that need no server went their own way.
@@ -158,7 +156,8 @@ async fn with_server(globals: &Globals, command: SnapshotCommand) -> Result<()> 
         | SnapshotCommand::Ls(_)
         | SnapshotCommand::Cat(_)
         | SnapshotCommand::Diff(_)
-        | SnapshotCommand::Check(_) => Ok(()),
+        | SnapshotCommand::Check(_)
+        | SnapshotCommand::Repair(_) => Ok(()),
     }
 }
 

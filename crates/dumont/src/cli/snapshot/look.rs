@@ -9,7 +9,9 @@ use crate::progress::Show;
 use anyhow::Result;
 use clap::Args;
 use dumont_core::snapshot::{Progress, Verdict};
-use dumont_snapshot::{ChangeKind, Entry, EntryKind, Error, Events, Reader, RestoreOptions, printable};
+use dumont_snapshot::{
+    ChangeKind, Damage, Entry, EntryKind, Error, Events, Reader, RestoreOptions, printable,
+};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -104,25 +106,28 @@ async fn engine<T: Send + 'static>(
     work: impl FnOnce(&Place) -> Result<T, Error> + Send + 'static,
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(move || work(&place)).await?;
-    done.map_err(|e| {
-        let (code, hint) = match &e {
-            Error::Invalid { .. } => ("invalid", "`dumont snapshot ls` shows what the snapshot has"),
-            Error::ObjectMissing { .. } | Error::Corrupt { .. } => {
-                ("corrupt", "`dumont snapshot check` names all that is damaged")
-            }
-            Error::Key { .. } => (
-                "key",
-                "name the workspace's own key with --key-file or DUMONT_SNAPSHOT_KEY; `dumont workspace key NAME` shows it",
-            ),
-            Error::Version { .. } => ("version", "use the dumont that wrote it, or a newer one"),
-            Error::NoSpace { .. } | Error::DiskFull { .. } => {
-                ("disk_full", "free some space, or use another disk")
-            }
-            Error::Io { .. } | Error::NoSuchPath { .. } => ("io", "check the path and its permissions"),
-            _ => ("failed", "run it again"),
-        };
-        fail(code, e.to_string(), hint)
-    })
+    done.map_err(|e| explained(&e))
+}
+
+/// An error of the engine, with what to do about it.
+pub fn explained(e: &Error) -> anyhow::Error {
+    let (code, hint) = match e {
+        Error::Invalid { .. } => ("invalid", "`dumont snapshot ls` shows what the snapshot has"),
+        Error::ObjectMissing { .. } | Error::Corrupt { .. } => {
+            ("corrupt", "`dumont snapshot check` names all that is damaged")
+        }
+        Error::Key { .. } => (
+            "key",
+            "name the workspace's own key with --key-file or DUMONT_SNAPSHOT_KEY; `dumont workspace key NAME` shows it",
+        ),
+        Error::Version { .. } => ("version", "use the dumont that wrote it, or a newer one"),
+        Error::NoSpace { .. } | Error::DiskFull { .. } => {
+            ("disk_full", "free some space, or use another disk")
+        }
+        Error::Io { .. } | Error::NoSuchPath { .. } => ("io", "check the path and its permissions"),
+        _ => ("failed", "run it again"),
+    };
+    fail(code, e.to_string(), hint)
 }
 
 /// The engine's progress on the terminal.
@@ -277,16 +282,35 @@ pub async fn diff(globals: &Globals, args: DiffArgs) -> Result<()> {
     Ok(())
 }
 
+/// Each damaged object once, with all that needs it.
+fn by_object(found: Vec<Damage>) -> Vec<Damage> {
+    let mut out: Vec<Damage> = Vec::new();
+    for d in found {
+        match out
+            .iter_mut()
+            .find(|o| (&o.object, &o.problem) == (&d.object, &d.problem))
+        {
+            Some(known) => {
+                known.snapshots.extend(d.snapshots);
+                known.files.extend(d.files);
+            }
+            None => out.push(d),
+        }
+    }
+    out
+}
+
 pub async fn check(globals: &Globals, args: CheckArgs) -> Result<()> {
     let wanted = args
         .snapshot
         .as_ref()
         .map_or(Wanted::All, |id| Wanted::These(std::slice::from_ref(id)));
     let place = Place::open(globals, &args.place, wanted, &args.key).await?;
-    let report = engine(place, |place| {
+    let mut report = engine(place, |place| {
         dumont_snapshot::check(&place.heads, &*place.source, place.key.as_ref(), &NEVER)
     })
     .await?;
+    report.damaged = by_object(report.damaged);
     if globals.json {
         let damaged: Vec<_> = report
             .damaged

@@ -5,7 +5,7 @@
 
 use crate::cli::workspace::path_of;
 use crate::cli::workspace_key::{self, KeyArgs};
-use crate::client::{Client, Got, encode};
+use crate::client::{Client, Got, encode, is_passing, refused};
 use crate::config::Globals;
 use crate::fail::{body_of, fail, usage};
 use anyhow::{Context, Result};
@@ -42,7 +42,7 @@ impl Place {
     /// snapshot alone; with `newest`, the newest.
     pub async fn open(globals: &Globals, place: &str, wanted: Wanted<'_>, key: &KeyArgs) -> Result<Self> {
         let key = key.read()?;
-        if place.contains('/') || Path::new(place).is_dir() {
+        if is_directory(place) {
             return Self::directory(place.as_ref(), wanted, key);
         }
         let name: WorkspaceName = place.parse().map_err(|_| {
@@ -100,21 +100,7 @@ impl Place {
     }
 
     fn directory(dir: &Path, wanted: Wanted<'_>, key: Option<WorkspaceKey>) -> Result<Self> {
-        let found = commits(dir).with_context(|| format!("read {}", dir.display()))?;
-        let source = DirStore::new(dir);
-        // After a prune a snapshot may have two: the one whose indexes are there is true.
-        let whole = |head: &SnapshotHead| {
-            let there = |key: &str| source.path_of(key).is_some_and(|p| p.is_file());
-            head.indexes.iter().all(|o| there(&o.key))
-        };
-        let mut heads: Vec<SnapshotHead> = Vec::new();
-        for commit in found {
-            match heads.iter_mut().find(|h| h.snapshot_id == commit.snapshot_id) {
-                Some(known) if !whole(known) => *known = commit.head,
-                Some(_) => {}
-                None => heads.push(commit.head),
-            }
-        }
+        let heads: Vec<_> = snapshots_in(dir)?.into_iter().map(|c| c.head).collect();
         let heads = match wanted {
             Wanted::All => heads,
             Wanted::Newest => heads.into_iter().take(1).collect(),
@@ -139,11 +125,16 @@ impl Place {
             ));
         }
         Ok(Self {
-            source: Box::new(source),
+            source: Box::new(DirStore::new(dir)),
             heads,
             key,
         })
     }
+}
+
+/// Is it a directory, and no workspace's name?
+pub fn is_directory(place: &str) -> bool {
+    place.contains('/') || Path::new(place).is_dir()
 }
 
 #[derive(Clone, Copy)]
@@ -161,10 +152,34 @@ impl Wanted<'_> {
 
 /// What matters of a `snapshot.json`.
 #[derive(Deserialize)]
-struct Commit {
+pub struct Commit {
     snapshot_id: String,
-    head: SnapshotHead,
+    pub head: SnapshotHead,
     created_at: Timestamp,
+    #[serde(skip)]
+    pub file: PathBuf,
+}
+
+/// The snapshots of a directory, newest first. After a prune or a repair one may have several
+/// commits: of those whose indexes are there the one with the youngest index is true (the names of
+/// objects are ULIDs, which sort by time).
+pub fn snapshots_in(dir: &Path) -> Result<Vec<Commit>> {
+    let found = commits(dir).with_context(|| format!("read {}", dir.display()))?;
+    let source = DirStore::new(dir);
+    let rank = |commit: &Commit| {
+        let there = |key: &str| source.path_of(key).is_some_and(|p| p.is_file());
+        let keys = || commit.head.indexes.iter().map(|o| o.key.clone());
+        (keys().all(|key| there(&key)), keys().max())
+    };
+    let mut out: Vec<Commit> = Vec::new();
+    for commit in found {
+        match out.iter_mut().find(|c| c.snapshot_id == commit.snapshot_id) {
+            Some(known) if rank(&commit) > rank(known) => *known = commit,
+            Some(_) => {}
+            None => out.push(commit),
+        }
+    }
+    Ok(out)
 }
 
 /// All of a directory, newest first. Files that are no such objects are none of ours.
@@ -179,7 +194,10 @@ fn commits(dir: &Path) -> std::io::Result<Vec<Commit>> {
                 todo.push(entry.path());
             } else if name.starts_with("snapshot") && name.ends_with(".json") {
                 let text = std::fs::read(entry.path())?;
-                out.extend(serde_json::from_slice::<Commit>(&text));
+                out.extend(serde_json::from_slice(&text).map(|commit| Commit {
+                    file: entry.path(),
+                    ..commit
+                }));
             }
         }
     }
@@ -231,17 +249,10 @@ impl Remote {
                 Ok(Got::Refused(StatusCode::NOT_FOUND, _)) => return Ok(None),
                 // The object ends before: less came than was asked for, which is for the engine to say.
                 Ok(Got::Refused(StatusCode::RANGE_NOT_SATISFIABLE, _)) => return Ok(Some(Vec::new())),
-                Ok(Got::Refused(status, why)) if !worth_repeating(status) => {
-                    return Err(fail("store_refused", why, "`dumont doctor` looks at the store"));
-                }
-                Ok(Got::Refused(_, why)) => fail(
-                    "store_unavailable",
-                    why,
-                    "look at the store's status, then try again",
-                ),
+                Ok(Got::Refused(status, why)) => refused(status, why),
                 Err(e) => e,
             };
-            if left == 0 {
+            if left == 0 || !is_passing(&why) {
                 return Err(why);
             }
             self.grants().remove(key);
@@ -250,12 +261,6 @@ impl Remote {
             pause *= 2;
         }
     }
-}
-
-/// "Later", or a URL whose time was over: each try has a fresh one. What a store lacks (501) it
-/// will lack the next time, too.
-fn worth_repeating(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 401 | 403 | 408 | 429 | 500 | 502 | 503 | 504)
 }
 
 impl ObjectSource for Remote {
