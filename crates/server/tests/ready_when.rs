@@ -14,6 +14,12 @@ fn noise(bytes: u32) -> Vec<u8> {
         .collect()
 }
 
+/// The rest comes long after what the workload needs, however fast this machine is.
+fn trickle(bucket: &InProcess) {
+    bucket.in_turn.store(true, Ordering::SeqCst);
+    bucket.slow.store(400, Ordering::SeqCst);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_workload_starts_while_the_rest_is_restored() {
     let bucket = InProcess::start().await;
@@ -36,8 +42,7 @@ async fn the_workload_starts_while_the_rest_is_restored() {
     let taken = world.post("/workspaces/early/snapshots", json!({})).await;
     world.done(&taken["workflow_id"]).await;
 
-    // The rest takes longer than the workload's start, however fast this machine is.
-    bucket.slow.store(2_000, Ordering::SeqCst);
+    trickle(&bucket);
     world.kill(&first).await;
     let moving = world.working_on("early").await;
     world.reaches(&moving, "complete").await;
@@ -93,8 +98,7 @@ async fn a_machine_that_dies_before_the_rest_has_come_is_replaced() {
     let taken = world.post("/workspaces/twice/snapshots", json!({})).await;
     let taken = world.done(&taken["workflow_id"]).await;
 
-    // Time enough between what the workload needs and the rest.
-    bucket.slow.store(4_000, Ordering::SeqCst);
+    trickle(&bucket);
     world.kill(&first).await;
     let moving = world.working_on("twice").await;
     world.reaches(&moving, "complete").await;

@@ -51,6 +51,8 @@ pub struct InProcess {
     pub conditions: Arc<AtomicBool>,
     /// Milliseconds that each answer takes longer.
     pub slow: Arc<AtomicU64>,
+    /// Whether they are waited one after the other, however many connections there are.
+    pub in_turn: Arc<AtomicBool>,
     alive: CancellationToken,
 }
 
@@ -73,6 +75,8 @@ impl InProcess {
         let (shared_down, shared_conditions) = (down.clone(), conditions.clone());
         let slow = Arc::new(AtomicU64::new(0));
         let shared_slow = slow.clone();
+        let in_turn = Arc::new(AtomicBool::new(false));
+        let (shared_in_turn, turn) = (in_turn.clone(), Arc::new(tokio::sync::Mutex::new(())));
         let (shared_faults, shared_requests, token) = (faults.clone(), requests.clone(), alive.clone());
         tokio::spawn(async move {
             loop {
@@ -84,7 +88,7 @@ impl InProcess {
                 let (service, faults, requests) =
                     (service.clone(), shared_faults.clone(), shared_requests.clone());
                 let (down, conditions) = (shared_down.clone(), shared_conditions.clone());
-                let slow = shared_slow.clone();
+                let (slow, in_turn, turn) = (shared_slow.clone(), shared_in_turn.clone(), turn.clone());
                 let answer = hyper::service::service_fn(move |request: hyper::Request<_>| {
                     let service = service.clone();
                     let mut fault = faults.lock().expect("no panic").pop_front();
@@ -100,8 +104,15 @@ impl InProcess {
                         request.uri()
                     ));
                     let pause = Duration::from_millis(slow.load(Ordering::SeqCst));
+                    let turn = in_turn.load(Ordering::SeqCst).then(|| turn.clone());
                     async move {
-                        tokio::time::sleep(pause).await;
+                        {
+                            let _mine = match &turn {
+                                Some(turn) => Some(turn.lock().await),
+                                None => None,
+                            };
+                            tokio::time::sleep(pause).await;
+                        }
                         match fault {
                             None => hyper::service::Service::call(&service, request).await,
                             Some((status, body)) => {
@@ -132,6 +143,7 @@ impl InProcess {
             down,
             conditions,
             slow,
+            in_turn,
             alive,
         }
     }
