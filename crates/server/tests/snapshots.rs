@@ -202,8 +202,11 @@ async fn what_a_broken_restore_left_is_snapshotted_only_when_asked_for() {
     };
 
     broken_restore().await;
+    let why = async || world.get("/workspaces/half").await["message"].clone();
+    assert!(why().await.as_str().unwrap().contains("restore failed"));
     let back = world.post("/workspaces/half/restore", json!({})).await;
     world.done(&back["workflow_id"]).await;
+    assert!(why().await.is_null(), "what went wrong is over");
     assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "as it was");
     snapshot(&world, "half").await;
 

@@ -323,7 +323,11 @@ async fn list(globals: &Globals, client: &Client, name: &WorkspaceName) -> Resul
         .map(|s| {
             vec![
                 s.snapshot_id.clone(),
-                s.snapshot_type.as_str().into(),
+                format!(
+                    "{}{}",
+                    s.snapshot_type.as_str(),
+                    if s.pinned { ", pinned" } else { "" }
+                ),
                 s.files_total.to_string(),
                 s.files_changed.to_string(),
                 output::bytes(s.total_bytes),

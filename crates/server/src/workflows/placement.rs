@@ -597,9 +597,14 @@ fn one_try(probe: &Probe, deadline: Instant) -> Duration {
     }
 }
 
-/// The last step of a restore in place: its report is the workflow's result.
+/// The last step of a restore in place: its report is the workflow's result, and what went wrong
+/// before is over.
 fn served(run: &mut Run, state: &Placement) -> StepResult {
     if run.kind == Kind::Restore {
+        run.effects = vec![Effect::State {
+            state: WorkspaceState::Running,
+            message: None,
+        }];
         run.result = serde_json::to_value(&state.restored).ok();
     }
     Ok(Flow::Next)
