@@ -34,6 +34,7 @@ pub fn router(inner: Arc<Inner>) -> Router {
         .route("/admin/credit", put(credit))
         .route("/admin/instances/{id}/end", post(end))
         .route("/admin/instances/{id}/silent", post(silent))
+        .route("/admin/instances/{id}/freeze", post(freeze))
         .route("/admin/instances/{id}/online", post(online))
         .fallback(|| async { not_found("no such endpoint") })
         .with_state(inner)
@@ -217,6 +218,11 @@ async fn silent(State(inner): Shared, Path(id): Path<u64>) -> Response {
     done(id, done_so)
 }
 
+/// Paused; `online` ends that, too.
+async fn freeze(State(inner): Shared, Path(id): Path<u64>) -> Response {
+    done(id, inner.freeze(id))
+}
+
 async fn online(State(inner): Shared, Path(id): Path<u64>) -> Response {
     done(id, inner.plug(id, true))
 }
@@ -251,6 +257,9 @@ async fn clear(State(inner): Shared) -> Json<Value> {
 }
 
 async fn requests(State(inner): Shared) -> Json<Value> {
-    let counts = inner.state().requests.clone();
-    Json(json!({"total": counts.values().sum::<u64>(), "counts": counts}))
+    let (counts, refused) = {
+        let state = inner.state();
+        (state.requests.clone(), state.refused.clone())
+    };
+    Json(json!({"total": counts.values().sum::<u64>(), "counts": counts, "refused": refused}))
 }

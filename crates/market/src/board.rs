@@ -77,7 +77,7 @@ impl State {
         let until = machines.iter().map(|m| tides.offer_until(m, hour));
         Tide {
             quotes: quotes
-                .map(|(index, m)| tides.present(m, hour).then(|| quote(index)))
+                .map(|(index, m)| (tides.present(m, hour) && !tides.taken(m, hour)).then(|| quote(index)))
                 .collect(),
             until_ms: self.ms_of(until.fold(f64::INFINITY, f64::min)),
         }

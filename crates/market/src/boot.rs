@@ -65,6 +65,15 @@ impl Inner {
         true
     }
 
+    /// Nothing in it moves or answers until it is `online` again. `false` if none is running.
+    pub fn freeze(&self, id: u64) -> bool {
+        let Some(machine) = self.state().freeze(id, now_ms()) else {
+            return false;
+        };
+        machine.plugged.send_replace(false);
+        true
+    }
+
     /// Unreachable, for a time or until it is mended.
     pub fn offline(self: &Arc<Self>, id: u64, length: Option<Duration>) -> bool {
         let cut = self.plug(id, false);

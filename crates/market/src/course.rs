@@ -70,7 +70,7 @@ impl State {
     fn weathered(&self, i: &Instance, now: i64) -> Option<Due> {
         let (tides, machine) = (self.tides()?, self.universe.machines.get(i.machine)?);
         if let Some(bid) = i.order.bid {
-            let rival = self.quote(i.machine, now).min_bid * i.gpus.len() as f64;
+            let rival = self.floor(i.machine, i.gpus.len(), now);
             if i.intended_running && bid < rival {
                 return Some(Due::Outbid(i.id, rival));
             }
@@ -106,12 +106,15 @@ impl State {
     /// Changes the bid of an interruptible one; `None` is the bid that wins. A ticket where
     /// that gives it its GPUs back.
     pub fn change_bid(&mut self, id: u64, price: Option<f64>, now: i64) -> Option<Option<BootTicket>> {
-        let machine = self.alive(id)?.machine;
-        let quote = self.quote(machine, now);
+        let instance = self.alive(id)?;
+        let (machine, gpus, rivals) = (instance.machine, instance.gpus.len(), instance.rivals);
+        let (floor, now_asked) = (self.quote(machine, now).min_bid, self.floor(machine, gpus, now));
         let instance = self.alive_mut(id).filter(|i| i.order.bid.is_some())?;
-        let floor = quote.min_bid * instance.gpus.len() as f64;
-        let rival = instance.outbid_by;
-        let bid = price.unwrap_or_else(|| rival.map_or(floor, |r| floor.max(r * 1.01)));
+        // A rival of the market's own making bids as the market does now.
+        let rival = instance.outbid_by.map(|by| if rivals { now_asked } else { by });
+        let floor = floor * gpus as f64;
+        let winning = |r: f64| floor.max(r * 1.01);
+        let bid = price.unwrap_or_else(|| rival.filter(|r| r.is_finite()).map_or(floor, winning));
         let old = instance.price;
         instance.meter.reprice(old, now);
         instance.price.dph_base = bid;
@@ -143,6 +146,14 @@ impl State {
             instance.meter.halt(now);
         }
         Some(live)
+    }
+
+    /// Paused with its memory, and billed on. `None` where none is running.
+    pub fn freeze(&mut self, id: u64, now: i64) -> Option<Arc<Machine>> {
+        let running = |i: &&mut Instance| i.status == Status::Running;
+        let instance = self.alive_mut(id).filter(running)?;
+        instance.turn(Status::Frozen, "", now);
+        instance.live.clone()
     }
 
     /// Its host sends no heartbeat, though all goes on. `false` where none is running.

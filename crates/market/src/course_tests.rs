@@ -148,7 +148,10 @@ fn rivals_come_and_go_by_themselves() {
 fn the_board_that_is_kept_is_the_one_of_now() {
     let fresh = |state: &State, now| -> Vec<(u64, Option<Quote>)> {
         let (tides, hour) = (state.tides().expect("tides"), state.hour(now));
-        let there = |m: usize| tides.present(&state.universe.machines[m], hour);
+        let there = |m: usize| {
+            let machine = &state.universe.machines[m];
+            tides.present(machine, hour) && !tides.taken(machine, hour)
+        };
         let free = |m, gpu| there(m) && state.is_free(m, gpu);
         let rows = state.universe.listed(free).into_iter();
         rows.map(|(_, o)| (o.id, Some(state.quote(o.machine, now))))
@@ -177,4 +180,45 @@ fn the_board_that_is_kept_is_the_one_of_now() {
         }
         assert!(boards.len() > 1, "it changes");
     }
+}
+
+/// Hours in which somebody has it on demand: no bid stands against that, and it ends.
+#[test]
+fn on_demand_goes_before_every_bid() {
+    let mut state = state(|c| {
+        c.preset = Preset::Hell;
+        c.time_scale = 1.0;
+        c.credit = f64::INFINITY;
+    });
+    let rented = (0..40).find_map(|_| rent(&mut state, Some(100.0)).ok());
+    let id = rented.expect("no rental in forty tries");
+    run(&mut state, id);
+    let (machine, gpus) = state.alive(id).map(|i| (i.machine, i.gpus.len())).expect("there");
+    state.alive_mut(id).expect("there").ends_ms = i64::MAX;
+    let minutes = (1..10_000).map(|m| m * 60_000);
+    let taken = |state: &State, now: &i64| state.floor(machine, gpus, *now).is_infinite();
+    let bids = |state: &State, now| -> Vec<Due> {
+        let all = state.due(now).into_iter();
+        all.filter(|due| matches!(due, Due::Outbid(..) | Due::Return(_)))
+            .collect()
+    };
+    let start = minutes.clone().find(|now| taken(&state, now)).expect("a taker");
+    assert_eq!(bids(&state, start - 60_000), []);
+    assert_eq!(bids(&state, start), [Due::Outbid(id, f64::INFINITY)]);
+    state.outbid(id, Some(f64::INFINITY), start);
+    let listed: Vec<usize> = state.board(start).rows().map(|(_, o, _)| o.machine).collect();
+    assert!(!listed.contains(&machine), "nobody else gets it either");
+    assert!(
+        state.change_bid(id, Some(120.0), start).flatten().is_none(),
+        "money does not help"
+    );
+    assert!(state.change_bid(id, None, start).flatten().is_none());
+    let bid = state.alive(id).and_then(|i| i.order.bid).expect("a bid");
+    assert!(bid.is_finite(), "{bid}");
+    state.change_bid(id, Some(120.0), start);
+    let mut after = minutes.filter(|now| *now > start);
+    let end = after.find(|now| !taken(&state, now)).expect("an end");
+    assert_eq!(bids(&state, end - 60_000), []);
+    assert_eq!(bids(&state, end), [Due::Return(id)]);
+    assert!(state.give_back(id).is_some());
 }

@@ -24,6 +24,8 @@ pub enum Status {
     Running,
     /// Its container is being restarted.
     Rebooting,
+    /// Paused with its memory.
+    Frozen,
     Stopped,
     Exited,
     /// No heartbeat lately.
@@ -39,6 +41,7 @@ impl Status {
             Self::Loading => "loading",
             Self::Running => "running",
             Self::Rebooting => "rebooting",
+            Self::Frozen => "frozen",
             Self::Stopped => "stopped",
             Self::Exited => "exited",
             Self::Unknown => "unknown",

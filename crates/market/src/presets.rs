@@ -61,6 +61,10 @@ pub struct Weather {
     pub rival_share: f64,
     pub rival_most: f64,
     pub rival_hours: f64,
+    /// Assumed: in so large a share of the periods somebody wants a machine on demand that is let
+    /// to bidders, and gets it.
+    pub taker_share: f64,
+    pub taker_hours: f64,
     /// Vast.ai docs: logins get a banner and tmux unless `~/.no_auto_tmux` is there.
     pub noise: bool,
     /// Vast.ai docs: the proxy works on all machines; its ports are reused.
@@ -85,6 +89,8 @@ impl Preset {
                 rival_share: 0.05,
                 rival_most: 2.0,
                 rival_hours: 0.5,
+                taker_share: 0.01,
+                taker_hours: 4.0,
                 noise: true,
                 proxy: true,
                 lost_replies: 0.002,
@@ -110,6 +116,8 @@ impl Preset {
                 rival_share: 0.4,
                 rival_most: 4.0,
                 rival_hours: 0.25,
+                taker_share: 0.1,
+                taker_hours: 0.5,
                 noise: true,
                 proxy: true,
                 lost_replies: 0.1,

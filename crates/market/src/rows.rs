@@ -45,7 +45,9 @@ impl<'a> InstanceView<'a> {
     }
 
     fn wanted(&self) -> &'static str {
-        if self.instance.intended_running || self.instance.queued {
+        if self.instance.status == Status::Frozen {
+            "frozen"
+        } else if self.instance.intended_running || self.instance.queued {
             "running"
         } else {
             "stopped"
@@ -54,7 +56,7 @@ impl<'a> InstanceView<'a> {
 
     fn cur_state(&self) -> &'static str {
         match self.instance.status {
-            Status::Running | Status::Rebooting => "running",
+            Status::Running | Status::Rebooting | Status::Frozen => "running",
             Status::Exited | Status::Stopped => "stopped",
             _ => "unloaded",
         }

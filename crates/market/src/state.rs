@@ -58,6 +58,8 @@ pub struct State {
     pub faults: Faults,
     /// `"GET /route/{id}/"` → how often.
     pub requests: BTreeMap<String, u64>,
+    /// How often which was refused because it came too soon.
+    pub refused: BTreeMap<String, u64>,
     pub volumes: Volumes,
     pub results: Results,
     pub switches: Switches,
@@ -102,6 +104,7 @@ impl State {
             account_keys: Vec::new(),
             faults: Faults::default(),
             requests: BTreeMap::new(),
+            refused: BTreeMap::new(),
             volumes: Volumes::default(),
             results: Results::default(),
             rentals: HashMap::new(),
@@ -162,7 +165,10 @@ impl State {
             return Err(Refusal::NoCredit);
         }
         let quote = self.quote(offer.machine, now);
-        let floor = quote.min_bid * offer.gpus.len() as f64;
+        let floor = self.floor(offer.machine, offer.gpus.len(), now);
+        if order.bid.is_none() && floor.is_infinite() {
+            return Err(Refusal::Taken);
+        }
         let low = order.bid.is_some_and(|bid| bid < floor);
         if low && (order.cancel_unavail || self.switches.low_bid == LowBid::Refused) {
             return Err(Refusal::LowBid);

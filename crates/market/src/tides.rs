@@ -24,6 +24,7 @@ mod matter {
     pub const IMAGE: u64 = 0x29;
     pub const CACHED: u64 = 0x2a;
     pub const RENTAL: u64 = 0x2b;
+    pub const TAKER: u64 = 0x2c;
 }
 
 const DAY: f64 = 24.0;
@@ -97,6 +98,7 @@ impl Tides<'_> {
             .min(end(matter::OUTAGE, machine.host_id, p.outage_hours))
             .min(end(matter::PRICE, id, w.price_hours))
             .min(end(matter::RIVAL, id, w.rival_hours))
+            .min(end(matter::TAKER, id, w.taker_hours))
     }
 
     /// Whether its host has it on offer.
@@ -150,6 +152,13 @@ impl Tides<'_> {
         } else {
             1.0
         }
+    }
+
+    /// Whether somebody has this machine on demand, against whom no bid stands.
+    pub fn taken(&self, machine: &Machine, hour: f64) -> bool {
+        let w = self.weather;
+        self.period(matter::TAKER, machine.machine_id, hour, w.taker_hours)
+            .chance(w.taker_share)
     }
 
     fn registry_down(&self, image: &str, hour: f64) -> bool {

@@ -47,6 +47,17 @@ impl State {
         quote
     }
 
+    /// The lowest bid that gets so many GPUs of this machine now. Infinite where somebody has it on
+    /// demand.
+    pub fn floor(&self, machine: usize, gpus: usize, now: i64) -> f64 {
+        let host = self.universe.machines.get(machine);
+        let taken = |tides: Tides<'_>| host.is_some_and(|host| tides.taken(host, self.hour(now)));
+        if self.tides().is_some_and(taken) {
+            return f64::INFINITY;
+        }
+        self.quote(machine, now).min_bid * gpus as f64
+    }
+
     pub fn draw_fate(&mut self, machine: usize, image: &str, now: i64) -> Option<tides::Fate> {
         let hour = self.hour(now);
         let key = (machine, image.to_owned());

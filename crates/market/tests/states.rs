@@ -61,6 +61,33 @@ async fn silence_loss_and_return() {
     world.shutdown().await;
 }
 
+/// Paused with its memory: it says so, nothing answers, and it is paid for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_one_is_billed_and_thaws() {
+    let world = world().await;
+    let id = world.rent(json!({})).await;
+    let row = world.until_status(id, "running").await;
+    assert!(world.login(port(&row)).await.is_ok());
+    lever(&world, id, "freeze").await;
+    let frozen = world.show(id).await;
+    assert_eq!(
+        (&frozen["actual_status"], &frozen["intended_status"]),
+        (&json!("frozen"), &json!("frozen"))
+    );
+    let billed = async || {
+        let path = format!("/admin/instances/{id}");
+        let about = world.admin(Method::GET, &path, None).await;
+        about["gpu_seconds_billed"].as_f64().unwrap()
+    };
+    let before = billed().await;
+    tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+    assert!(billed().await > before);
+    lever(&world, id, "online").await;
+    let row = world.until_status(id, "running").await;
+    assert!(world.login(port(&row)).await.is_ok());
+    world.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn contracts_and_credit_end() {
     let world = world().await;

@@ -81,6 +81,8 @@ pub async fn limit(
         let ip = peer.ip.map(|ip| ip.to_string()).unwrap_or_default();
         let who = format!("{} {ip}", key(request.headers(), &query).unwrap_or_default());
         if let Err((excess, nth)) = inner.ask(&who, endpoint) {
+            let key = format!("{} {route}/", request.method());
+            *inner.state().refused.entry(key).or_insert(0) += 1;
             return refusal(&inner, excess, nth);
         }
     }
