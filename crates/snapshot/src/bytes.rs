@@ -67,6 +67,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Bytes that were not read yet.
+    pub fn left(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn end(self) -> Result<(), Malformed> {
         if self.0.is_empty() {
             Ok(())

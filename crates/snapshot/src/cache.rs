@@ -15,21 +15,24 @@
 //! A file is taken as unchanged if type, size, mtime, ctime and inode are the recorded ones and
 //! both times lie before the moment the recording began ([`Cache::started_ns`]): a write in the
 //! same tick of the file system's clock would not show in its times.
+//!
+//! Nothing of it is held in memory but what its users keep: its entries are read one after the
+//! other, as often as they are needed, and written in the same way. A workspace may have a million
+//! files, and this is a guest on its machine.
 
 use crate::bytes::{Malformed, Put, Reader};
 use crate::error::Error;
 use crate::extras::{More, put_more, read_more};
-use crate::format::{Kind, digest, put_header, read_header};
+use crate::format::{HEADER_LEN, Kind, put_header, read_header};
 use crate::fsutil::{Attrs, Meta, Time};
 use crate::seal::Vault;
-use crate::tree::Extent;
+use crate::tree::{Extent, List};
 use dumont_core::id::Digest;
 use rustix::fs::FileType;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// What is remembered of one path that is not a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,37 +46,18 @@ pub(crate) struct Known {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum KnownBody {
-    File { size: u64, extents: Arc<[Extent]> },
+    File { size: u64, extents: List },
     Symlink(Box<[u8]>),
     Fifo,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cache {
-    pub snapshot_id: String,
-    pub root: Digest,
-    /// This machine's clock, nanoseconds, before anything was looked at.
-    pub started_ns: i64,
-    pub entries: HashMap<Vec<u8>, Known>,
-    /// The known ones; files may be made of others, too.
-    pub chunks: HashSet<Digest>,
-}
+/// On the type of an entry that has more than its attributes.
+const MORE: u8 = 0x80;
 
-/// Of the chunks that the store is known to have, those that this very snapshot is made of. The
-/// next one may build on no others: what no snapshot needs any more may be pruned, and the parent
-/// is never pruned while a child may come.
-pub(crate) fn still_used(
-    known: HashSet<Digest>,
-    entries: &HashMap<Vec<u8>, Known>,
-    nodes: &HashSet<Digest>,
-) -> HashSet<Digest> {
-    let files = entries.values().flat_map(Known::chunks);
-    files
-        .chain(nodes)
-        .filter(|id| known.contains(id))
-        .copied()
-        .collect()
-}
+/// The kernel stamps files with a clock that ticks up to every 10 ms; a file system that keeps
+/// whole seconds shows itself by zeros.
+const TICK_NS: i64 = 20_000_000;
+const COARSE_NS: i64 = 2_000_000_000;
 
 impl Known {
     fn chunks(&self) -> impl Iterator<Item = &Digest> {
@@ -86,112 +70,299 @@ impl Known {
             Extent::Hole { .. } => None,
         })
     }
-}
 
-/// On the type of an entry that has more than its attributes.
-const MORE: u8 = 0x80;
-
-/// The kernel stamps files with a clock that ticks up to every 10 ms; a file system that keeps
-/// whole seconds shows itself by zeros.
-const TICK_NS: i64 = 20_000_000;
-const COARSE_NS: i64 = 2_000_000_000;
-
-impl Cache {
-    /// What a regular file that has not changed since is made of.
-    pub fn unchanged(&self, path: &[u8], meta: &Meta) -> Option<(&Arc<[Extent]>, &More)> {
-        let known = self.entries.get(path)?;
-        let KnownBody::File { size, extents } = &known.body else {
+    /// What the regular file that is there now is made of, if it has not changed since.
+    /// `started_ns` is when the recording began.
+    pub fn unchanged(&self, started_ns: i64, meta: &Meta) -> Option<&List> {
+        let KnownBody::File { size, extents } = &self.body else {
             return None;
         };
-        let same = (*size, known.attrs.mtime, known.ctime, known.ino)
+        let same = (*size, self.attrs.mtime, self.ctime, self.ino)
             == (meta.size, meta.attrs.mtime, meta.ctime, meta.ino);
         let settled = |t: Time| {
             let margin = if t.ns == 0 { COARSE_NS } else { TICK_NS };
-            t.as_ns() < self.started_ns.saturating_sub(margin)
+            t.as_ns() < started_ns.saturating_sub(margin)
         };
         // A user may set any mtime, whole seconds included: only ctime tells the clock's grain.
-        let mtime_settled = meta.attrs.mtime.as_ns() < self.started_ns.saturating_sub(TICK_NS);
+        let mtime_settled = meta.attrs.mtime.as_ns() < started_ns.saturating_sub(TICK_NS);
         let is_file = meta.kind == FileType::RegularFile;
-        (is_file && same && settled(meta.ctime) && mtime_settled).then_some((extents, &known.more))
-    }
-
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.entries.len() * 128 + self.chunks.len() * 32 + 256);
-        put_header(&mut out, Kind::Cache, &Vault::default());
-        out.short(self.snapshot_id.as_bytes());
-        out.bytes(&self.root.0);
-        out.i64(self.started_ns);
-        let mut chunks: Vec<_> = self.chunks.iter().collect();
-        chunks.sort_unstable();
-        out.u32(u32::try_from(chunks.len()).unwrap_or(u32::MAX));
-        let mut others: Vec<_> = self.entries.values().flat_map(Known::chunks).collect();
-        others.retain(|id| !self.chunks.contains(id));
-        others.sort_unstable();
-        others.dedup();
-        out.u32(u32::try_from(others.len()).unwrap_or(u32::MAX));
-        let all = || chunks.iter().chain(&others);
-        all().for_each(|c| out.bytes(&c.0));
-        let numbers: HashMap<_, _> = all().copied().zip(0u32..).collect();
-        out.u32(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
-        for (path, known) in &self.entries {
-            out.u32(u32::try_from(path.len()).unwrap_or(u32::MAX));
-            out.bytes(path);
-            put_known(&mut out, known, &numbers);
-        }
-        let check = digest(&out);
-        out.bytes(&check.0);
-        out
-    }
-
-    pub(crate) fn decode(object: &str, bytes: &[u8]) -> Result<Self, Error> {
-        let corrupt = |e: Malformed| Error::corrupt(object, e);
-        let body = bytes
-            .len()
-            .checked_sub(32)
-            .ok_or(Malformed("it ends too early"))
-            .map_err(corrupt)?;
-        let (body, check) = bytes.split_at(body);
-        let (_, r) = read_header(object, body, &[Kind::Cache])?;
-        if digest(body).0 != check {
-            return Err(Error::corrupt(object, "its checksum does not match"));
-        }
-        let first_version = body[8..10] == [1, 0];
-        Self::parse(r, first_version).map_err(corrupt)
-    }
-
-    fn parse(mut r: Reader<'_>, first_version: bool) -> Result<Self, Malformed> {
-        let snapshot_id =
-            String::from_utf8(r.short()?.to_vec()).map_err(|_| Malformed("its id is not UTF-8"))?;
-        let (root, started_ns) = (r.digest()?, r.i64()?);
-        let known = r.count(32)?;
-        let others = if first_version { 0 } else { r.count(32)? };
-        let chunks: Vec<Digest> = (0..known.saturating_add(others))
-            .map(|_| r.digest())
-            .collect::<Result<_, _>>()?;
-        let n = r.count(32)?;
-        let mut entries = HashMap::with_capacity(n);
-        for _ in 0..n {
-            let len = r.u32()? as usize;
-            let path = r.take(len)?.to_vec();
-            entries.insert(path, read_known(&mut r, &chunks)?);
-        }
-        r.end()?;
-        let mut chunks = chunks.into_iter().take(known).collect();
-        if first_version {
-            // It remembered what earlier snapshots had, too.
-            chunks = still_used(chunks, &entries, &HashSet::new());
-        }
-        Ok(Self {
-            snapshot_id,
-            root,
-            started_ns,
-            entries,
-            chunks,
-        })
+        (is_file && same && settled(meta.ctime) && mtime_settled).then_some(extents)
     }
 }
 
-fn put_known(out: &mut Vec<u8>, k: &Known, numbers: &HashMap<&Digest, u32>) {
+/// Gives every entry that is to be remembered, with its path, each time that it is called.
+pub(crate) type Entries<'a> = &'a dyn Fn(&mut dyn FnMut(&[u8], &Known));
+
+/// A cache to be written.
+pub(crate) struct NewCache<'a> {
+    pub snapshot_id: &'a str,
+    pub root: Digest,
+    /// This machine's clock, nanoseconds, before anything was looked at.
+    pub started_ns: i64,
+    /// Chunks that the store is known to have. Written are those that this very snapshot is made
+    /// of. The next one may build on no others: what no snapshot needs any more may be pruned, and
+    /// the parent is never pruned while a child may come.
+    pub known: Vec<Digest>,
+    /// Chunks of the tree itself.
+    pub nodes: &'a HashSet<Digest>,
+    pub entries: Entries<'a>,
+}
+
+/// Writes on, and takes the digest of it.
+struct Hashed<W> {
+    out: W,
+    hash: blake3::Hasher,
+}
+
+impl<W: Write> Hashed<W> {
+    fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.hash.update(bytes);
+        self.out.write_all(bytes)
+    }
+}
+
+impl NewCache<'_> {
+    pub(crate) fn encode(mut self, out: impl Write) -> std::io::Result<()> {
+        self.known.sort_unstable();
+        let (others, count) = self.judge();
+        let (known, mut out, mut buf) = (
+            &self.known,
+            Hashed {
+                out,
+                hash: blake3::Hasher::new(),
+            },
+            Vec::new(),
+        );
+        put_header(&mut buf, Kind::Cache, &Vault::default());
+        buf.short(self.snapshot_id.as_bytes());
+        buf.bytes(&self.root.0);
+        buf.i64(self.started_ns);
+        buf.u32(u32::try_from(known.len()).unwrap_or(u32::MAX));
+        buf.u32(u32::try_from(others.len()).unwrap_or(u32::MAX));
+        out.put(&buf)?;
+        for id in known.iter().chain(&others) {
+            out.put(&id.0)?;
+        }
+        out.put(&count.to_le_bytes())?;
+        let number = |id: &Digest| {
+            let other = || others.binary_search(id).map(|i| known.len() + i);
+            let found = known.binary_search(id).or_else(|_| other());
+            // Every content is in one of the two.
+            found
+                .ok()
+                .and_then(|i| u32::try_from(i).ok())
+                .unwrap_or(u32::MAX - 1)
+        };
+        let mut result = Ok(());
+        (self.entries)(&mut |path, known| {
+            if result.is_ok() {
+                buf.clear();
+                buf.u32(u32::try_from(path.len()).unwrap_or(u32::MAX));
+                buf.bytes(path);
+                put_known(&mut buf, known, &number);
+                result = out.put(&buf);
+            }
+        });
+        result?;
+        let check = out.hash.finalize();
+        out.out.write_all(check.as_bytes())?;
+        out.out.flush()
+    }
+
+    /// Keeps of the known chunks those that are used; gives the others that are, and counts entries.
+    fn judge(&mut self) -> (Vec<Digest>, u32) {
+        let (mut used, mut others, mut count) = (vec![false; self.known.len()], Vec::new(), 0u32);
+        let mut note = |id: &Digest, others: Option<&mut Vec<Digest>>| match self.known.binary_search(id) {
+            Ok(i) => used[i] = true,
+            Err(_) => others.into_iter().for_each(|o| o.push(*id)),
+        };
+        self.nodes.iter().for_each(|id| note(id, None));
+        (self.entries)(&mut |_, known| {
+            count = count.saturating_add(1);
+            known.chunks().for_each(|id| note(id, Some(&mut others)));
+        });
+        let mut used = used.into_iter();
+        self.known.retain(|_| used.next() == Some(true));
+        others.sort_unstable();
+        others.dedup();
+        (others, count)
+    }
+}
+
+/// A cache that was read and found whole.
+pub(crate) struct Cache<R = File> {
+    pub snapshot_id: String,
+    /// As it was written: see [`NewCache`].
+    pub started_ns: i64,
+    object: String,
+    from: R,
+    /// Where the table of chunks begins.
+    table_at: u64,
+    /// Where the entries end.
+    end: u64,
+    first_version: bool,
+}
+
+impl<R: Read + Seek> Cache<R> {
+    /// Reads all of it once and holds it to its digest.
+    pub fn open(object: &str, mut from: R) -> Result<Self, Error> {
+        let fail = |e| Error::io(object, "read", e);
+        let size = from.seek(SeekFrom::End(0)).map_err(fail)?;
+        let end = size
+            .checked_sub(32)
+            .ok_or_else(|| Error::corrupt(object, "it ends too early"))?;
+        from.rewind().map_err(fail)?;
+        let mut header = [0; HEADER_LEN];
+        let n = usize::try_from(end).unwrap_or(HEADER_LEN).min(HEADER_LEN);
+        from.read_exact(&mut header[..n]).map_err(fail)?;
+        read_header(object, &header[..n], &[Kind::Cache])?;
+        from.rewind().map_err(fail)?;
+        let mut hash = blake3::Hasher::new();
+        hash.update_reader((&mut from).take(end)).map_err(fail)?;
+        let mut check = [0; 32];
+        from.read_exact(&mut check).map_err(fail)?;
+        if hash.finalize() != check {
+            return Err(Error::corrupt(object, "its checksum does not match"));
+        }
+        let mut cache = Self {
+            snapshot_id: String::new(),
+            started_ns: 0,
+            object: object.into(),
+            from,
+            table_at: HEADER_LEN as u64,
+            end,
+            first_version: header[8..10] == [1, 0],
+        };
+        let mut stream = cache.stream(HEADER_LEN as u64)?;
+        let (id, started_ns) = stream.next(|r| {
+            let id = r.short()?.to_vec();
+            r.digest()?;
+            Ok((id, r.i64()?))
+        })?;
+        let (at, object) = (stream.position(), object);
+        cache.snapshot_id =
+            String::from_utf8(id).map_err(|_| Error::corrupt(object, "its id is not UTF-8"))?;
+        (cache.started_ns, cache.table_at) = (started_ns, at);
+        Ok(cache)
+    }
+
+    fn stream(&mut self, at: u64) -> Result<Stream<'_, R>, Error> {
+        self.from
+            .seek(SeekFrom::Start(at))
+            .map_err(|e| Error::io(&self.object, "read", e))?;
+        Ok(Stream {
+            object: &self.object,
+            from: &mut self.from,
+            buf: Vec::new(),
+            at: 0,
+            end: self.end,
+            left: self.end - at,
+        })
+    }
+
+    /// Chunks that the store is known to have.
+    pub fn known(&mut self) -> Result<Vec<Digest>, Error> {
+        let (first_version, at) = (self.first_version, self.table_at);
+        let (mut chunks, known) = self.stream(at)?.table(first_version)?;
+        if first_version {
+            // It remembered what earlier snapshots had, too.
+            let mut used = HashSet::new();
+            self.each(&mut |_, known| used.extend(known.chunks().copied()))?;
+            chunks.retain(|id| used.contains(id));
+        }
+        chunks.truncate(known);
+        Ok(chunks)
+    }
+
+    /// Gives every entry to `f`, in the order in which they were written.
+    pub fn each(&mut self, f: &mut dyn FnMut(&[u8], Known)) -> Result<(), Error> {
+        let (first_version, at) = (self.first_version, self.table_at);
+        let mut stream = self.stream(at)?;
+        let (chunks, _) = stream.table(first_version)?;
+        for _ in 0..stream.next(|r| r.u32())? {
+            let (path, known) = stream.next(|r| {
+                let len = r.u32()? as usize;
+                Ok((r.take(len)?.to_vec(), read_known(r, &chunks)?))
+            })?;
+            f(&path, known);
+        }
+        stream.finish()
+    }
+}
+
+/// Bytes read at once.
+const STEP: usize = 256 << 10;
+
+/// Reads one thing after the other. What it reads has had its digest checked.
+struct Stream<'a, R> {
+    object: &'a str,
+    from: &'a mut R,
+    buf: Vec<u8>,
+    /// In `buf`: all before it was given out.
+    at: usize,
+    end: u64,
+    /// Bytes that are not in `buf` yet.
+    left: u64,
+}
+
+impl<R: Read> Stream<'_, R> {
+    /// What `parse` makes of the next bytes; it is asked again with more if they were too few.
+    fn next<T>(&mut self, parse: impl Fn(&mut Reader<'_>) -> Result<T, Malformed>) -> Result<T, Error> {
+        loop {
+            let mut r = Reader::new(&self.buf[self.at..]);
+            match parse(&mut r) {
+                Ok(found) => {
+                    self.at = self.buf.len() - r.left();
+                    return Ok(found);
+                }
+                Err(e) if self.left == 0 => return Err(Error::corrupt(self.object, e)),
+                Err(_) => self.more()?,
+            }
+        }
+    }
+
+    fn more(&mut self) -> Result<(), Error> {
+        self.buf.drain(..self.at);
+        self.at = 0;
+        // As much again as did not suffice, or long entries would be parsed a hundred times.
+        let step = self.left.min(STEP.max(self.buf.len()) as u64);
+        let from = self.buf.len();
+        self.buf.resize(from + usize::try_from(step).unwrap_or(STEP), 0);
+        self.from
+            .read_exact(&mut self.buf[from..])
+            .map_err(|e| Error::io(self.object, "read", e))?;
+        self.left -= step;
+        Ok(())
+    }
+
+    fn position(&self) -> u64 {
+        self.end - self.left - (self.buf.len() - self.at) as u64
+    }
+
+    /// The table of chunks, and how many of them the store is known to have.
+    fn table(&mut self, first_version: bool) -> Result<(Vec<Digest>, usize), Error> {
+        let known = self.next(|r| r.u32())?;
+        let others = if first_version { 0 } else { self.next(|r| r.u32())? };
+        let all = u64::from(known) + u64::from(others);
+        if all * 32 > self.end {
+            return Err(Error::corrupt(self.object, "a count exceeds its size"));
+        }
+        let mut chunks = Vec::with_capacity(usize::try_from(all).unwrap_or(0));
+        for _ in 0..all {
+            chunks.push(self.next(|r| r.digest())?);
+        }
+        Ok((chunks, known as usize))
+    }
+
+    fn finish(self) -> Result<(), Error> {
+        if self.left == 0 && self.at == self.buf.len() {
+            return Ok(());
+        }
+        Err(Error::corrupt(self.object, "bytes follow its end"))
+    }
+}
+
+fn put_known(out: &mut Vec<u8>, k: &Known, number: &dyn Fn(&Digest) -> u32) {
     out.u32(k.attrs.mode);
     out.u32(k.attrs.uid);
     out.u32(k.attrs.gid);
@@ -208,9 +379,8 @@ fn put_known(out: &mut Vec<u8>, k: &Known, numbers: &HashMap<&Digest, u32>) {
             out.u32(u32::try_from(extents.len()).unwrap_or(u32::MAX));
             for e in extents.iter() {
                 match e {
-                    // A chunk that is not in the table cannot be: every content is known.
                     Extent::Chunk { id, len } => {
-                        out.u32(numbers.get(id).copied().unwrap_or(u32::MAX - 1));
+                        out.u32(number(id));
                         out.u32(*len);
                     }
                     Extent::Hole { len } => {
@@ -244,15 +414,19 @@ fn read_known(r: &mut Reader<'_>, chunks: &[Digest]) -> Result<Known, Malformed>
         0 => {
             let size = r.u64()?;
             let n = r.count(8)?;
-            let extents = (0..n)
-                .map(|_| match r.u32()? {
-                    u32::MAX => Ok(Extent::Hole { len: r.u64()? }),
-                    i => {
-                        let id = *chunks.get(i as usize).ok_or(Malformed("it names no chunk"))?;
-                        Ok(Extent::Chunk { id, len: r.u32()? })
-                    }
-                })
-                .collect::<Result<_, _>>()?;
+            let mut extent = || match r.u32()? {
+                u32::MAX => Ok(Extent::Hole { len: r.u64()? }),
+                i => {
+                    let id = *chunks.get(i as usize).ok_or(Malformed("it names no chunk"))?;
+                    Ok(Extent::Chunk { id, len: r.u32()? })
+                }
+            };
+            let extents = if n == 1 {
+                List::One([extent()?])
+            } else {
+                let all: Vec<_> = (0..n).map(|_| extent()).collect::<Result<_, _>>()?;
+                all[..].into()
+            };
             KnownBody::File { size, extents }
         }
         1 => KnownBody::Symlink(r.short()?.into()),
@@ -281,8 +455,8 @@ fn pending_path(cache: &Path, snapshot_id: &str) -> PathBuf {
 }
 
 fn read(path: &Path) -> Result<Option<Cache>, Error> {
-    match fs::read(path) {
-        Ok(bytes) => Cache::decode(&path.display().to_string(), &bytes).map(Some),
+    match File::open(path) {
+        Ok(file) => Cache::open(&path.display().to_string(), file).map(Some),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(path.display(), "read", e)),
     }
@@ -353,28 +527,28 @@ fn pending(path: &Path) -> Vec<PathBuf> {
 }
 
 /// Writes the cache of a snapshot whose commit is still to come.
-pub(crate) fn write_pending(path: &Path, cache: &Cache) -> Result<(), Error> {
-    write(&pending_path(path, &cache.snapshot_id), cache)
+pub(crate) fn write_pending(path: &Path, cache: NewCache<'_>) -> Result<(), Error> {
+    write(&pending_path(path, cache.snapshot_id), cache)
 }
 
 /// Writes the cache of a snapshot that was just restored, which makes all others void.
-pub(crate) fn write_current(path: &Path, cache: &Cache) -> Result<(), Error> {
+pub(crate) fn write_current(path: &Path, cache: NewCache<'_>) -> Result<(), Error> {
     write(path, cache)?;
     clean(path, None);
     Ok(())
 }
 
-fn write(path: &Path, cache: &Cache) -> Result<(), Error> {
+fn write(path: &Path, cache: NewCache<'_>) -> Result<(), Error> {
     let fail = |e| Error::io(path.display(), "write", e);
     if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
         fs::create_dir_all(dir).map_err(fail)?;
     }
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
-    let mut file = File::create(&temporary).map_err(fail)?;
+    let file = File::create(&temporary).map_err(fail)?;
     // Not synced: on ext4 that waits for every file of the restore. What a power failure leaves of
     // it fails its checksum, and the next snapshot is a full one.
-    file.write_all(&cache.encode()).map_err(fail)?;
+    cache.encode(BufWriter::with_capacity(STEP, file)).map_err(fail)?;
     fs::rename(&temporary, path).map_err(fail)
 }
 

@@ -7,8 +7,9 @@ use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-/// A moment as the file system keeps it.
+/// A moment as the file system keeps it. Packed: there are two in every entry of a table of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(C, packed(4))]
 pub(crate) struct Time {
     pub sec: i64,
     /// 0 to 999 999 999.
@@ -35,17 +36,17 @@ pub(crate) struct Attrs {
 }
 
 /// `lstat`, in fixed types.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Meta {
     pub kind: FileType,
     pub attrs: Attrs,
-    pub size: u64,
-    /// Bytes on disk.
-    pub allocated: u64,
     pub ctime: Time,
+    pub size: u64,
     pub ino: u64,
     pub dev: u64,
-    pub nlink: u64,
+    pub nlink: u32,
+    /// On disk, of 512 bytes each; saturates at 2 TiB.
+    blocks: u32,
 }
 
 impl Meta {
@@ -63,15 +64,20 @@ impl Meta {
                 },
             },
             size: s.st_size as u64,
-            allocated: (s.st_blocks as u64).saturating_mul(512),
+            blocks: u32::try_from(s.st_blocks).unwrap_or(u32::MAX),
             ctime: Time {
                 sec: s.st_ctime as i64,
                 ns: s.st_ctime_nsec as u32,
             },
             ino: s.st_ino as u64,
             dev: s.st_dev as u64,
-            nlink: s.st_nlink as u64,
+            nlink: u32::try_from(s.st_nlink).unwrap_or(u32::MAX),
         }
+    }
+
+    /// Bytes on disk.
+    pub fn allocated(&self) -> u64 {
+        u64::from(self.blocks) * 512
     }
 
     pub fn lstat_at(dir: impl AsFd, name: &[u8]) -> Result<Self, Errno> {
@@ -131,6 +137,27 @@ pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     }
     out.extend_from_slice(name);
     out
+}
+
+/// The directory of a path, by number, and the name in it. Neighbours are found faster: the caller
+/// keeps `last`, which begins as nothing.
+pub(crate) fn locate<'p>(
+    path: &'p [u8],
+    last: &mut Option<(Vec<u8>, usize)>,
+    find_dir: impl Fn(&[u8]) -> Option<usize>,
+) -> Option<(usize, &'p [u8])> {
+    let (dir, name) = match path.iter().rposition(|b| *b == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (&[][..], path),
+    };
+    match last {
+        Some((path, number)) if path == dir => Some((*number, name)),
+        _ => {
+            let number = find_dir(dir)?;
+            *last = Some((dir.to_vec(), number));
+            Some((number, name))
+        }
+    }
 }
 
 /// An I/O error about a path below the root.

@@ -9,6 +9,7 @@ use crate::bytes::{Malformed, Put, Reader};
 use crate::chunk::MAX_CHUNK;
 use crate::error::Error;
 use crate::format::{HEADER_LEN, Kind, digest, put_header, read_header};
+use crate::numbers::Numbers;
 use crate::pack::PackEntry;
 use crate::seal::Vault;
 use dumont_core::id::Digest;
@@ -32,19 +33,7 @@ pub struct Index {
 
 impl Index {
     pub(crate) fn payload(&self) -> Vec<u8> {
-        let mut raw = Vec::with_capacity(self.packs.len() * 128 + self.entries.len() * ENTRY_LEN + 8);
-        raw.u32(u32::try_from(self.packs.len()).unwrap_or(u32::MAX));
-        for p in &self.packs {
-            raw.short(p.key.as_bytes());
-            raw.u64(p.size);
-            raw.bytes(&p.digest.0);
-        }
-        raw.u32(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
-        for (pack, e) in &self.entries {
-            raw.u32(*pack);
-            e.put(&mut raw);
-        }
-        raw
+        payload(&self.packs, self.entries.len(), self.entries.iter().copied())
     }
 
     /// The object's bytes, not sealed.
@@ -56,16 +45,7 @@ impl Index {
     }
 
     pub(crate) fn encode_with(&self, vault: &Vault) -> Result<Vec<u8>, Error> {
-        let raw = self.payload();
-        let stored = zstd::bulk::compress(&raw, 1).map_err(|e| Error::internal(format_args!("zstd: {e}")))?;
-        let mut out = Vec::with_capacity(stored.len() + 64);
-        put_header(&mut out, Kind::Index, vault);
-        out.u64(raw.len() as u64);
-        out.bytes(&digest(&raw).0);
-        let mut sealed = Vec::new();
-        let stored = vault.seal(&out, &stored, &mut sealed)?;
-        out.bytes(stored);
-        Ok(out)
+        encode(self.payload(), vault)
     }
 
     /// Reads an index that is not sealed; every place it names lies inside its pack.
@@ -137,6 +117,43 @@ impl Index {
     }
 }
 
+/// What an index says, before it is compressed; the `count` entries are as [`Index::entries`].
+pub(crate) fn payload(
+    packs: &[ObjectRef],
+    count: usize,
+    entries: impl Iterator<Item = (u32, PackEntry)>,
+) -> Vec<u8> {
+    let mut raw = Vec::with_capacity(packs.len() * 128 + count * ENTRY_LEN + 8);
+    raw.u32(u32::try_from(packs.len()).unwrap_or(u32::MAX));
+    for p in packs {
+        raw.short(p.key.as_bytes());
+        raw.u64(p.size);
+        raw.bytes(&p.digest.0);
+    }
+    raw.u32(u32::try_from(count).unwrap_or(u32::MAX));
+    for (pack, e) in entries {
+        raw.u32(pack);
+        e.put(&mut raw);
+    }
+    raw
+}
+
+/// The object's bytes.
+pub(crate) fn encode(raw: Vec<u8>, vault: &Vault) -> Result<Vec<u8>, Error> {
+    let stored = zstd::bulk::compress(&raw, 1).map_err(|e| Error::internal(format_args!("zstd: {e}")))?;
+    let (raw_len, check) = (raw.len() as u64, digest(&raw));
+    // As long as what it became, for a large tree.
+    drop(raw);
+    let mut out = Vec::with_capacity(stored.len() + 128);
+    put_header(&mut out, Kind::Index, vault);
+    out.u64(raw_len);
+    out.bytes(&check.0);
+    let mut sealed = Vec::new();
+    let stored = vault.seal(&out, &stored, &mut sealed)?;
+    out.bytes(stored);
+    Ok(out)
+}
+
 /// Where a chunk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkPlace {
@@ -149,9 +166,12 @@ pub struct ChunkPlace {
 #[derive(Default)]
 pub(crate) struct ChunkMap {
     pub packs: Vec<ObjectRef>,
-    map: HashMap<Digest, ChunkPlace>,
+    /// In the order in which they were met.
+    places: Vec<ChunkPlace>,
+    /// Of the first definition of every chunk, by number in `places`.
+    firsts: Numbers,
     /// Later definitions of chunks that were defined before, oldest first, one per index.
-    again: HashMap<Digest, Vec<ChunkPlace>>,
+    again: HashMap<Digest, Vec<u32>>,
 }
 
 impl ChunkMap {
@@ -159,7 +179,9 @@ impl ChunkMap {
     pub fn add(&mut self, index: Index) {
         let base = u32::try_from(self.packs.len()).unwrap_or(u32::MAX);
         self.packs.extend(index.packs);
-        self.map.reserve(index.entries.len());
+        let (places, more) = (&mut self.places, index.entries.len());
+        places.reserve_exact(more);
+        self.firsts.reserve(more, |n| &places[n as usize].entry.id);
         for (pack, entry) in index.entries {
             self.note(pack, entry, base);
         }
@@ -169,7 +191,7 @@ impl ChunkMap {
     pub fn extend(&mut self, one: Self) {
         let base = u32::try_from(self.packs.len()).unwrap_or(u32::MAX);
         self.packs.extend(one.packs);
-        for place in one.map.into_values() {
+        for place in one.places {
             self.note(place.pack, place.entry, base);
         }
     }
@@ -179,28 +201,48 @@ impl ChunkMap {
             pack: base.saturating_add(pack),
             entry,
         };
-        let first = *self.map.entry(entry.id).or_insert(place);
-        if first.pack < base {
-            let again = self.again.entry(entry.id).or_default();
-            if again.last().is_none_or(|last| last.pack < base) {
-                again.push(place);
+        let (places, number) = (&self.places, self.places.len() as u32);
+        let id_of = |n: u32| &places[n as usize].entry.id;
+        if let Some(first) = self.firsts.insert(&entry.id, number, id_of) {
+            if self.place(first).pack >= base {
+                return;
             }
+            let again = self.again.entry(entry.id).or_default();
+            if again
+                .last()
+                .is_some_and(|last| places[*last as usize].pack >= base)
+            {
+                return;
+            }
+            again.push(number);
         }
+        self.places.push(place);
     }
 
     pub fn len(&self) -> usize {
-        self.map.len()
+        self.places.len()
     }
 
+    /// The first definition.
     pub fn get(&self, id: &Digest) -> Option<&ChunkPlace> {
-        self.map.get(id)
+        self.numbers(id).next().map(|n| self.place(n))
     }
 
     /// Everywhere it is said to lie, oldest first. The first is the one to use; a machine that
     /// turned hostile may have claimed it in advance over other bytes, and then another holds.
     pub fn places(&self, id: &Digest) -> impl Iterator<Item = &ChunkPlace> {
-        let again = self.again.get(id).into_iter().flatten();
-        self.map.get(id).into_iter().chain(again)
+        self.numbers(id).map(|n| self.place(n))
+    }
+
+    /// The same as numbers, for those who keep many.
+    pub fn numbers(&self, id: &Digest) -> impl Iterator<Item = u32> {
+        let first = self.firsts.find(id, |n| &self.place(n).entry.id);
+        let again = self.again.get(id).filter(|_| first.is_some());
+        first.into_iter().chain(again.into_iter().flatten().copied())
+    }
+
+    pub fn place(&self, number: u32) -> &ChunkPlace {
+        &self.places[number as usize]
     }
 
     pub fn pack(&self, place: &ChunkPlace) -> Result<&ObjectRef, Error> {

@@ -30,6 +30,7 @@ mod fsutil;
 pub mod fuzzing;
 mod index;
 mod metadata;
+mod numbers;
 mod pack;
 mod printable;
 mod reader;

@@ -15,11 +15,11 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 #[derive(Serialize)]
-struct Metadata<'a> {
+#[serde(bound = "")]
+struct Metadata<'a, F: Fn(Each<'_>)> {
     snapshot_id: &'a str,
     timestamp: f64,
-    #[serde(serialize_with = "files")]
-    files: &'a [(Vec<u8>, Time)],
+    files: Files<F>,
     total_size: u64,
     compression: &'static str,
 }
@@ -28,31 +28,48 @@ fn seconds(t: Time) -> f64 {
     t.sec as f64 + f64::from(t.ns) / 1e9
 }
 
-fn files<S: Serializer>(files: &[(Vec<u8>, Time)], s: S) -> Result<S::Ok, S::Error> {
-    let mut map = s.serialize_map(Some(files.len()))?;
-    for (path, mtime) in files {
-        map.serialize_entry(&printable(path), &seconds(*mtime))?;
+/// Takes a path and its mtime.
+pub(crate) type Each<'a> = &'a mut dyn FnMut(&[u8], Time);
+
+/// A function that gives all files in order of path: a list would be as long as what is written.
+struct Files<F>(F);
+
+impl<F: Fn(Each<'_>)> Serialize for Files<F> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut map = s.serialize_map(None)?;
+        let mut result = Ok(());
+        (self.0)(&mut |path, mtime| {
+            if result.is_ok() {
+                result = map.serialize_entry(&printable(path), &seconds(mtime));
+            }
+        });
+        result?;
+        map.end()
     }
-    map.end()
 }
 
-/// The object's bytes. `taken` is this machine's clock at the snapshot's start.
+/// The object's bytes. `taken` is this machine's clock at the snapshot's start; `files` gives all
+/// files in order of path.
 pub(crate) fn encode(
     snapshot_id: &str,
     taken: Time,
-    files: &[(Vec<u8>, Time)],
+    files: impl Fn(Each<'_>),
     total_size: u64,
     vault: &Vault,
 ) -> Result<Vec<u8>, Error> {
+    // A buffer that grows is copied, and is there twice meanwhile.
+    let mut room = 256;
+    files(&mut |path, _| room += path.len() + 28);
     let metadata = Metadata {
         snapshot_id,
         timestamp: seconds(taken),
-        files,
+        files: Files(files),
         total_size,
         compression: "zstd",
     };
-    let json =
-        serde_json::to_vec(&metadata).map_err(|e| Error::internal(format_args!("metadata.json: {e}")))?;
+    let mut json = Vec::with_capacity(room);
+    serde_json::to_writer(&mut json, &metadata)
+        .map_err(|e| Error::internal(format_args!("metadata.json: {e}")))?;
     if vault.mark().is_none() {
         return Ok(json);
     }
@@ -97,7 +114,7 @@ mod tests {
         let json = encode(
             "base-29049571-1766230181",
             taken,
-            &files,
+            |each| files.iter().for_each(|(path, mtime)| each(path, *mtime)),
             10_485_760,
             &Vault::default(),
         )

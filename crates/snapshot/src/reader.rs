@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
         if let Some(leaf) = self.find(path) {
             return vec![self.entry(&self.manifest.leaves[leaf], path.to_vec(), &groups)];
         }
-        let Some(top) = self.dir(path) else {
+        let Some(top) = self.manifest.find_dir(path) else {
             return Vec::new();
         };
         let (mut out, mut stack) = (Vec::new(), vec![(top, path.to_vec())]);
@@ -120,8 +120,9 @@ impl<'a> Reader<'a> {
                     mtime: (dir.attrs.mtime.sec, dir.attrs.mtime.ns),
                 });
             }
-            for leaf in &self.manifest.leaves[dir.leaves.clone()] {
-                out.push(self.entry(leaf, crate::fsutil::join(&path, &leaf.name), &groups));
+            for leaf in dir.leaves.clone() {
+                let path = crate::fsutil::join(&path, self.manifest.name(leaf));
+                out.push(self.entry(&self.manifest.leaves[leaf], path, &groups));
             }
             for &sub in dir.subdirs.iter().rev() {
                 let name = &self.manifest.dirs[sub].name;
@@ -162,25 +163,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn dir(&self, path: &[u8]) -> Option<usize> {
-        let names = path.split(|b| *b == b'/').filter(|n| !n.is_empty());
-        names.into_iter().try_fold(0, |at, name| {
-            let subdirs = &self.manifest.dirs[at].subdirs;
-            subdirs
-                .binary_search_by(|i| (*self.manifest.dirs[*i].name).cmp(name))
-                .ok()
-                .map(|i| subdirs[i])
-        })
-    }
-
     fn find(&self, path: &[u8]) -> Option<usize> {
         let (dir, name) = match path.iter().rposition(|b| *b == b'/') {
             Some(at) => (&path[..at], &path[at + 1..]),
             None => (&[][..], path),
         };
-        let leaves = self.manifest.dirs[self.dir(dir)?].leaves.clone();
-        let found = self.manifest.leaves[leaves.clone()].binary_search_by(|l| (*l.name).cmp(name));
-        found.ok().map(|i| leaves.start + i)
+        self.manifest.find_leaf(self.manifest.find_dir(dir)?, name)
     }
 
     /// Writes a file's content, verified chunk by chunk.

@@ -18,7 +18,7 @@ mod survey;
 mod target;
 mod validate;
 
-use crate::cache::{self, Cache};
+use crate::cache::{self, NewCache};
 use crate::error::Error;
 use crate::events::{Abort, Events, Meter};
 use crate::fsutil::{io_at, now_ns, open_root};
@@ -34,15 +34,14 @@ use load::Manifest;
 use memory::Share;
 use plan::{Plan, Turn, Wanted};
 use replace::Replacement;
-use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
-use survey::{Survey, Surveyor};
+use survey::{Survey, Surveyor, remembered};
 use target::{Hands, Target};
-use validate::{Check, validate};
+use validate::{Check, each_known, validate};
 
 pub use models::compare_models;
 
@@ -126,7 +125,7 @@ pub fn restore(
     }
     let abort = Abort::new(opts.cancelled);
     let fetcher = Fetcher::new(source, Vault::new(opts.key.as_ref()), &abort);
-    let (manifest, plan, outcome) = run(opts, head, &fetcher, events).map_err(|e| abort.explain(e))?;
+    let (manifest, outcome) = run(opts, head, &fetcher, events).map_err(|e| abort.explain(e))?;
     // Before the first look: whatever changes from now on must look fresh to the next snapshot.
     let started_ns = now_ns();
     let root = open_root(&opts.path).map_err(|e| no_such_path(&opts.path, e.into()))?;
@@ -135,7 +134,7 @@ pub fn restore(
         manifest: &manifest,
         vault: &fetcher.vault,
         xattrs: outcome.xattrs,
-        workloads: plan.ready.as_deref(),
+        workloads: outcome.ready.as_deref(),
         content: false,
     };
     let expected = if opts.is_part() {
@@ -144,27 +143,22 @@ pub fn restore(
         head.files
     };
     let checking = Instant::now();
-    let (validation, known) = validate(&check, expected, workers(opts.workers), &abort)?;
+    let (validation, seen) = validate(&check, expected, workers(opts.workers), &abort)?;
     let validated = checking.elapsed();
     if let Some(path) = opts
         .cache_path
         .as_ref()
         .filter(|_| validation.validation == Verdict::Ok && !opts.is_part())
     {
-        let chunks: HashSet<Digest> = plan
-            .chunks
-            .iter()
-            .map(|c| c.place.entry.id)
-            .chain(manifest.chunks.iter().copied())
-            .collect();
-        let cache = Cache {
-            snapshot_id: head.snapshot_id.clone(),
+        let cache = NewCache {
+            snapshot_id: &head.snapshot_id,
             root: head.root,
             started_ns,
-            entries: known,
-            chunks,
+            known: outcome.proven,
+            nodes: &manifest.chunks,
+            entries: &|each| each_known(&manifest, &seen, each),
         };
-        if let Err(e) = cache::write_current(path, &cache) {
+        if let Err(e) = cache::write_current(path, cache) {
             events.log(&format!("The next snapshot will be a full one: {e}"));
         }
     }
@@ -220,6 +214,10 @@ struct Outcome {
     reused_bytes: u64,
     /// Whether all extended attributes could be set.
     xattrs: bool,
+    /// Per leaf, whether the workload has had it since; `None` where it had to wait for all.
+    ready: Option<Vec<bool>>,
+    /// Chunks that were fetched and found good.
+    proven: Vec<Digest>,
 }
 
 fn run(
@@ -227,7 +225,7 @@ fn run(
     head: &SnapshotHead,
     fetcher: &Fetcher<'_>,
     events: &dyn Events,
-) -> Result<(Manifest, Plan, Outcome), Error> {
+) -> Result<(Manifest, Outcome), Error> {
     let map = load::indexes(head, fetcher)?;
     let mut manifest = load::manifest(head, &map, fetcher)?;
     if opts.is_part() {
@@ -257,6 +255,7 @@ fn run(
         survey.leave(&replacement.exists, workloads);
     }
     if !survey.found.is_empty() || !survey.left.is_empty() {
+        drop(std::mem::take(&mut plan));
         plan = Plan::new(&Wanted {
             survey: &survey,
             ..wanted
@@ -272,12 +271,16 @@ fn run(
     let mut target = Target::new(root, shown, &manifest, &plan.remaining, events);
     target.exists = std::mem::take(&mut replacement.exists);
     write(share.workers, &plan, &map, &manifest, &target, fetcher, events)?;
+    let xattrs = !target.xattrs_failed.load(Relaxed);
+    drop(target);
+    let fetched = plan.chunks.iter().map(|c| map.place(c.place).entry.id);
     let outcome = Outcome {
         reused_bytes: survey.reused_bytes,
-        xattrs: !target.xattrs_failed.load(Relaxed),
+        xattrs,
+        proven: fetched.chain(manifest.chunks.iter().copied()).collect(),
+        ready: plan.ready,
     };
-    drop(target);
-    Ok((manifest, plan, outcome))
+    Ok((manifest, outcome))
 }
 
 fn share(opts: &RestoreOptions<'_>, manifest: &Manifest, map: &ChunkMap, workers: usize) -> Share {
@@ -308,7 +311,7 @@ fn survey(
         manifest,
         scan,
         exists: &replacement.exists,
-        caches: &caches,
+        remembered: remembered(caches, manifest, scan, &replacement.exists),
         vault: &fetcher.vault,
         abort: fetcher.abort,
     };

@@ -1,33 +1,29 @@
 //! What a directory tree holds now, by `lstat`; no file is opened.
 //!
-//! The whole list is kept in memory (about 150 bytes a name): hard links can only be told apart
+//! The whole list is kept in memory (80 bytes and the name): hard links can only be told apart
 //! from single names once every name has been seen, and the manifest's hard-link groups must not
 //! depend on the order in which threads happen to look.
 
 use crate::error::Error;
 use crate::events::{Abort, lock};
 use crate::extras::{self, Xattrs};
-use crate::fsutil::{DIR_FLAGS, Meta, io_at, join};
+use crate::fsutil::{DIR_FLAGS, Meta, io_at, join, locate};
 use rustix::fs::{Dir, FileType, Mode, openat, readlinkat};
 use rustix::io::Errno;
+use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Condvar, Mutex};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum LeafKind {
-    File,
-    Symlink(Box<[u8]>),
-    Fifo,
-    /// A socket or device: no snapshot keeps it, but a restore may have to remove it.
-    Other,
-}
-
+/// Anything but a directory. Sockets and devices are listed, too: no snapshot keeps them, but a
+/// restore may have to remove them.
 #[derive(Debug)]
 pub(crate) struct Leaf {
-    pub name: Box<[u8]>,
     pub meta: Meta,
-    pub kind: LeafKind,
+    /// Where in its directory's `text` the name ends, and a symlink's target after it.
+    name_end: u32,
+    end: u32,
 }
 
 #[derive(Debug)]
@@ -37,12 +33,55 @@ pub(crate) struct ScanDir {
     pub name: Box<[u8]>,
     pub meta: Meta,
     /// Sorted by name.
-    pub leaves: Vec<Leaf>,
+    pub leaves: Box<[Leaf]>,
+    /// The leaves' names and targets, one after the other.
+    text: Box<[u8]>,
     /// Sorted by name.
     pub subdirs: Vec<usize>,
     pub xattrs: Xattrs,
     /// It was removed while we looked.
     pub gone: bool,
+}
+
+impl ScanDir {
+    fn new(parent: usize, name: Box<[u8]>, meta: Meta) -> Self {
+        Self {
+            parent,
+            name,
+            meta,
+            leaves: Box::default(),
+            text: Box::default(),
+            subdirs: Vec::new(),
+            xattrs: Xattrs::new(),
+            gone: false,
+        }
+    }
+
+    /// Of leaf number `i`.
+    pub fn leaf_name(&self, i: usize) -> &[u8] {
+        let from = i.checked_sub(1).map_or(0, |before| self.leaves[before].end);
+        &self.text[from as usize..self.leaves[i].name_end as usize]
+    }
+
+    /// Where a symlink points.
+    pub fn target(&self, i: usize) -> &[u8] {
+        let leaf = &self.leaves[i];
+        &self.text[leaf.name_end as usize..leaf.end as usize]
+    }
+
+    fn find(&self, name: &[u8]) -> Option<usize> {
+        // No slice of the names exists that could be searched.
+        let (mut from, mut to) = (0, self.leaves.len());
+        while from < to {
+            let middle = from + (to - from) / 2;
+            match self.leaf_name(middle).cmp(name) {
+                Ordering::Less => from = middle + 1,
+                Ordering::Equal => return Some(middle),
+                Ordering::Greater => to = middle,
+            }
+        }
+        None
+    }
 }
 
 #[derive(Debug)]
@@ -62,6 +101,45 @@ impl Scan {
             });
         }
         out
+    }
+
+    /// The leaf of this path, as directory and number; `last` is for [`locate`].
+    pub fn find(&self, path: &[u8], last: &mut Option<(Vec<u8>, usize)>) -> Option<(usize, usize)> {
+        let (dir, name) = locate(path, last, |dir| self.find_dir(dir))?;
+        self.dirs[dir].find(name).map(|i| (dir, i))
+    }
+
+    fn find_dir(&self, path: &[u8]) -> Option<usize> {
+        let mut names = path.split(|b| *b == b'/').filter(|n| !n.is_empty());
+        names.try_fold(0, |at, name| {
+            let subdirs = &self.dirs[at].subdirs;
+            let found = subdirs.binary_search_by(|i| (*self.dirs[*i].name).cmp(name));
+            found.ok().map(|i| subdirs[i])
+        })
+    }
+
+    /// All leaves in the order of their paths' bytes, as directory and number.
+    pub fn by_path(&self, each: &mut dyn FnMut(usize, usize)) {
+        // A number of a leaf, or a directory; last comes first.
+        let mut stack = vec![(0, None)];
+        while let Some((dir, leaf)) = stack.pop() {
+            if let Some(leaf) = leaf {
+                each(dir, leaf);
+                continue;
+            }
+            let d = &self.dirs[dir];
+            let leaves = (0..d.leaves.len()).map(|i| (Cow::from(d.leaf_name(i)), (dir, Some(i))));
+            // All that is below a directory begins with its name and a slash.
+            let below = |s: &usize| ([&self.dirs[*s].name, &b"/"[..]].concat(), (*s, None));
+            let subdirs = d
+                .subdirs
+                .iter()
+                .map(below)
+                .map(|(name, at)| (Cow::from(name), at));
+            let mut all: Vec<_> = leaves.chain(subdirs).collect();
+            all.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+            stack.extend(all.into_iter().map(|(_, at)| at));
+        }
     }
 
     /// Directory numbers in the order a person would list them: this is the order in which files
@@ -85,7 +163,8 @@ struct Shared {
 }
 
 struct Listing {
-    leaves: Vec<Leaf>,
+    leaves: Box<[Leaf]>,
+    text: Box<[u8]>,
     subdirs: Vec<(Box<[u8]>, Meta)>,
     xattrs: Xattrs,
 }
@@ -94,15 +173,7 @@ struct Listing {
 /// path for errors.
 pub(crate) fn scan(root: &OwnedFd, shown: &Path, threads: usize, abort: &Abort<'_>) -> Result<Scan, Error> {
     let meta = Meta::fstat(root).map_err(|e| io_at(shown, b"", "read", e))?;
-    let top = ScanDir {
-        parent: 0,
-        name: Box::default(),
-        meta,
-        leaves: Vec::new(),
-        subdirs: Vec::new(),
-        xattrs: Xattrs::new(),
-        gone: false,
-    };
+    let top = ScanDir::new(0, Box::default(), meta);
     let shared = Mutex::new(Shared {
         dirs: vec![top],
         todo: vec![(0, Vec::new())],
@@ -166,18 +237,10 @@ fn store(state: &mut Shared, index: usize, path: &[u8], listing: Listing) {
         let child = state.dirs.len();
         state.todo.push((child, join(path, &name)));
         state.dirs[index].subdirs.push(child);
-        let dir = ScanDir {
-            parent: index,
-            name,
-            meta,
-            leaves: Vec::new(),
-            subdirs: Vec::new(),
-            xattrs: Xattrs::new(),
-            gone: false,
-        };
-        state.dirs.push(dir);
+        state.dirs.push(ScanDir::new(index, name, meta));
     }
     state.dirs[index].leaves = listing.leaves;
+    state.dirs[index].text = listing.text;
     state.dirs[index].xattrs = listing.xattrs;
 }
 
@@ -188,11 +251,8 @@ fn list(root: BorrowedFd<'_>, shown: &Path, path: &[u8]) -> Result<Option<Listin
         Err(e) if vanished(e) => return Ok(None),
         other => other.map_err(fail)?,
     };
-    let mut out = Listing {
-        leaves: Vec::new(),
-        subdirs: Vec::new(),
-        xattrs: extras::read(&fd).map_err(fail)?,
-    };
+    let xattrs = extras::read(&fd).map_err(fail)?;
+    let (mut found, mut subdirs) = (Vec::new(), Vec::<(Box<[u8]>, Meta)>::new());
     for entry in Dir::read_from(&fd).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name().to_bytes();
@@ -204,28 +264,43 @@ fn list(root: BorrowedFd<'_>, shown: &Path, path: &[u8]) -> Result<Option<Listin
             Err(e) if vanished(e) => continue,
             other => other.map_err(one)?,
         };
-        let kind = match meta.kind {
+        let target = match meta.kind {
             FileType::Directory => {
-                out.subdirs.push((name.into(), meta));
+                subdirs.push((name.into(), meta));
                 continue;
             }
-            FileType::RegularFile => LeafKind::File,
-            FileType::Fifo => LeafKind::Fifo,
             FileType::Symlink => match readlinkat(&fd, name, Vec::new()) {
                 Err(e) if vanished(e) || e == Errno::INVAL => continue,
-                other => LeafKind::Symlink(other.map_err(one)?.into_bytes().into()),
+                other => other.map_err(one)?.into_bytes(),
             },
-            _ => LeafKind::Other,
+            _ => Vec::new(),
         };
-        out.leaves.push(Leaf {
-            name: name.into(),
-            meta,
-            kind,
-        });
+        found.push((Box::<[u8]>::from(name), target, meta));
     }
-    out.leaves.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    out.subdirs.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    Ok(Some(out))
+    found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    subdirs.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    let (leaves, text) = packed(found).map_err(fail)?;
+    Ok(Some(Listing {
+        leaves,
+        text,
+        subdirs,
+        xattrs,
+    }))
+}
+
+/// Leaves, and their names and targets in one text.
+type Packed = (Box<[Leaf]>, Box<[u8]>);
+
+fn packed(found: Vec<(Box<[u8]>, Vec<u8>, Meta)>) -> Result<Packed, Errno> {
+    let (mut leaves, mut text) = (Vec::with_capacity(found.len()), Vec::new());
+    for (name, target, meta) in found {
+        text.extend_from_slice(&name);
+        let name_end = u32::try_from(text.len()).map_err(|_| Errno::OVERFLOW)?;
+        text.extend_from_slice(&target);
+        let end = u32::try_from(text.len()).map_err(|_| Errno::OVERFLOW)?;
+        leaves.push(Leaf { meta, name_end, end });
+    }
+    Ok((leaves.into(), text.into()))
 }
 
 /// The entry went away, or became something else, since its name was read.

@@ -11,30 +11,32 @@
 //! the same, is not counted. A full snapshot counts every path.
 
 mod manifest;
+mod plan;
 mod read;
 
-use crate::cache::{self, Cache, Known};
+use crate::cache::{self, Cache, NewCache};
 use crate::chunk::Window;
 use crate::codec::Encoder;
 use crate::error::Error;
 use crate::events::{Abort, Events, Meter};
-use crate::extras::xattrs;
 use crate::format::plausible;
 use crate::fsutil::{Time, now_ns, open_root};
-use crate::index::Index;
+use crate::index;
 use crate::metadata;
-use crate::scan::{LeafKind, Scan, scan};
+use crate::scan::{Scan, scan};
 use crate::seal::Vault;
 use crate::store::ObjectSink;
-use crate::upload::{Packed, Packer, UPLOADS, put};
+use crate::upload::{Chunks, Packed, Packer, put, uploads};
 use dumont_core::key::WorkspaceKey;
 use dumont_core::snapshot::{ObjectKind, ObjectRef, SnapshotReport, SnapshotType};
-use manifest::{Manifest, Plan};
+use manifest::Manifest;
+use plan::Plan;
 use read::ReadPool;
+use rustix::fs::FileType;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Condvar, Mutex, OnceLock};
+use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
 /// More workers than this are of no use to any network, and each costs up to 18 MB.
@@ -156,24 +158,23 @@ pub fn snapshot(
     let workers = workers(opts.workers);
     let scan = scan(&root, &opts.path, workers, &abort)?;
     plausible_tree(&scan, &opts.path)?;
-    let known = base
-        .cache
-        .as_mut()
-        .map(|c| std::mem::take(&mut c.chunks))
-        .unwrap_or_default();
+    let plan = Plan::new(&scan, base.cache.as_mut().filter(|_| !opts.full))?;
+    let known = base.cache.as_mut().map_or(Ok(Vec::new()), Cache::known)?;
     let vault = Vault::new(opts.key.as_ref());
-    let packer = Packer::new(sink, &vault, &abort, known);
-    let plan = Plan::new(&scan, base.cache.as_ref(), opts.full);
-    let manifest = run(opts, &root, &scan, plan, &packer, events, &abort, workers)?;
+    let chunks = Chunks::new(known, plan.jobs());
+    let packer = Packer::new(sink, &vault, &abort, chunks, uploads(plan.leaves(), workers));
+    let manifest = run(opts, &root, &plan, &packer, events, &abort, workers)?;
     let packed = packer.finish();
     let put = Put { sink, vault: &vault };
-    finish(opts, base, manifest, packed, put, events, started_ns, begun)
+    finish(
+        opts, base, &plan, manifest, packed, put, events, started_ns, begun,
+    )
 }
 
 /// What no restore would accept is refused now, while the files are still there.
 fn plausible_tree(scan: &Scan, path: &Path) -> Result<(), Error> {
     let leaves = || scan.dirs.iter().flat_map(|d| &d.leaves);
-    let fifos = leaves().filter(|l| l.kind == LeafKind::Fifo).count();
+    let fifos = leaves().filter(|l| l.meta.kind == FileType::Fifo).count();
     if plausible(
         (leaves().count() - fifos) as u64,
         (scan.dirs.len() + fifos) as u64,
@@ -204,46 +205,36 @@ fn workers(asked: usize) -> usize {
 fn run(
     opts: &SnapshotOptions<'_>,
     root: &OwnedFd,
-    scan: &Scan,
-    plan: Plan,
+    plan: &Plan<'_>,
     packer: &Packer<'_>,
     events: &dyn Events,
     abort: &Abort<'_>,
     workers: usize,
 ) -> Result<Manifest, Error> {
-    let meter = Meter::new(events, plan.bytes_to_read, plan.jobs.len() as u64, false);
+    let meter = Meter::new(events, plan.bytes_to_read, plan.jobs() as u64, false);
     let pool = ReadPool {
         root,
         shown: &opts.path,
-        jobs: &plan.jobs,
+        plan,
         model_files: &opts.model_files,
         packer,
         meter: &meter,
         abort,
-        results: plan.jobs.iter().map(|_| OnceLock::new()).collect(),
         queue: Mutex::default(),
         wake: Condvar::new(),
     };
     let encoded = std::thread::scope(|s| {
-        for _ in 0..UPLOADS {
+        for _ in 0..packer.uploads {
             s.spawn(|| packer.upload());
         }
         std::thread::scope(|readers| {
-            for _ in 0..if plan.jobs.is_empty() { 0 } else { workers } {
+            for _ in 0..if plan.jobs() == 0 { 0 } else { workers } {
                 readers.spawn(|| pool.work());
             }
         });
-        let encoded = abort.check().and_then(|()| {
-            manifest::build(
-                scan,
-                &plan.leaves,
-                &plan.jobs,
-                pool.results,
-                packer,
-                events,
-                &mut Tools::new(packer.vault)?,
-            )
-        });
+        let encoded = abort
+            .check()
+            .and_then(|()| manifest::build(plan, packer, events, &mut Tools::new(packer.vault)?));
         // Always closed, or the upload threads would wait for ever.
         let closed = packer.close();
         encoded.and_then(|m| closed.map(|()| m))
@@ -266,7 +257,8 @@ struct Put<'a> {
 )]
 fn finish(
     opts: &SnapshotOptions<'_>,
-    base: Base,
+    mut base: Base,
+    plan: &Plan<'_>,
     manifest: Manifest,
     packed: Packed,
     to: Put<'_>,
@@ -274,21 +266,18 @@ fn finish(
     started_ns: i64,
     begun: Instant,
 ) -> Result<SnapshotReport, Error> {
-    let changed = changed(
-        &manifest,
-        base.cache
-            .as_ref()
-            .filter(|_| base.kind == SnapshotType::Incremental),
-    );
+    let changed = match &mut base.cache {
+        Some(then) if base.kind == SnapshotType::Incremental => plan.changed(manifest.entries, then)?,
+        _ => manifest.entries,
+    };
     let index = put_index(&packed, to)?;
     let metadata = if base.kind == SnapshotType::Full || changed > 0 {
-        let mut files = manifest.files_by_path();
-        files.sort_unstable();
         let taken = Time {
             sec: started_ns.div_euclid(1_000_000_000),
             ns: u32::try_from(started_ns.rem_euclid(1_000_000_000)).unwrap_or(0),
         };
-        let body = metadata::encode(&base.id, taken, &files, manifest.bytes, to.vault)?;
+        let files = |each: metadata::Each<'_>| plan.each_by_path(each);
+        let body = metadata::encode(&base.id, taken, files, manifest.bytes, to.vault)?;
         Some(put(to.sink, ObjectKind::Metadata, &body)?)
     } else {
         None
@@ -299,17 +288,18 @@ fn finish(
             manifest.files
         ));
     }
-    let packs: Vec<ObjectRef> = packed.packs.into_iter().map(|p| p.0).collect();
+    let (packs, known) = packed.into_parts();
     let uploaded_bytes = packs.iter().chain(&index).chain(&metadata).map(|o| o.size).sum();
-    let cache = Cache {
-        snapshot_id: base.id.clone(),
+    let cache = NewCache {
+        snapshot_id: &base.id,
         root: manifest.root,
         started_ns,
-        chunks: cache::still_used(packed.known, &manifest.entries, &manifest.nodes),
-        entries: manifest.entries,
+        known,
+        nodes: &manifest.nodes,
+        entries: &|each| plan.each_known(each),
     };
     // The snapshot itself is complete; without a cache the next one is only slower.
-    if let Err(e) = cache::write_pending(&opts.cache_path, &cache) {
+    if let Err(e) = cache::write_pending(&opts.cache_path, cache) {
         events.log(&format!("The next snapshot will be a full one: {e}"));
     }
     Ok(SnapshotReport {
@@ -319,7 +309,7 @@ fn finish(
         root: manifest.root,
         files_total: manifest.files,
         files_changed: changed,
-        files_read: manifest.files_read,
+        files_read: plan.jobs() as u64,
         total_bytes: manifest.bytes,
         packs,
         index,
@@ -331,36 +321,9 @@ fn finish(
 }
 
 fn put_index(packed: &Packed, to: Put<'_>) -> Result<Option<ObjectRef>, Error> {
-    if packed.packs.is_empty() {
+    let Some(payload) = packed.index() else {
         return Ok(None);
-    }
-    let mut index = Index::default();
-    for (number, (object, entries)) in (0u32..).zip(&packed.packs) {
-        index.packs.push(object.clone());
-        index.entries.extend(entries.iter().map(|e| (number, *e)));
-    }
-    put(to.sink, ObjectKind::Index, &index.encode_with(to.vault)?).map(Some)
-}
-
-/// An MD5 that was taken meanwhile is no change.
-fn same_record(a: &Known, b: &Known) -> bool {
-    (a.attrs, &a.body, xattrs(&a.more)) == (b.attrs, &b.body, xattrs(&b.more))
-}
-
-/// New, gone and differently recorded paths.
-fn changed(now: &Manifest, then: Option<&Cache>) -> u64 {
-    let Some(then) = then else {
-        return now.entries.len() as u64;
     };
-    let (mut matched, mut changed) = (0, 0);
-    for (path, known) in &now.entries {
-        match then.entries.get(path) {
-            Some(old) => {
-                matched += 1;
-                changed += u64::from(!same_record(old, known));
-            }
-            None => changed += 1,
-        }
-    }
-    changed + (then.entries.len() as u64).saturating_sub(matched)
+    let index = index::encode(payload, to.vault)?;
+    put(to.sink, ObjectKind::Index, &index).map(Some)
 }

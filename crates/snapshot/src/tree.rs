@@ -15,6 +15,7 @@ use crate::chunk::MAX_CHUNK;
 use crate::extras::{More, put_more, read_more};
 use crate::fsutil::{Attrs, Time};
 use dumont_core::id::Digest;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// A longer list of extents moves out of the node into an object of its own.
@@ -45,10 +46,45 @@ impl Extent {
     }
 }
 
+/// What a file is made of. Most are one chunk, and need no list on the heap.
+#[derive(Debug, Clone)]
+pub(crate) enum List {
+    One([Extent; 1]),
+    Many(Arc<[Extent]>),
+}
+
+impl Deref for List {
+    type Target = [Extent];
+
+    fn deref(&self) -> &[Extent] {
+        match self {
+            Self::One(one) => one,
+            Self::Many(many) => many,
+        }
+    }
+}
+
+impl From<&[Extent]> for List {
+    fn from(all: &[Extent]) -> Self {
+        match *all {
+            [one] => Self::One([one]),
+            _ => Self::Many(all.into()),
+        }
+    }
+}
+
+impl PartialEq for List {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for List {}
+
 /// Where a file's extents are written down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Extents {
-    Here(Arc<[Extent]>),
+    Here(List),
     /// In a tree object of this id.
     Listed(Digest),
 }
@@ -138,7 +174,7 @@ fn put_extents(out: &mut Vec<u8>, extents: &[Extent]) {
 }
 
 /// The list; its lengths add up without overflow.
-fn read_extents(r: &mut Reader<'_>) -> Result<Arc<[Extent]>, Malformed> {
+fn read_extents(r: &mut Reader<'_>) -> Result<List, Malformed> {
     let mut out = Vec::with_capacity(r.count(9)?);
     let mut total = 0u64;
     for _ in 0..out.capacity() {
@@ -158,7 +194,7 @@ fn read_extents(r: &mut Reader<'_>) -> Result<Arc<[Extent]>, Malformed> {
             .ok_or(Malformed("a file is impossibly long"))?;
         out.push(e);
     }
-    Ok(out.into())
+    Ok(out[..].into())
 }
 
 impl Node {
@@ -290,7 +326,7 @@ pub(crate) fn encode_extents(extents: &[Extent]) -> Vec<u8> {
     out
 }
 
-pub(crate) fn decode_extents(bytes: &[u8]) -> Result<Arc<[Extent]>, Malformed> {
+pub(crate) fn decode_extents(bytes: &[u8]) -> Result<List, Malformed> {
     let mut r = Reader::new(bytes);
     if r.u8()? != TAG_EXTENTS {
         return Err(Malformed("it is not a list of extents"));

@@ -26,7 +26,7 @@ fn file(name: &[u8]) -> Entry {
         body: Body::File {
             size: 100,
             group: 7,
-            extents: Extents::Here(extents.into()),
+            extents: Extents::Here(extents[..].into()),
         },
         more: None,
     }

@@ -1,7 +1,7 @@
 //! From chunks to packs to the sink: deduplicated, in parallel, in bounded memory.
 //!
 //! Workers add chunks to the one open pack of their class; a full pack is handed to one of a few
-//! upload threads. There are never more than `UPLOADS` packs waiting or under way, and a worker
+//! upload threads. There are never more than [`uploads`] packs waiting or under way, and a worker
 //! that fills one more waits, with the open pack locked: so a slow store stops the readers
 //! instead of filling the memory (at most 5 × 34 MiB here, whatever the size of the workspace).
 
@@ -9,25 +9,90 @@ use crate::codec::Codec;
 use crate::error::Error;
 use crate::events::{Abort, lock};
 use crate::format::digest;
+use crate::index;
+use crate::numbers::Numbers;
 use crate::pack::{Class, PACK_TARGET, PackBuilder, PackEntry};
 use crate::seal::Vault;
 use crate::store::ObjectSink;
 use dumont_core::id::Digest;
 use dumont_core::snapshot::{ObjectKind, ObjectRef};
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Uploads at the same time; four connections saturate what we measured, and each costs a pack.
-pub(crate) const UPLOADS: usize = 3;
+const UPLOADS: usize = 3;
+/// Bytes; what a snapshot may take.
+const MEMORY: usize = 256 << 20;
+/// Bytes: the program itself and its connections; of each worker its window, a chunk that was handed
+/// over and what it is encoded with; of each file its rows in the tables.
+const OURSELVES: usize = 24 << 20;
+const PER_WORKER: usize = 18 << 20;
+const PER_FILE: usize = 250;
 /// The trailer of a pack of small files is 1 to 2 MiB.
 const PACK_CAPACITY: usize = PACK_TARGET + (2 << 20);
+
+/// How many uploads leave the memory within its bounds, one at least: with a million files the
+/// tables take what otherwise two packs may.
+pub(crate) fn uploads(files: usize, workers: usize) -> usize {
+    let taken = OURSELVES + workers * PER_WORKER + files.saturating_mul(PER_FILE);
+    let packs = MEMORY.saturating_sub(taken) / PACK_CAPACITY;
+    // One is being filled.
+    packs.saturating_sub(1).clamp(1, UPLOADS)
+}
+
+/// Chunks that the store has, or will have in a moment.
+pub(crate) struct Chunks {
+    pub ids: Vec<Digest>,
+    numbers: Numbers,
+}
+
+impl Chunks {
+    /// There is room for so many `more`.
+    pub fn new(mut ids: Vec<Digest>, more: usize) -> Self {
+        ids.reserve_exact(more);
+        let mut numbers = Numbers::default();
+        let id_of = |n: u32| &ids[n as usize];
+        numbers.reserve(ids.len() + more, id_of);
+        for (id, number) in ids.iter().zip(0u32..) {
+            numbers.insert(id, number, id_of);
+        }
+        Self { ids, numbers }
+    }
+
+    fn number(&self, id: &Digest) -> Option<u32> {
+        self.numbers.find(id, |n| &self.ids[n as usize])
+    }
+
+    /// Whether it is new.
+    fn insert(&mut self, id: Digest) -> bool {
+        let ids = &self.ids;
+        let there = self.numbers.insert(&id, ids.len() as u32, |n| &ids[n as usize]);
+        if there.is_none() {
+            self.ids.push(id);
+        }
+        there.is_none()
+    }
+}
+
+/// Where an uploaded chunk lies in its pack: a [`PackEntry`] in a third of its memory.
+#[derive(Clone, Copy)]
+struct Stored {
+    /// In [`Chunks`].
+    number: u32,
+    offset: u32,
+    stored_len: u32,
+    raw_len: u32,
+    codec: Codec,
+    class: Class,
+}
 
 pub(crate) struct Packer<'a> {
     sink: &'a dyn ObjectSink,
     pub vault: &'a Vault,
     abort: &'a Abort<'a>,
-    known: Mutex<HashSet<Digest>>,
+    known: Mutex<Chunks>,
+    pub uploads: usize,
     data: Mutex<Option<PackBuilder>>,
     tree: Mutex<Option<PackBuilder>>,
     queue: Mutex<Queue>,
@@ -43,14 +108,43 @@ struct Queue {
     /// How many packs there have been.
     count: usize,
     spare: Vec<Vec<u8>>,
-    done: Vec<(usize, ObjectRef, Vec<PackEntry>)>,
+    done: Vec<(usize, ObjectRef, Box<[Stored]>)>,
 }
 
-/// What was uploaded: packs in the order in which they were filled, with their chunks.
+/// What was uploaded.
 pub(crate) struct Packed {
-    pub packs: Vec<(ObjectRef, Vec<PackEntry>)>,
-    /// All that the store is known to have, new chunks included.
-    pub known: HashSet<Digest>,
+    /// In the order in which they were filled.
+    pub packs: Vec<ObjectRef>,
+    /// The chunks of each.
+    stored: Vec<Box<[Stored]>>,
+    chunks: Chunks,
+}
+
+impl Packed {
+    /// What an index of it says; none if nothing was uploaded.
+    pub fn index(&self) -> Option<Vec<u8>> {
+        let stored = (0u32..).zip(&self.stored);
+        let entries = stored.flat_map(|(pack, all)| {
+            all.iter().map(move |s| {
+                let entry = PackEntry {
+                    id: self.chunks.ids[s.number as usize],
+                    offset: s.offset.into(),
+                    stored_len: s.stored_len,
+                    raw_len: s.raw_len,
+                    codec: s.codec,
+                    class: s.class,
+                };
+                (pack, entry)
+            })
+        });
+        let count = self.stored.iter().map(|s| s.len()).sum();
+        (!self.packs.is_empty()).then(|| index::payload(&self.packs, count, entries))
+    }
+
+    /// The packs, and all chunks that the store is known to have, new ones included.
+    pub fn into_parts(self) -> (Vec<ObjectRef>, Vec<Digest>) {
+        (self.packs, self.chunks.ids)
+    }
 }
 
 impl<'a> Packer<'a> {
@@ -58,13 +152,15 @@ impl<'a> Packer<'a> {
         sink: &'a dyn ObjectSink,
         vault: &'a Vault,
         abort: &'a Abort<'a>,
-        known: HashSet<Digest>,
+        known: Chunks,
+        uploads: usize,
     ) -> Self {
         Self {
             sink,
             vault,
             abort,
             known: Mutex::new(known),
+            uploads,
             data: Mutex::new(None),
             tree: Mutex::new(None),
             queue: Mutex::default(),
@@ -113,7 +209,7 @@ impl<'a> Packer<'a> {
 
     fn submit(&self, pack: PackBuilder) -> Result<(), Error> {
         let mut q = lock(&self.queue);
-        while q.outstanding >= UPLOADS {
+        while q.outstanding >= self.uploads {
             self.abort.check()?;
             q = self.wait(q);
         }
@@ -174,25 +270,45 @@ impl<'a> Packer<'a> {
 
     fn send(&self, number: usize, pack: PackBuilder) -> Result<(), Error> {
         let (body, entries) = pack.seal();
+        let stored = self.compact(&entries)?;
+        drop(entries);
         let object = put(self.sink, ObjectKind::Pack, &body)?;
         let mut q = lock(&self.queue);
         q.outstanding -= 1;
         q.spare.push(body);
-        q.done.push((number, object, entries));
+        q.done.push((number, object, stored));
         Ok(())
+    }
+
+    fn compact(&self, entries: &[PackEntry]) -> Result<Box<[Stored]>, Error> {
+        let known = lock(&self.known);
+        let compact = |e: &PackEntry| {
+            Some(Stored {
+                number: known.number(&e.id)?,
+                offset: u32::try_from(e.offset).ok()?,
+                stored_len: e.stored_len,
+                raw_len: e.raw_len,
+                codec: e.codec,
+                class: e.class,
+            })
+        };
+        let all: Option<_> = entries.iter().map(compact).collect();
+        all.ok_or_else(|| Error::internal("a chunk was packed that nobody claimed"))
     }
 
     pub fn finish(self) -> Packed {
         let q = self.queue.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let known = self.known.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let chunks = self.known.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut done = q.done;
         done.sort_unstable_by_key(|d| d.0);
+        let (packs, stored) = done
+            .into_iter()
+            .map(|(_, object, stored)| (object, stored))
+            .unzip();
         Packed {
-            packs: done
-                .into_iter()
-                .map(|(_, object, entries)| (object, entries))
-                .collect(),
-            known,
+            packs,
+            stored,
+            chunks,
         }
     }
 }

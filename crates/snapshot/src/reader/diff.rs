@@ -89,9 +89,10 @@ fn by_path(m: &Manifest) -> BTreeMap<Vec<u8>, (&Attrs, Option<&LeafBody>, &More)
         } else {
             join(&paths[dir.parent], &dir.name)
         };
-        for leaf in &m.leaves[dir.leaves.clone()] {
+        for number in dir.leaves.clone() {
+            let leaf = &m.leaves[number];
             out.insert(
-                join(&path, &leaf.name),
+                join(&path, m.name(number)),
                 (&leaf.attrs, Some(&leaf.body), &leaf.more),
             );
         }

@@ -277,8 +277,9 @@ impl Download<'_> {
         }
         for chunk in &self.plan.chunks[chunks] {
             self.fetcher.abort.check()?;
-            let pieces = &self.plan.pieces[chunk.pieces.clone()];
-            let e = &chunk.place.entry;
+            let pieces = &self.plan.pieces[chunk.pieces.start as usize..chunk.pieces.end as usize];
+            let place = self.map.place(chunk.place);
+            let e = &place.entry;
             let frame = usize::try_from(e.offset - range.start)
                 .ok()
                 .zip(usize::try_from(e.end() - range.start).ok())
@@ -290,19 +291,16 @@ impl Download<'_> {
                     let of = || {
                         pieces
                             .first()
-                            .map_or_else(String::new, |p| printable(&self.manifest.path(p.leaf)))
+                            .map_or_else(String::new, |p| printable(&self.manifest.path(p.leaf as usize)))
                     };
-                    again = self.fetcher.chunk_anywhere(
-                        self.map,
-                        &chunk.place,
-                        &mut self.fetcher.opener()?,
-                        &of,
-                    )?;
+                    again = self
+                        .fetcher
+                        .chunk_anywhere(self.map, place, &mut self.fetcher.opener()?, &of)?;
                     &again
                 }
             };
             for piece in pieces {
-                let done = self.target.write(piece.leaf, piece.at, raw, hands)?;
+                let done = self.target.write(piece.leaf as usize, piece.at, raw, hands)?;
                 self.meter.add(raw.len() as u64, done.into());
             }
         }

@@ -13,6 +13,7 @@ use crate::tree::{Body, Entry, Extent, Extents, Node};
 use crate::{SnapshotOptions, snapshot};
 use dumont_core::snapshot::{ObjectKind, ObjectRef};
 use proptest::prelude::*;
+use std::collections::HashSet;
 use std::fs;
 use std::ops::Range;
 

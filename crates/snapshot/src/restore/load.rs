@@ -17,12 +17,12 @@ use crate::fsutil::{Attrs, join};
 use crate::index::{ChunkMap, ChunkPlace, Index};
 use crate::pack::Opener;
 use crate::printable::printable;
-use crate::tree::{Body, Extent, Extents, Node, decode_extents};
+use crate::tree::{Body, Extent, Extents, List, Node, decode_extents};
 use dumont_core::id::Digest;
 use dumont_core::snapshot::{ObjectRef, SnapshotHead};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Bytes; up to here a tree pack is fetched whole.
 const WHOLE_PACK: u64 = 8 << 20;
@@ -33,22 +33,25 @@ const BATCH: usize = 4096;
 
 #[derive(Debug)]
 pub(crate) enum LeafBody {
-    File {
-        size: u64,
-        group: u64,
-        extents: Arc<[Extent]>,
-    },
+    File { size: u64, group: u64, extents: List },
     Symlink(Box<[u8]>),
     Fifo,
 }
 
 #[derive(Debug)]
 pub(crate) struct Leaf {
-    pub dir: usize,
-    pub name: Box<[u8]>,
-    pub attrs: Attrs,
     pub body: LeafBody,
     pub more: More,
+    pub attrs: Attrs,
+    dir: u32,
+    /// Where its name ends in the text of its directory.
+    name_end: u32,
+}
+
+impl Leaf {
+    pub fn dir(&self) -> usize {
+        self.dir as usize
+    }
 }
 
 #[derive(Debug)]
@@ -60,6 +63,8 @@ pub(crate) struct Dir {
     pub more: More,
     /// Sorted by name.
     pub leaves: Range<usize>,
+    /// Names of the leaves, one after the other.
+    text: Box<[u8]>,
     /// Sorted by name.
     pub subdirs: Vec<usize>,
 }
@@ -88,6 +93,45 @@ impl Manifest {
         names.join(&b'/')
     }
 
+    pub fn name(&self, leaf: usize) -> &[u8] {
+        let l = &self.leaves[leaf];
+        let dir = &self.dirs[l.dir()];
+        let from = if leaf == dir.leaves.start {
+            0
+        } else {
+            self.leaves[leaf - 1].name_end
+        };
+        &dir.text[from as usize..l.name_end as usize]
+    }
+
+    /// The leaf of this name in a directory.
+    pub fn find_leaf(&self, dir: usize, name: &[u8]) -> Option<usize> {
+        // No slice of the names exists that could be searched.
+        let Range {
+            start: mut from,
+            end: mut to,
+        } = self.dirs[dir].leaves;
+        while from < to {
+            let middle = from + (to - from) / 2;
+            match self.name(middle).cmp(name) {
+                Ordering::Less => from = middle + 1,
+                Ordering::Equal => return Some(middle),
+                Ordering::Greater => to = middle,
+            }
+        }
+        None
+    }
+
+    /// The directory of this path below the root.
+    pub fn find_dir(&self, path: &[u8]) -> Option<usize> {
+        let mut names = path.split(|b| *b == b'/').filter(|n| !n.is_empty());
+        names.try_fold(0, |at, name| {
+            let subdirs = &self.dirs[at].subdirs;
+            let found = subdirs.binary_search_by(|i| (*self.dirs[*i].name).cmp(name));
+            found.ok().map(|i| subdirs[i])
+        })
+    }
+
     /// Drops what no glob of `include` names (none names all) or one of `exclude` does, and
     /// directories that then lead nowhere.
     pub fn keep(&mut self, include: &[String], exclude: &[String]) -> Result<(), Error> {
@@ -99,7 +143,7 @@ impl Manifest {
             let path = self.path(number);
             if chosen(&path) {
                 kept.push(number);
-                wanted[leaf.dir] = true;
+                wanted[leaf.dir()] = true;
             }
         }
         for (dir, wanted) in wanted.iter_mut().enumerate().skip(1) {
@@ -144,6 +188,13 @@ impl Manifest {
         let mut numbers = vec![0; self.dirs.len()];
         let alive = (0..self.dirs.len()).filter(|d| wanted[*d]);
         alive.enumerate().for_each(|(new, old)| numbers[old] = new);
+        let mut texts = vec![Vec::new(); self.dirs.len()];
+        let mut ends = Vec::with_capacity(kept.len());
+        for &leaf in kept {
+            let text = &mut texts[self.leaves[leaf].dir()];
+            text.extend_from_slice(self.name(leaf));
+            ends.push(text.len() as u32);
+        }
         let (dirs, leaves) = (std::mem::take(&mut self.dirs), std::mem::take(&mut self.leaves));
         let (mut leaves, mut at) = (leaves.into_iter().enumerate(), 0);
         (self.files, self.bytes) = (0, 0);
@@ -155,7 +206,7 @@ impl Manifest {
                 let Some((_, mut leaf)) = leaves.by_ref().find(|(number, _)| *number == kept[at]) else {
                     break;
                 };
-                leaf.dir = numbers[old];
+                (leaf.dir, leaf.name_end) = (numbers[old] as u32, ends[at]);
                 self.files += u64::from(!matches!(leaf.body, LeafBody::Fifo));
                 if let LeafBody::File { size, group, .. } = leaf.body
                     && (group == 0 || groups.insert(group))
@@ -167,6 +218,7 @@ impl Manifest {
             }
             if wanted[old] {
                 dir.leaves = first..self.leaves.len();
+                dir.text = std::mem::take(&mut texts[old]).into();
                 dir.parent = numbers[dir.parent];
                 dir.subdirs.retain(|d| wanted[*d]);
                 dir.subdirs.iter_mut().for_each(|d| *d = numbers[*d]);
@@ -177,7 +229,7 @@ impl Manifest {
 
     pub fn path(&self, leaf: usize) -> Vec<u8> {
         let l = &self.leaves[leaf];
-        join(&self.dir_path(l.dir), &l.name)
+        join(&self.dir_path(l.dir()), self.name(leaf))
     }
 }
 
@@ -236,6 +288,7 @@ pub(crate) fn manifest(
         }
         level = below;
     }
+    loader.out.leaves.shrink_to_fit();
     Ok(loader.out)
 }
 
@@ -264,13 +317,14 @@ impl Loader<'_> {
             if this > 0 {
                 self.out.dirs[*parent].subdirs.push(this);
             }
-            let first = self.out.leaves.len();
+            let (first, mut text) = (self.out.leaves.len(), Vec::new());
             let dir = Dir {
                 parent: *parent,
                 name: name.clone(),
                 attrs: node.attrs,
                 more: node.more,
                 leaves: first..first,
+                text: Box::default(),
                 subdirs: Vec::new(),
             };
             self.out.dirs.push(dir);
@@ -287,22 +341,25 @@ impl Loader<'_> {
                             Extents::Here(list) => list,
                             Extents::Listed(id) => {
                                 listed.push((self.out.leaves.len(), id));
-                                [].into()
+                                List::Many([].into())
                             }
                         };
                         LeafBody::File { size, group, extents }
                     }
                 };
                 self.count(&body)?;
+                // Names of one directory are at most as long as the longest tree object.
+                text.extend_from_slice(&entry.name);
                 self.out.leaves.push(Leaf {
-                    dir: this,
-                    name: entry.name,
-                    attrs: entry.attrs,
                     body,
                     more: entry.more,
+                    attrs: entry.attrs,
+                    dir: this as u32,
+                    name_end: text.len() as u32,
                 });
             }
             self.out.dirs[this].leaves.end = self.out.leaves.len();
+            self.out.dirs[this].text = text.into();
             let others = (self.out.leaves.len() + self.out.dirs.len() + below.len()) as u64 - self.out.files;
             if !plausible(self.head.files, others) {
                 return Err(Error::corrupt(
@@ -370,7 +427,7 @@ impl Loader<'_> {
             })?;
             if let LeafBody::File { extents, group, .. } = &mut self.out.leaves[*leaf].body {
                 let again = *group != 0;
-                *extents = Arc::clone(&list);
+                *extents = list.clone();
                 if !again {
                     self.count_extents(&list)?;
                 }

@@ -2,7 +2,7 @@
 //!
 //! Each worker holds one range and what it decodes it with, so their number and the length of
 //! ranges bound all of it, whatever the sizes of files. The tables (the tree, the list of
-//! chunks) grow with the workspace, about 200 bytes a file and 300 a MiB; the transfers get what
+//! chunks) grow with the workspace, about 290 bytes a file of one chunk; the transfers get what
 //! those leave.
 
 use crate::chunk::MAX_CHUNK;
@@ -21,8 +21,8 @@ pub(super) const PER_WORKER: u64 = 3 * MAX_CHUNK as u64;
 const OURSELVES: u64 = 24 << 20;
 
 /// Bytes of tables per leaf, and per chunk in the indexes or in a file.
-const LEAF: u64 = 200;
-const CHUNK: u64 = 300;
+const LEAF: u64 = 150;
+const CHUNK: u64 = 140;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Share {

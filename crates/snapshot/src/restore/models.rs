@@ -64,8 +64,8 @@ pub fn compare_models(
         }
         out.files_expected += 1;
         let looked = hands
-            .dir(&root, leaf.dir, &of)
-            .and_then(|dir| look(dir, &leaf.name, (*size, leaf.attrs.mtime), md5, &abort));
+            .dir(&root, leaf.dir(), &of)
+            .and_then(|dir| look(dir, manifest.name(number), (*size, leaf.attrs.mtime), md5, &abort));
         let name = || printable(&manifest.path(number));
         match looked {
             Ok(Found::Same) => out.files_checked += 1,

@@ -11,10 +11,9 @@
 use super::load::{LeafBody, Manifest};
 use super::survey::Survey;
 use crate::error::Error;
-use crate::index::{ChunkMap, ChunkPlace};
+use crate::index::ChunkMap;
 use crate::printable::printable;
 use crate::tree::Extent;
-use dumont_core::id::Digest;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
@@ -40,14 +39,15 @@ pub(super) enum Turn {
 
 /// One place of a chunk.
 pub(super) struct Piece {
-    pub leaf: usize,
+    pub leaf: u32,
     /// Bytes from the start of the file.
     pub at: u64,
 }
 
 pub(super) struct PlannedChunk {
-    pub place: ChunkPlace,
-    pub pieces: Range<usize>,
+    /// Its number in the [`ChunkMap`].
+    pub place: u32,
+    pub pieces: Range<u32>,
 }
 
 pub(super) enum Job {
@@ -109,12 +109,13 @@ pub(super) struct Plan {
 }
 
 struct Item {
-    turn: Turn,
-    pack: u32,
-    offset: u64,
-    id: Digest,
-    leaf: usize,
     at: u64,
+    offset: u64,
+    pack: u32,
+    /// In the [`ChunkMap`].
+    place: u32,
+    leaf: u32,
+    turn: Turn,
 }
 
 /// What a plan is made from.
@@ -134,7 +135,10 @@ pub(super) struct Wanted<'a> {
 impl Plan {
     pub fn new(wanted: &Wanted<'_>) -> Result<Self, Error> {
         let mut plan = Self::default();
-        let (mut items, mut groups) = (Vec::new(), HashMap::new());
+        // Most files are one chunk.
+        let mut items = Vec::with_capacity(wanted.manifest.leaves.len());
+        let mut groups = HashMap::new();
+        plan.remaining.reserve_exact(wanted.manifest.leaves.len());
         let (manifest, survey) = (wanted.manifest, wanted.survey);
         let ready = wanted.ready();
         let is_ready = |i: usize| ready.as_ref().is_some_and(|r| r[i]);
@@ -204,13 +208,12 @@ impl Plan {
     }
 
     fn add_jobs(&mut self, mut items: Vec<Item>, wanted: &Wanted<'_>) -> Result<(), Error> {
-        items.sort_unstable_by_key(|i| (i.pack, i.offset, i.id, i.leaf, i.at));
-        for same in items.chunk_by(|a, b| a.id == b.id && a.pack == b.pack && a.offset == b.offset) {
-            let mut places = wanted.map.places(&same[0].id);
-            let place = *places
-                .find(|p| (p.pack, p.entry.offset) == (same[0].pack, same[0].offset))
-                .ok_or_else(|| Error::internal("a planned chunk is in no index"))?;
-            let from = self.pieces.len();
+        items.sort_unstable_by_key(|i| (i.pack, i.offset, i.place, i.leaf, i.at));
+        self.pieces.reserve_exact(items.len());
+        self.chunks.reserve_exact(items.len());
+        for same in items.chunk_by(|a, b| a.place == b.place) {
+            let place = wanted.map.place(same[0].place);
+            let from = self.pieces.len() as u32;
             self.pieces.extend(same.iter().map(|i| Piece {
                 leaf: i.leaf,
                 at: i.at,
@@ -219,8 +222,8 @@ impl Plan {
             let first = same.iter().map(|i| i.turn).min().unwrap_or(Turn::Large);
             let number = self.chunks.len();
             self.chunks.push(PlannedChunk {
-                place,
-                pieces: from..self.pieces.len(),
+                place: same[0].place,
+                pieces: from..self.pieces.len() as u32,
             });
             let (start, end) = (place.entry.offset, place.entry.end());
             match self.jobs.last_mut() {
@@ -275,20 +278,22 @@ impl Wanted<'_> {
         let (mut at, mut pieces) = (0u64, 0u32);
         for (i, e) in extents.iter().enumerate() {
             if let Extent::Chunk { id, len } = e {
-                if self.map.get(id).is_none() {
+                let mut places = self.map.numbers(id).peekable();
+                if places.peek().is_none() {
                     return bad(&format!("chunk {id} is in no index"));
                 }
-                let Some(place) = self.map.places(id).find(|p| p.entry.raw_len == *len) else {
+                let Some(number) = places.find(|n| self.map.place(*n).entry.raw_len == *len) else {
                     return bad(&format!("chunk {id} is of another length in the index"));
                 };
                 if !have.is_some_and(|h| h[i]) {
+                    let place = self.map.place(number);
                     items.push(Item {
-                        turn,
-                        pack: place.pack,
-                        offset: place.entry.offset,
-                        id: *id,
-                        leaf,
                         at,
+                        offset: place.entry.offset,
+                        pack: place.pack,
+                        place: number,
+                        leaf: leaf as u32,
+                        turn,
                     });
                     pieces = pieces.saturating_add(1);
                 }

@@ -9,9 +9,9 @@
 use super::load::Manifest;
 use super::target::{Hands, unlink, unlock};
 use crate::error::Error;
-use crate::fsutil::io_at;
-use crate::scan::{LeafKind, Scan};
-use rustix::fs::{AtFlags, unlinkat};
+use crate::fsutil::{Meta, io_at};
+use crate::scan::Scan;
+use rustix::fs::{AtFlags, FileType, unlinkat};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -36,13 +36,7 @@ impl Replacement {
         let mut pairs = vec![(0, 0)];
         while let Some((here, there)) = pairs.pop() {
             let (d, s) = (&manifest.dirs[here], &scan.dirs[there]);
-            let leaf = |name: &[u8]| {
-                let names = &manifest.leaves[d.leaves.clone()];
-                names
-                    .binary_search_by(|l| (*l.name).cmp(name))
-                    .ok()
-                    .map(|i| d.leaves.start + i)
-            };
+            let leaf = |name: &[u8]| manifest.find_leaf(here, name);
             let subdir = |name: &[u8]| {
                 let found = d
                     .subdirs
@@ -50,14 +44,15 @@ impl Replacement {
                 found.ok().map(|i| d.subdirs[i])
             };
             for (i, l) in s.leaves.iter().enumerate() {
-                if let Some(number) = leaf(&l.name) {
+                let name = s.leaf_name(i);
+                if let Some(number) = leaf(name) {
                     out.exists.insert(number, (there, i));
-                } else if subdir(&l.name).is_some() || delete {
+                } else if subdir(name).is_some() || delete {
                     out.leaves.push((there, i));
                 } else {
                     continue;
                 }
-                out.freed += freed(&l.kind, &l.meta);
+                out.freed += freed(&l.meta);
             }
             for &sub in &s.subdirs {
                 let name = &scan.dirs[sub].name;
@@ -78,7 +73,7 @@ impl Replacement {
             self.trees.push(dir);
             for (i, l) in scan.dirs[dir].leaves.iter().enumerate() {
                 self.leaves.push((dir, i));
-                self.freed += freed(&l.kind, &l.meta);
+                self.freed += freed(&l.meta);
             }
             stack.extend(&scan.dirs[dir].subdirs);
         }
@@ -93,7 +88,7 @@ impl Replacement {
         let mut hands = Hands::default();
         let of = |i: usize| (scan.dirs[i].parent, scan.dirs[i].name.clone());
         for (dir, i) in &self.leaves {
-            let name = &scan.dirs[*dir].leaves[*i].name;
+            let name = scan.dirs[*dir].leaf_name(*i);
             hands
                 .dir(root, *dir, &of)
                 .and_then(|fd| unlink(fd, name).or_else(|_| unlock(fd).and_then(|()| unlink(fd, name))))
@@ -115,9 +110,9 @@ impl Replacement {
     }
 }
 
-fn freed(kind: &LeafKind, meta: &crate::fsutil::Meta) -> u64 {
-    if *kind == LeafKind::File && meta.nlink == 1 {
-        meta.allocated
+fn freed(meta: &Meta) -> u64 {
+    if meta.kind == FileType::RegularFile && meta.nlink == 1 {
+        meta.allocated()
     } else {
         0
     }

@@ -20,10 +20,10 @@ use crate::chunk::MAX_CHUNK;
 use crate::error::Error;
 use crate::events::Abort;
 use crate::extras::{self, More, xattrs};
-use crate::fsutil::{Attrs, Meta};
+use crate::fsutil::{Attrs, Meta, locate};
 use crate::scan::Scan;
 use crate::seal::Vault;
-use crate::tree::Extent;
+use crate::tree::{Extent, List};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, openat, seek};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -70,6 +70,37 @@ impl Survey {
     }
 }
 
+/// What the caches say of files that did not change since, by leaf.
+pub(super) type Remembered = HashMap<usize, (List, More)>;
+
+/// Looks for what is there of the snapshot in the machine's caches.
+pub(super) fn remembered(
+    caches: Vec<Cache>,
+    manifest: &Manifest,
+    scan: &Scan,
+    exists: &HashMap<usize, (usize, usize)>,
+) -> Remembered {
+    let mut out = Remembered::new();
+    for mut cache in caches {
+        let (started_ns, mut last) = (cache.started_ns, None);
+        let read = cache.each(&mut |path, known| {
+            let at = locate(path, &mut last, |dir| manifest.find_dir(dir));
+            let leaf = at.and_then(|(dir, name)| manifest.find_leaf(dir, name));
+            if let Some((leaf, (dir, number))) = leaf.and_then(|l| Some((l, *exists.get(&l)?)))
+                && let Some(extents) = known.unchanged(started_ns, &scan.dirs[dir].leaves[number].meta)
+            {
+                out.entry(leaf)
+                    .or_insert_with(|| (extents.clone(), known.more.clone()));
+            }
+        });
+        // What cannot be remembered is read.
+        if read.is_err() {
+            break;
+        }
+    }
+    out
+}
+
 /// What is needed to look.
 pub(super) struct Surveyor<'a> {
     pub root: &'a OwnedFd,
@@ -77,7 +108,7 @@ pub(super) struct Surveyor<'a> {
     pub scan: &'a Scan,
     /// For leaves whose name is taken: where in the scan.
     pub exists: &'a HashMap<usize, (usize, usize)>,
-    pub caches: &'a [Cache],
+    pub remembered: Remembered,
     pub vault: &'a Vault,
     pub abort: &'a Abort<'a>,
 }
@@ -111,7 +142,7 @@ impl Surveyor<'_> {
             if !first || !alone || meta.kind != FileType::RegularFile {
                 continue;
             }
-            let found = match self.remembered(leaf, meta) {
+            let found = match self.remembered.get(&leaf) {
                 Some((known, more)) => Found {
                     have: same_places(extents, known),
                     settled: xattrs(more) == xattrs(&self.manifest.leaves[leaf].more),
@@ -162,7 +193,7 @@ impl Surveyor<'_> {
 
     /// Files with several names, all of which are names of one group of the snapshot.
     fn shared_inodes(&self) -> HashMap<(u64, u64), u64> {
-        let mut names: HashMap<_, (u64, u64)> = HashMap::new();
+        let mut names: HashMap<_, (u32, u64)> = HashMap::new();
         for (&leaf, &at) in self.exists {
             let meta = self.meta(at);
             if meta.nlink > 1
@@ -188,24 +219,13 @@ impl Surveyor<'_> {
             .collect()
     }
 
-    fn remembered(&self, leaf: usize, meta: &Meta) -> Option<(&[Extent], &More)> {
-        if self.caches.is_empty() {
-            return None;
-        }
-        let path = self.manifest.path(leaf);
-        self.caches
-            .iter()
-            .find_map(|c| c.unchanged(&path, meta))
-            .map(|(extents, more)| (&**extents, more))
-    }
-
     fn same_xattrs(&self, leaf: usize, hands: &mut Hands) -> bool {
         let l = &self.manifest.leaves[leaf];
         let of = |i: usize| (self.manifest.dirs[i].parent, self.manifest.dirs[i].name.clone());
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let found = hands
-            .dir(self.root, l.dir, &of)
-            .and_then(|dir| openat(dir, &*l.name, flags, Mode::empty()))
+            .dir(self.root, l.dir(), &of)
+            .and_then(|dir| openat(dir, self.manifest.name(leaf), flags, Mode::empty()))
             .and_then(extras::read);
         // What cannot be asked is made anew.
         found.is_ok_and(|f| f == xattrs(&l.more))
@@ -228,8 +248,8 @@ impl Surveyor<'_> {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             // What cannot be read is not there: it will be replaced.
             let opened = hands
-                .dir(self.root, leaf.dir, &of)
-                .and_then(|dir| openat(dir, &*leaf.name, flags, Mode::empty()));
+                .dir(self.root, leaf.dir(), &of)
+                .and_then(|dir| openat(dir, self.manifest.name(look.leaf), flags, Mode::empty()));
             let (Ok(fd), Some((_, _, extents))) = (opened, self.file(look.leaf)) else {
                 continue;
             };

@@ -148,14 +148,14 @@ impl<'a> Target<'a> {
     /// An empty new file under the leaf's name; what was there before is gone.
     fn create_file(&self, leaf: usize, hands: &mut Hands) -> Result<OwnedFd, Error> {
         let l = &self.manifest.leaves[leaf];
-        let dir = self.open_dir(l.dir, hands)?;
+        let dir = self.open_dir(l.dir(), hands)?;
         self.clear(leaf, dir)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let create = || fs::openat(dir, &*l.name, flags, Mode::RUSR | Mode::WUSR);
+        let create = || fs::openat(dir, self.manifest.name(leaf), flags, Mode::RUSR | Mode::WUSR);
         create()
             .or_else(|e| {
                 if e == Errno::EXIST {
-                    unlink(dir, &l.name).and_then(|()| create())
+                    unlink(dir, self.manifest.name(leaf)).and_then(|()| create())
                 } else {
                     Err(e)
                 }
@@ -165,7 +165,7 @@ impl<'a> Target<'a> {
 
     fn clear(&self, leaf: usize, dir: &OwnedFd) -> Result<(), Error> {
         if self.exists.contains_key(&leaf) {
-            unlink(dir, &self.manifest.leaves[leaf].name).map_err(self.fail(leaf, "replace"))?;
+            unlink(dir, self.manifest.name(leaf)).map_err(self.fail(leaf, "replace"))?;
         }
         Ok(())
     }
@@ -200,15 +200,20 @@ impl<'a> Target<'a> {
         let LeafBody::File { size, .. } = &l.body else {
             return Err(Error::internal("what is no file was to be written in place"));
         };
-        let dir = self.open_dir(l.dir, hands)?;
+        let dir = self.open_dir(l.dir(), hands)?;
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = || fs::openat(dir, &*l.name, flags, Mode::empty());
+        let open = || fs::openat(dir, self.manifest.name(leaf), flags, Mode::empty());
         let fd = open().or_else(|e| {
             // Its owner may make a read-only file writable.
             if e != Errno::ACCESS {
                 return Err(e);
             }
-            fs::chmodat(dir, &*l.name, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+            fs::chmodat(
+                dir,
+                self.manifest.name(leaf),
+                Mode::RUSR | Mode::WUSR,
+                AtFlags::empty(),
+            )?;
             open()
         });
         let fd = fd.map_err(self.fail(leaf, "open"))?;
@@ -220,7 +225,7 @@ impl<'a> Target<'a> {
     /// Creates what has no chunks: links, fifos, files that are empty or one hole.
     pub fn create_plain(&self, leaf: usize, hands: &mut Hands) -> Result<(), Error> {
         let l = &self.manifest.leaves[leaf];
-        let (name, fail) = (&*l.name, self.fail(leaf, "create"));
+        let (name, fail) = (self.manifest.name(leaf), self.fail(leaf, "create"));
         if let LeafBody::File { size, .. } = &l.body {
             let fd = self.create_file(leaf, hands)?;
             if *size > 0 {
@@ -228,7 +233,7 @@ impl<'a> Target<'a> {
             }
             return self.finish(&fd, &l.attrs, &l.more).map_err(fail);
         }
-        let dir = self.open_dir(l.dir, hands)?;
+        let dir = self.open_dir(l.dir(), hands)?;
         self.clear(leaf, dir)?;
         let create = || match &l.body {
             LeafBody::Symlink(target) => fs::symlinkat(&**target, dir, name),
@@ -274,9 +279,9 @@ impl<'a> Target<'a> {
             return Ok(true);
         }
         if hands.file.as_ref().is_none_or(|f| f.0 != leaf) {
-            let dir = self.open_dir(l.dir, hands)?;
+            let dir = self.open_dir(l.dir(), hands)?;
             let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = fs::openat(dir, &*l.name, flags, Mode::empty()).map_err(&fail)?;
+            let fd = fs::openat(dir, self.manifest.name(leaf), flags, Mode::empty()).map_err(&fail)?;
             hands.file = Some((leaf, fd));
         }
         let Some((_, fd)) = &hands.file else {
@@ -294,13 +299,14 @@ impl<'a> Target<'a> {
     /// Makes `name` another name of the finished file `first`.
     pub fn link(&self, name: usize, first: usize, a: &mut Hands, b: &mut Hands) -> Result<(), Error> {
         let (new, old) = (&self.manifest.leaves[name], &self.manifest.leaves[first]);
-        let (new_dir, old_dir) = (self.open_dir(new.dir, a)?, self.open_dir(old.dir, b)?);
+        let (new_dir, old_dir) = (self.open_dir(new.dir(), a)?, self.open_dir(old.dir(), b)?);
         self.clear(name, new_dir)?;
-        let link = || fs::linkat(old_dir, &*old.name, new_dir, &*new.name, AtFlags::empty());
+        let (new, old) = (self.manifest.name(name), self.manifest.name(first));
+        let link = || fs::linkat(old_dir, old, new_dir, new, AtFlags::empty());
         link()
             .or_else(|e| {
                 if e == Errno::EXIST {
-                    unlink(new_dir, &new.name).and_then(|()| link())
+                    unlink(new_dir, new).and_then(|()| link())
                 } else {
                     Err(e)
                 }

@@ -12,16 +12,14 @@ use crate::cache::{Known, KnownBody};
 use crate::error::Error;
 use crate::events::Abort;
 use crate::extras::{self, More, xattrs};
-use crate::fsutil::{Attrs, Meta};
+use crate::fsutil::{Attrs, Meta, Time, join};
 use crate::printable::printable;
 use crate::seal::Vault;
 use crate::tree::Extent;
 use dumont_core::snapshot::{Validation, Verdict};
 use rustix::fs::{self, FileType, Mode, OFlags};
-use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 /// More are counted but not listed.
 const MAX_PROBLEMS: usize = 100;
@@ -45,11 +43,50 @@ pub(super) struct Check<'a> {
 struct Part {
     problems: Vec<String>,
     good: u64,
-    known: Vec<(Vec<u8>, Known)>,
+    seen: Vec<Seen>,
 }
 
-/// What a cache would remember, by path.
-pub(super) type Seen = HashMap<Vec<u8>, Known>;
+/// What a cache would remember of a leaf, besides what the manifest says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    ino: u64,
+    ctime: Time,
+    leaf: u32,
+    /// As they are here: they may not be settable on this machine.
+    uid: u32,
+    gid: u32,
+}
+
+/// Gives all that was seen to `each`, with its path, as a cache remembers it.
+pub(super) fn each_known(manifest: &Manifest, seen: &[Vec<Seen>], each: &mut dyn FnMut(&[u8], &Known)) {
+    let mut dir = (usize::MAX, Vec::new());
+    for s in seen.iter().flatten() {
+        let leaf = &manifest.leaves[s.leaf as usize];
+        if dir.0 != leaf.dir() {
+            dir = (leaf.dir(), manifest.dir_path(leaf.dir()));
+        }
+        let body = match &leaf.body {
+            LeafBody::File { size, extents, .. } => KnownBody::File {
+                size: *size,
+                extents: extents.clone(),
+            },
+            LeafBody::Symlink(target) => KnownBody::Symlink(target.clone()),
+            LeafBody::Fifo => KnownBody::Fifo,
+        };
+        let known = Known {
+            attrs: Attrs {
+                uid: s.uid,
+                gid: s.gid,
+                ..leaf.attrs
+            },
+            ctime: s.ctime,
+            ino: s.ino,
+            body,
+            more: leaf.more.clone(),
+        };
+        each(&join(&dir.1, manifest.name(s.leaf as usize)), &known);
+    }
+}
 
 /// The verdict, and what was seen on the way.
 pub(super) fn validate(
@@ -57,7 +94,7 @@ pub(super) fn validate(
     expected: u64,
     threads: usize,
     abort: &Abort<'_>,
-) -> Result<(Validation, Seen), Error> {
+) -> Result<(Validation, Vec<Vec<Seen>>), Error> {
     let n = check.manifest.dirs.len();
     let batches: Vec<Range<usize>> = (0..n).step_by(BATCH).map(|i| i..n.min(i + BATCH)).collect();
     let parts = parallel(threads, &batches, abort, |dirs| {
@@ -66,14 +103,15 @@ pub(super) fn validate(
             abort.check()?;
             check.dir(dir, &mut hands, &mut part);
         }
+        part.seen.shrink_to_fit();
         Ok(part)
     })?;
     let (mut problems, mut good) = (Vec::new(), 0);
-    let mut known = HashMap::with_capacity(check.manifest.leaves.len());
+    let mut seen = Vec::with_capacity(parts.len());
     for part in parts {
         problems.extend(part.problems);
         good += part.good;
-        known.extend(part.known);
+        seen.push(part.seen);
     }
     let missing = good != expected;
     if missing && problems.is_empty() {
@@ -92,7 +130,7 @@ pub(super) fn validate(
             files_expected: expected,
             problems,
         },
-        known,
+        seen,
     ))
 }
 
@@ -124,43 +162,41 @@ impl Check<'_> {
         }
         for leaf in m.dirs[dir].leaves.clone() {
             let l = &m.leaves[leaf];
-            let path = crate::fsutil::join(&path, &l.name);
             if self.workloads.is_some_and(|w| w[leaf]) {
                 part.good += u64::from(!matches!(l.body, LeafBody::Fifo));
                 continue;
             }
             match self.leaf(leaf, fd) {
-                Ok(known) => {
+                Ok(seen) => {
                     part.good += u64::from(!matches!(l.body, LeafBody::Fifo));
-                    part.known.push((path, known));
+                    part.seen.push(seen);
                 }
-                Err(problem) => part.problems.push(format!("{}: {problem}", printable(&path))),
+                Err(problem) => {
+                    let path = join(&path, m.name(leaf));
+                    part.problems.push(format!("{}: {problem}", printable(&path)));
+                }
             }
         }
     }
 
-    fn leaf(&self, leaf: usize, dir: &OwnedFd) -> Result<Known, String> {
-        let l = &self.manifest.leaves[leaf];
-        let meta = Meta::lstat_at(dir, &l.name).map_err(|e| e.to_string())?;
-        let (kind, body) = match &l.body {
-            LeafBody::File { size, extents, .. } => {
-                let body = KnownBody::File {
-                    size: *size,
-                    extents: Arc::clone(extents),
-                };
+    fn leaf(&self, leaf: usize, dir: &OwnedFd) -> Result<Seen, String> {
+        let (l, name) = (&self.manifest.leaves[leaf], self.manifest.name(leaf));
+        let meta = Meta::lstat_at(dir, name).map_err(|e| e.to_string())?;
+        let kind = match &l.body {
+            LeafBody::File { size, .. } => {
                 if meta.kind == FileType::RegularFile && meta.size != *size {
                     return Err(format!("{} bytes where {size} were expected", meta.size));
                 }
-                (FileType::RegularFile, body)
+                FileType::RegularFile
             }
             LeafBody::Symlink(target) => {
-                let found = fs::readlinkat(dir, &*l.name, Vec::new()).map(std::ffi::CString::into_bytes);
+                let found = fs::readlinkat(dir, name, Vec::new()).map(std::ffi::CString::into_bytes);
                 if found.as_ref().is_ok_and(|f| f[..] != target[..]) {
                     return Err("the link points somewhere else".into());
                 }
-                (FileType::Symlink, KnownBody::Symlink(target.clone()))
+                FileType::Symlink
             }
-            LeafBody::Fifo => (FileType::Fifo, KnownBody::Fifo),
+            LeafBody::Fifo => FileType::Fifo,
         };
         if meta.kind != kind {
             return Err(format!("it is a {:?} where a {kind:?} was expected", meta.kind));
@@ -179,24 +215,20 @@ impl Check<'_> {
         }
         if !xattrs(&l.more).is_empty() {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let fd = fs::openat(dir, &*l.name, flags, Mode::empty()).map_err(|e| e.to_string())?;
+            let fd = fs::openat(dir, name, flags, Mode::empty()).map_err(|e| e.to_string())?;
             self.xattrs(&fd, &l.more)?;
         }
         if self.content
             && let LeafBody::File { extents, .. } = &l.body
         {
-            self.content(dir, &l.name, extents)?;
+            self.content(dir, name, extents)?;
         }
-        // Owners are recorded as they are here: they may not be settable on this machine.
-        Ok(Known {
-            attrs: Attrs {
-                mode: l.attrs.mode,
-                ..meta.attrs
-            },
-            ctime: meta.ctime,
+        Ok(Seen {
             ino: meta.ino,
-            body,
-            more: l.more.clone(),
+            ctime: meta.ctime,
+            leaf: leaf as u32,
+            uid: meta.attrs.uid,
+            gid: meta.attrs.gid,
         })
     }
 
@@ -258,7 +290,10 @@ fn differences(expected: &Attrs, found: &Attrs) -> Vec<String> {
         let (a, b) = (found.mtime, expected.mtime);
         out.push(format!(
             "mtime {}.{:09} where {}.{:09} was expected",
-            a.sec, a.ns, b.sec, b.ns
+            { a.sec },
+            { a.ns },
+            { b.sec },
+            { b.ns }
         ));
     }
     out

@@ -7,13 +7,14 @@
 //! with many small files nothing is ever handed over.
 
 use super::Tools;
+use super::plan::{At, Content, Plan};
 use crate::error::Error;
 use crate::events::{Abort, Meter, lock};
 use crate::extras::{self, Extras, More};
 use crate::fsutil::{Meta, io_at};
 use crate::pack::Class;
 use crate::scan::{open_beneath, vanished};
-use crate::tree::Extent;
+use crate::tree::{Extent, List};
 use crate::upload::Packer;
 use dumont_core::id::Digest;
 use md5::{Digest as _, Md5};
@@ -23,7 +24,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Times a file is read before it is recorded as torn.
@@ -31,34 +32,15 @@ const ATTEMPTS: u32 = 3;
 /// Bytes; shorter holes are read as the zeros they are.
 const MIN_HOLE: u64 = 64 << 10;
 
-/// A file to read, by any of its names.
-pub(super) struct ReadJob {
-    pub paths: Vec<Vec<u8>>,
-}
-
-pub(super) enum ReadOutcome {
-    Read {
-        /// As it was when this content was read; size and extents agree.
-        meta: Meta,
-        extents: Arc<[Extent]>,
-        more: More,
-        torn: bool,
-        /// How many of the job's names were gone before one was found.
-        gone: usize,
-    },
-    Gone,
-}
-
 pub(super) struct ReadPool<'a> {
     pub root: &'a OwnedFd,
     pub shown: &'a Path,
-    pub jobs: &'a [ReadJob],
+    pub plan: &'a Plan<'a>,
     /// Ends of the names of files whose MD5 is wanted.
     pub model_files: &'a [String],
     pub packer: &'a Packer<'a>,
     pub meter: &'a Meter<'a>,
     pub abort: &'a Abort<'a>,
-    pub results: Vec<OnceLock<ReadOutcome>>,
     pub queue: Mutex<Queue>,
     pub wake: Condvar,
 }
@@ -85,6 +67,15 @@ struct Handed {
     ids: Mutex<Vec<(usize, Digest)>>,
 }
 
+/// A file that was read.
+struct Read {
+    /// As it was when this content was read; size and extents agree.
+    meta: Meta,
+    extents: List,
+    more: More,
+    torn: bool,
+}
+
 enum Work {
     Chunk(ChunkJob),
     File(usize),
@@ -107,8 +98,8 @@ impl ReadPool<'_> {
                 Work::End => return Ok(()),
                 Work::Chunk(job) => self.run_chunk(&job, &mut tools)?,
                 Work::File(i) => {
-                    let outcome = self.read_any(&self.jobs[i], &mut tools)?;
-                    _ = self.results[i].set(outcome);
+                    let job = self.plan.job(i);
+                    self.plan.found(job, self.read_any(job, &mut tools)?);
                     self.meter.add(0, 1);
                     lock(&self.queue).reading -= 1;
                 }
@@ -123,7 +114,7 @@ impl ReadPool<'_> {
             if let Some(job) = q.chunks.pop_front() {
                 return Ok(Work::Chunk(job));
             }
-            if q.next < self.jobs.len() {
+            if q.next < self.plan.jobs() {
                 q.next += 1;
                 q.reading += 1;
                 return Ok(Work::File(q.next - 1));
@@ -197,18 +188,27 @@ impl ReadPool<'_> {
         Ok(())
     }
 
-    fn read_any(&self, job: &ReadJob, tools: &mut Tools) -> Result<ReadOutcome, Error> {
-        for (gone, path) in job.paths.iter().enumerate() {
-            let fd = match self.open(path) {
+    /// Reads a file by the first of its names that is still there.
+    fn read_any(&self, job: At, tools: &mut Tools) -> Result<Content, Error> {
+        for (name, gone) in self.plan.names(job).into_iter().zip(0u32..) {
+            let path = self.plan.path(name);
+            let fd = match self.open(&path) {
                 Err(e) if vanished(e) => continue,
-                other => other.map_err(|e| io_at(self.shown, path, "open", e))?,
+                other => other.map_err(|e| io_at(self.shown, &path, "open", e))?,
             };
-            let meta = self.fstat(&fd, path)?;
+            let meta = self.fstat(&fd, &path)?;
             if meta.kind == FileType::RegularFile {
-                return self.read_settled(&fd, path, meta, gone, tools);
+                let read = self.read_settled(&fd, &path, meta, tools)?;
+                return Ok(Content::File {
+                    meta: (read.meta != *self.plan.listed(job)).then(|| Box::new(read.meta)),
+                    extents: read.extents,
+                    more: read.more,
+                    torn: read.torn,
+                    gone,
+                });
             }
         }
-        Ok(ReadOutcome::Gone)
+        Ok(Content::Gone)
     }
 
     fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
@@ -232,9 +232,8 @@ impl ReadPool<'_> {
         fd: &OwnedFd,
         path: &[u8],
         mut before: Meta,
-        gone: usize,
         tools: &mut Tools,
-    ) -> Result<ReadOutcome, Error> {
+    ) -> Result<Read, Error> {
         for attempt in 1.. {
             let (extents, md5) = self.read_once(fd, path, &before, attempt == 1, tools)?;
             let xattrs = extras::read(fd).map_err(|e| io_at(self.shown, path, "read", e))?;
@@ -243,12 +242,11 @@ impl ReadPool<'_> {
             let settled = before.same_content(&after) && read == before.size;
             if settled || attempt == ATTEMPTS {
                 before.size = read;
-                return Ok(ReadOutcome::Read {
+                return Ok(Read {
                     meta: before,
-                    extents: extents.into(),
+                    extents: extents[..].into(),
                     more: Extras::some(xattrs, md5),
                     torn: !settled,
-                    gone,
                 });
             }
             before = after;
@@ -328,7 +326,7 @@ struct Region {
 fn regions(fd: &OwnedFd, meta: &Meta) -> Result<Vec<Region>, Errno> {
     let size = meta.size;
     let (mut out, mut data_from, mut at) = (Vec::new(), 0, 0);
-    while meta.allocated < size && at < size {
+    while meta.allocated() < size && at < size {
         let data = match seek(fd, SeekFrom::Data(at)) {
             Ok(p) => p.min(size),
             Err(Errno::NXIO) => size,
