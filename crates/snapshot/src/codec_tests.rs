@@ -2,7 +2,8 @@ use super::*;
 use proptest::prelude::*;
 
 fn round_trip(raw: &[u8]) -> (Codec, usize) {
-    let mut encoder = Encoder::new().unwrap();
+    let none = Budget::default();
+    let mut encoder = Encoder::new(&none).unwrap();
     let (codec, stored) = encoder.encode(raw).unwrap();
     let mut decoder = Decoder::new().unwrap();
     assert_eq!(decoder.decode(codec, stored, raw.len() as u32).unwrap(), raw);
@@ -137,9 +138,33 @@ fn compresses_what_pays_and_nothing_else() {
 }
 
 #[test]
+fn little_is_compressed_harder() {
+    let text: Vec<u8> = noise(60_000, 9)
+        .iter()
+        .flat_map(|b| [b"let ", b"self", b".get", b"(x);", b"\n   "][usize::from(b % 5)].iter())
+        .copied()
+        .collect();
+    let budget = Budget::of(text.len() as u64);
+    let mut encoder = Encoder::new(&budget).unwrap();
+    let mut decoder = Decoder::new().unwrap();
+    let mut lengths = Vec::new();
+    for _ in 0..2 {
+        let (codec, stored) = encoder.encode(&text).unwrap();
+        let raw = decoder.decode(codec, stored, text.len() as u32).unwrap();
+        assert!(raw == text);
+        lengths.push(stored.len());
+    }
+    assert!(
+        lengths[0] < lengths[1],
+        "{lengths:?}: the budget was for one of them"
+    );
+}
+
+#[test]
 fn refuses_what_does_not_decode() {
     for raw in [vec![7; 100_000], bf16(50_000, 8), f32s(25_000, 8)] {
-        let mut encoder = Encoder::new().unwrap();
+        let none = Budget::default();
+        let mut encoder = Encoder::new(&none).unwrap();
         let (codec, stored) = encoder.encode(&raw).unwrap();
         assert_ne!(codec, Codec::Raw);
         let mut d = Decoder::new().unwrap();

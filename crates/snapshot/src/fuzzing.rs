@@ -4,7 +4,7 @@
 //! that is right.
 
 use crate::cache::{Cache, Known, KnownBody, NewCache};
-use crate::codec::{Codec, Decoder, Encoder};
+use crate::codec::{Budget, Codec, Decoder, Encoder};
 use crate::extras::Extras;
 use crate::format::digest;
 use crate::fsutil::{Attrs, Time};
@@ -94,7 +94,8 @@ pub fn chunk(data: &[u8]) {
 
 /// Whatever it is made of, a chunk comes back.
 pub fn chunk_back(data: &[u8]) {
-    let (Ok(mut encoder), Ok(mut decoder)) = (Encoder::new(), Decoder::new()) else {
+    let budget = Budget::of(data.len() as u64 % 3 * 100_000);
+    let (Ok(mut encoder), Ok(mut decoder)) = (Encoder::new(&budget), Decoder::new()) else {
         return;
     };
     if let Ok((codec, stored)) = encoder.encode(data) {
@@ -211,7 +212,7 @@ pub fn samples() -> Vec<(&'static str, Vec<u8>)> {
         .collect();
     let mut out = Vec::new();
     let mut pack = PackBuilder::new(Class::Data, Vec::new(), &Vault::default());
-    if let Ok(mut encoder) = Encoder::new() {
+    if let Ok(mut encoder) = Encoder::new(&Budget::default()) {
         for raw in [&text[..], &floats, b"short", b""] {
             if let Ok((codec, stored)) = encoder.encode(raw) {
                 let raw_len = u32::try_from(raw.len()).unwrap_or(0);

@@ -1,8 +1,8 @@
 //! `metadata.json`, in the shape of the source document.
 //!
 //! For people and for tools of the old system; a restore does not read it. Keys are
-//! [`printable`](crate::printable()) paths, times are seconds since the epoch as floats (and so
-//! rounded: the manifest has the nanoseconds).
+//! [`printable`](crate::printable()) paths, times are seconds since the epoch with their
+//! milliseconds (the manifest has the nanoseconds).
 
 use crate::bytes::Put;
 use crate::error::Error;
@@ -24,8 +24,9 @@ struct Metadata<'a, F: Fn(Each<'_>)> {
     compression: &'static str,
 }
 
+/// To the millisecond, as the document has it.
 fn seconds(t: Time) -> f64 {
-    t.sec as f64 + f64::from(t.ns) / 1e9
+    (t.sec as f64 * 1e3 + f64::from(t.ns / 1_000_000)) / 1e3
 }
 
 /// Takes a path and its mtime.
@@ -104,7 +105,7 @@ mod tests {
             b"test/file1.txt".to_vec(),
             Time {
                 sec: 1_766_230_150,
-                ns: 123_000_000,
+                ns: 123_999_999,
             },
         )];
         let taken = Time {

@@ -16,7 +16,7 @@ mod read;
 
 use crate::cache::{self, Cache, NewCache};
 use crate::chunk::Window;
-use crate::codec::Encoder;
+use crate::codec::{Budget, Encoder};
 use crate::error::Error;
 use crate::events::{Abort, Events, Meter};
 use crate::format::plausible;
@@ -42,6 +42,10 @@ use std::time::Instant;
 /// More workers than this are of no use to any network, and each costs up to 18 MB.
 const MAX_WORKERS: usize = 6;
 
+/// Bytes of an incremental snapshot that are compressed harder, a second of one core at most. Most
+/// send less than that; the first is in more of a hurry.
+const HARDER: u64 = 32 << 20;
+
 /// What to snapshot and how.
 #[derive(Debug, Clone)]
 pub struct SnapshotOptions<'a> {
@@ -66,17 +70,17 @@ pub struct SnapshotOptions<'a> {
 }
 
 /// What each worker keeps for itself.
-struct Tools {
+struct Tools<'a> {
     window: Window,
-    encoder: Encoder,
+    encoder: Encoder<'a>,
     sealed: Vec<u8>,
 }
 
-impl Tools {
-    fn new(vault: &Vault) -> Result<Self, Error> {
+impl<'a> Tools<'a> {
+    fn new(packer: &'a Packer<'_>) -> Result<Self, Error> {
         Ok(Self {
-            window: Window::new(vault.cuts()),
-            encoder: Encoder::new()?,
+            window: Window::new(packer.vault.cuts()),
+            encoder: Encoder::new(&packer.budget)?,
             sealed: Vec::new(),
         })
     }
@@ -162,7 +166,12 @@ pub fn snapshot(
     let known = base.cache.as_mut().map_or(Ok(Vec::new()), Cache::known)?;
     let vault = Vault::new(opts.key.as_ref());
     let chunks = Chunks::new(known, plan.jobs());
-    let packer = Packer::new(sink, &vault, &abort, chunks, uploads(plan.leaves(), workers));
+    let budget = Budget::of(match base.kind {
+        SnapshotType::Full => 0,
+        SnapshotType::Incremental => HARDER,
+    });
+    let uploads = uploads(plan.leaves(), workers);
+    let packer = Packer::new(sink, &vault, &abort, chunks, uploads, budget);
     let manifest = run(opts, &root, &plan, &packer, events, &abort, workers)?;
     let packed = packer.finish();
     let put = Put { sink, vault: &vault };
@@ -234,7 +243,7 @@ fn run(
         });
         let encoded = abort
             .check()
-            .and_then(|()| manifest::build(plan, packer, events, &mut Tools::new(packer.vault)?));
+            .and_then(|()| manifest::build(plan, packer, events, &mut Tools::new(packer)?));
         // Always closed, or the upload threads would wait for ever.
         let closed = packer.close();
         encoded.and_then(|m| closed.map(|()| m))

@@ -5,7 +5,7 @@
 //! that fills one more waits, with the open pack locked: so a slow store stops the readers
 //! instead of filling the memory (at most 5 × 34 MiB here, whatever the size of the workspace).
 
-use crate::codec::Codec;
+use crate::codec::{Budget, Codec};
 use crate::error::Error;
 use crate::events::{Abort, lock};
 use crate::format::digest;
@@ -93,6 +93,7 @@ pub(crate) struct Packer<'a> {
     abort: &'a Abort<'a>,
     known: Mutex<Chunks>,
     pub uploads: usize,
+    pub budget: Budget,
     data: Mutex<Option<PackBuilder>>,
     tree: Mutex<Option<PackBuilder>>,
     queue: Mutex<Queue>,
@@ -154,6 +155,7 @@ impl<'a> Packer<'a> {
         abort: &'a Abort<'a>,
         known: Chunks,
         uploads: usize,
+        budget: Budget,
     ) -> Self {
         Self {
             sink,
@@ -161,6 +163,7 @@ impl<'a> Packer<'a> {
             abort,
             known: Mutex::new(known),
             uploads,
+            budget,
             data: Mutex::new(None),
             tree: Mutex::new(None),
             queue: Mutex::default(),

@@ -42,7 +42,7 @@ pub(super) fn build(
     plan: &Plan<'_>,
     packer: &Packer<'_>,
     events: &dyn Events,
-    tools: &mut Tools,
+    tools: &mut Tools<'_>,
 ) -> Result<Manifest, Error> {
     let out = Manifest {
         root: Digest([0; 32]),

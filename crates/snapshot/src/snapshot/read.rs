@@ -92,7 +92,7 @@ impl ReadPool<'_> {
     }
 
     fn run(&self) -> Result<(), Error> {
-        let mut tools = Tools::new(self.packer.vault)?;
+        let mut tools = Tools::new(self.packer)?;
         loop {
             match self.next()? {
                 Work::End => return Ok(()),
@@ -132,7 +132,7 @@ impl ReadPool<'_> {
         }
     }
 
-    fn store(&self, raw: &[u8], tools: &mut Tools) -> Result<Digest, Error> {
+    fn store(&self, raw: &[u8], tools: &mut Tools<'_>) -> Result<Digest, Error> {
         let id = self.packer.vault.id(raw);
         if self.packer.claim(id) {
             let stored = tools.encoder.encode(raw)?;
@@ -142,7 +142,7 @@ impl ReadPool<'_> {
         Ok(id)
     }
 
-    fn run_chunk(&self, job: &ChunkJob, tools: &mut Tools) -> Result<(), Error> {
+    fn run_chunk(&self, job: &ChunkJob, tools: &mut Tools<'_>) -> Result<(), Error> {
         let id = self.store(&job.raw, tools)?;
         lock(&job.file.ids).push((job.slot, id));
         if job.file.open.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -169,7 +169,7 @@ impl ReadPool<'_> {
     }
 
     /// Waits for the chunks of one file, working on anybody's meanwhile.
-    fn wait_for(&self, file: &Handed, tools: &mut Tools) -> Result<(), Error> {
+    fn wait_for(&self, file: &Handed, tools: &mut Tools<'_>) -> Result<(), Error> {
         while file.open.load(Ordering::Acquire) > 0 {
             self.abort.check()?;
             let mut q = lock(&self.queue);
@@ -189,7 +189,7 @@ impl ReadPool<'_> {
     }
 
     /// Reads a file by the first of its names that is still there.
-    fn read_any(&self, job: At, tools: &mut Tools) -> Result<Content, Error> {
+    fn read_any(&self, job: At, tools: &mut Tools<'_>) -> Result<Content, Error> {
         for (name, gone) in self.plan.names(job).into_iter().zip(0u32..) {
             let path = self.plan.path(name);
             let fd = match self.open(&path) {
@@ -232,7 +232,7 @@ impl ReadPool<'_> {
         fd: &OwnedFd,
         path: &[u8],
         mut before: Meta,
-        tools: &mut Tools,
+        tools: &mut Tools<'_>,
     ) -> Result<Read, Error> {
         for attempt in 1.. {
             let (extents, md5) = self.read_once(fd, path, &before, attempt == 1, tools)?;
@@ -260,7 +260,7 @@ impl ReadPool<'_> {
         path: &[u8],
         meta: &Meta,
         count: bool,
-        tools: &mut Tools,
+        tools: &mut Tools<'_>,
     ) -> Result<(Vec<Extent>, Option<[u8; 16]>), Error> {
         let handed = Arc::new(Handed::default());
         let mut out = Vec::new();
