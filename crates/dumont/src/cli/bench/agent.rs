@@ -52,6 +52,8 @@ pub struct Bench {
     workspace: String,
     program: PathBuf,
     dir: PathBuf,
+    /// Ends of the names of files whose MD5 is taken.
+    pub model_files: Vec<String>,
 }
 
 /// What is known of the last snapshot.
@@ -90,6 +92,7 @@ impl Bench {
             workspace,
             program,
             dir: dir.canonicalize()?,
+            model_files: Vec::new(),
         })
     }
 
@@ -110,7 +113,7 @@ impl Bench {
             parent: before.map(|b| b.head.snapshot_id.clone()),
             full: false,
             hooks: None,
-            model_files: Vec::new(),
+            model_files: self.model_files.clone(),
             key: None,
         };
         let begin = Instant::now();

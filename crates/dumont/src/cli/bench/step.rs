@@ -44,6 +44,9 @@ pub struct StateArgs {
     /// An agent instead of the built-in one
     #[arg(long)]
     agent: Option<PathBuf>,
+    /// Take the MD5 of files whose names end like this, as workspaces do by default
+    #[arg(long, value_name = "END")]
+    model_files: Vec<String>,
 }
 
 pub async fn run(globals: &Globals, command: StepCommand) -> Result<()> {
@@ -84,7 +87,8 @@ fn store() -> Result<Arc<dyn ObjectStore>> {
 }
 
 async fn take(args: &StateArgs) -> Result<()> {
-    let bench = Bench::new(&args.state, args.agent.as_deref(), store()?, "bench".into()).await?;
+    let mut bench = Bench::new(&args.state, args.agent.as_deref(), store()?, "bench".into()).await?;
+    bench.model_files.clone_from(&args.model_files);
     let file = args.state.join("taken.json");
     let before: Option<Taken> = match fs::read(&file) {
         Ok(bytes) => Some(serde_json::from_slice(&bytes)?),
