@@ -26,5 +26,6 @@ pub mod retention;
 pub mod schedule;
 pub mod snapshot;
 pub mod spec;
+pub mod spending;
 pub mod time;
 pub mod workflow;

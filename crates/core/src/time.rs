@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+const DAY_MICROS: i64 = 86_400_000_000;
+
 /// Microseconds since 1970-01-01T00:00:00Z; shown as a UTC date and time in whole seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -16,21 +18,8 @@ pub struct Timestamp(pub i64);
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (days, second) = (
-            self.unix_seconds().div_euclid(86_400),
-            self.unix_seconds().rem_euclid(86_400),
-        );
-        // Howard Hinnant's civil_from_days, in eras of 400 years that begin in March.
-        let z = days + 719_468;
-        let (era, doe) = (z.div_euclid(146_097), z.rem_euclid(146_097));
-        let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
-        let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-        let mp = (5 * doy + 2) / 153;
-        let (day, month) = (
-            doy - (153 * mp + 2) / 5 + 1,
-            if mp < 10 { mp + 3 } else { mp - 9 },
-        );
-        let year = yoe + era * 400 + i64::from(month <= 2);
+        let (year, month, day) = self.date();
+        let second = self.unix_seconds().rem_euclid(86_400);
         let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
         write!(
             f,
@@ -51,6 +40,32 @@ impl Timestamp {
     /// Whole seconds since the epoch.
     pub fn unix_seconds(self) -> i64 {
         self.0.div_euclid(1_000_000)
+    }
+
+    /// Year, month and day, UTC.
+    fn date(self) -> (i64, i64, i64) {
+        // Howard Hinnant's civil_from_days, in eras of 400 years that begin in March.
+        let z = self.unix_seconds().div_euclid(86_400) + 719_468;
+        let (era, doe) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+        let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
+        let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+        let mp = (5 * doy + 2) / 153;
+        let (day, month) = (
+            doy - (153 * mp + 2) / 5 + 1,
+            if mp < 10 { mp + 3 } else { mp - 9 },
+        );
+        (yoe + era * 400 + i64::from(month <= 2), month, day)
+    }
+
+    /// The last midnight, UTC.
+    pub fn day_start(self) -> Self {
+        Self(self.unix_seconds().div_euclid(86_400).saturating_mul(DAY_MICROS))
+    }
+
+    /// Midnight of the first of its month, UTC.
+    pub fn month_start(self) -> Self {
+        let (_, _, day) = self.date();
+        Self(self.day_start().0.saturating_sub((day - 1) * DAY_MICROS))
     }
 
     /// Milliseconds from `earlier` to `self`; negative when `self` is the earlier one.

@@ -14,6 +14,7 @@ use dumont_core::time::Timestamp;
 use dumont_store::Store;
 use russh::keys::PrivateKey;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 use tokio::sync::{Notify, Semaphore};
@@ -51,6 +52,8 @@ pub struct App {
     pub work: Notify,
     /// Something to destroy.
     pub reap: Notify,
+    /// Instances with our label that no row knew when the reaper last looked.
+    pub orphans: AtomicU64,
     /// A workspace began or ceased to live on a machine.
     pub watch: Notify,
     /// Where the API is reached, for URLs of the embedded store that a CLI uses.

@@ -12,6 +12,7 @@ use dumont_store::{FailoverEventRow, InstanceState, NewAttempt, NewSnapshot, Wor
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::sync::OnceLock;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Bounds of waits that a person counts in seconds: boots, restores, failovers.
 const SECONDS: [f64; 14] = [
@@ -49,6 +50,15 @@ fn describe() {
     describe_gauge!("dumont_workspaces", "Workspaces now, by state");
     describe_gauge!("dumont_instances", "Instances that cost money or may, by state");
     describe_gauge!("dumont_instances_dollars_per_hour", "What they cost together");
+    describe_gauge!("dumont_spent_dollars", "What was spent in this period, UTC");
+    describe_gauge!(
+        "dumont_spending_cap_dollars",
+        "What may be spent in it; 0: no cap"
+    );
+    describe_gauge!(
+        "dumont_orphans",
+        "Instances with our label that nobody knows, when last looked for"
+    );
     describe_counter!(
         "dumont_attempts_total",
         "Attempts on machines, by outcome, stage and reason"
@@ -184,6 +194,15 @@ pub async fn render(app: &App) -> Result<String, dumont_store::Error> {
         gauge!("dumont_instances", "state" => state.as_str()).set(n as f64);
     }
     gauge!("dumont_instances_dollars_per_hour").set(open.iter().fold(0.0, |sum, row| sum + row.price));
+    let (spent, caps) = (app.store.spent(app.now()).await?, app.config.caps);
+    for (period, dollars, cap) in [
+        ("day", spent.today, caps.per_day),
+        ("month", spent.this_month, caps.per_month),
+    ] {
+        gauge!("dumont_spent_dollars", "period" => period).set(dollars);
+        gauge!("dumont_spending_cap_dollars", "period" => period).set(cap);
+    }
+    gauge!("dumont_orphans").set(app.orphans.load(Relaxed) as f64);
     if let Some(bytes) = resident_bytes() {
         gauge!("process_resident_memory_bytes").set(bytes as f64);
     }

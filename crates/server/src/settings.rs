@@ -7,6 +7,7 @@ use crate::tls::TlsFiles;
 use dumont_core::blacklist;
 use dumont_core::plan::RaceSettings;
 use dumont_core::plan::adaptive::AdaptiveSettings;
+use dumont_core::spending::Caps;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,6 +36,9 @@ pub struct ServerConfig {
     pub snapshot_every: Duration,
     /// `ATTEMPT_RETENTION_DAYS`: older attempts are only counted.
     pub attempt_retention_days: u32,
+    pub caps: Caps,
+    /// `REAPER_CEILING`: orphans destroyed in one round at most.
+    pub reaper_ceiling: usize,
     pub timing: Timing,
     /// `kind:step` at which the process kills itself, for crash drills.
     pub crash_at: Option<CrashPoint>,
@@ -76,6 +80,11 @@ pub struct Timing {
     pub reap: Duration,
     /// Between two looks for snapshots that are due.
     pub schedule: Duration,
+    /// Between two looks for instances that no row knows; each costs a listing of the whole account.
+    pub sweep: Duration,
+    /// `REAPER_GRACE_SECONDS`: how old such an instance must be. A fresh rent may be listed before
+    /// its row says so.
+    pub orphan_grace: Duration,
     /// How long an intended rent may still appear at the provider after its reply was lost.
     pub intent_grace: Duration,
 }
@@ -89,6 +98,8 @@ impl Default for Timing {
             lease: Duration::from_secs(15),
             reap: Duration::from_secs(10),
             schedule: Duration::from_secs(10),
+            sweep: Duration::from_secs(60),
+            orphan_grace: Duration::from_secs(120),
             intent_grace: Duration::from_secs(60),
         }
     }

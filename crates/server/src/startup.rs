@@ -271,6 +271,7 @@ async fn assemble(
         work: Notify::new(),
         reap: Notify::new(),
         watch: Notify::new(),
+        orphans: std::sync::atomic::AtomicU64::new(0),
         public_url: public_url(&config, addr),
         stopping: CancellationToken::new(),
         config,

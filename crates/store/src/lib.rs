@@ -30,6 +30,7 @@ mod recent;
 mod rollup;
 mod schedule;
 mod snapshot;
+mod spending;
 mod standing;
 mod summary;
 mod token;
@@ -52,6 +53,7 @@ pub use recent::GuardVote;
 pub use rollup::{Rollup, word_of};
 pub use schedule::Idle;
 pub use snapshot::{NewSnapshot, SnapshotRow, SnapshotState};
+pub use spending::SpentBy;
 pub use standing::{Conditions, Priors, Standings};
 pub use summary::Summary;
 pub use token::TokenRow;
@@ -158,6 +160,7 @@ pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, en
         ("rollup", rollup::STATEMENTS),
         ("schedule", schedule::STATEMENTS),
         ("snapshot", snapshot::STATEMENTS),
+        ("spending", spending::STATEMENTS),
         ("standing", standing::STATEMENTS),
         ("summary", summary::STATEMENTS),
         ("token", token::STATEMENTS),

@@ -146,6 +146,46 @@ pub struct Instance {
     pub created_at: Timestamp,
 }
 
+/// `GET /instances/orphans`: one that carries this controller's label, and no row of it.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Orphan {
+    pub provider: String,
+    /// The provider's id of the contract.
+    pub instance_id: String,
+    pub machine_id: String,
+    pub label: String,
+    /// Dollars per hour.
+    pub price: f64,
+}
+
+/// `GET /spending`. Dollars, by UTC's days and months.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spending {
+    pub today: f64,
+    pub this_month: f64,
+    /// What all that is rented costs now.
+    pub per_hour: f64,
+    /// `SPENDING_CAP_PER_DAY`; 0 is no cap.
+    pub cap_per_day: f64,
+    /// `SPENDING_CAP_PER_MONTH`; 0 is no cap.
+    pub cap_per_month: f64,
+    /// The most expensive first, the 500 first of them.
+    pub workspaces: Vec<WorkspaceSpending>,
+    /// Instances with this controller's label that nobody knows, when last looked for.
+    pub orphans: u64,
+}
+
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkspaceSpending {
+    pub workspace: String,
+    pub today: f64,
+    pub this_month: f64,
+    pub per_hour: f64,
+}
+
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {

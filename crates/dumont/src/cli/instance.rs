@@ -2,12 +2,30 @@
 
 use super::workspace::gpu;
 use crate::config::Globals;
+use crate::fail::usage;
 use crate::output;
 use anyhow::Result;
+use clap::Args;
 use dumont_core::id::RentLabel;
-use dumont_wire::rest::Instance;
+use dumont_wire::rest::{Instance, Orphan};
 
-pub async fn run(globals: &Globals) -> Result<()> {
+#[derive(Debug, Args)]
+pub struct InstancesArgs {
+    /// Those that carry this server's label and belong to no workspace; asks the providers
+    #[arg(long)]
+    orphans: bool,
+    /// Destroy these, however many they are
+    #[arg(long, requires = "orphans")]
+    destroy: bool,
+    /// Do not ask
+    #[arg(long, requires = "destroy")]
+    yes: bool,
+}
+
+pub async fn run(globals: &Globals, args: &InstancesArgs) -> Result<()> {
+    if args.orphans {
+        return orphans(globals, args).await;
+    }
     let all: Vec<Instance> = globals.client()?.list("/instances").await?;
     if globals.json {
         return output::json(&all);
@@ -56,5 +74,50 @@ pub async fn run(globals: &Globals) -> Result<()> {
         "{}, ${total:.3} per hour",
         output::count(all.len() as u64, "instance")
     ));
+    Ok(())
+}
+
+async fn orphans(globals: &Globals, args: &InstancesArgs) -> Result<()> {
+    let client = globals.client()?;
+    let found: Vec<Orphan> = client.get("/instances/orphans").await?;
+    if !args.destroy {
+        return show(globals, &found, "Every instance belongs to a workspace.");
+    }
+    if !found.is_empty() && !args.yes {
+        show(globals, &found, "")?;
+        let question = format!("Destroy {}?", output::count(found.len() as u64, "instance"));
+        if !super::confirm(&question)? {
+            return Err(usage(
+                "nothing was destroyed",
+                "give --yes to destroy without being asked",
+            ));
+        }
+    }
+    let gone: Vec<Orphan> = client.delete("/instances/orphans").await?;
+    show(globals, &gone, "There was nothing to destroy.")?;
+    if gone.len() < found.len() {
+        output::note("Not all are gone yet: the server goes on, or run this again.");
+    }
+    Ok(())
+}
+
+fn show(globals: &Globals, orphans: &[Orphan], none: &str) -> Result<()> {
+    if globals.json {
+        return output::json(&orphans);
+    }
+    if orphans.is_empty() {
+        output::note(none);
+        return Ok(());
+    }
+    let row = |o: &Orphan| {
+        vec![
+            format!("{}:{}", o.provider, o.instance_id),
+            format!("{}:{}", o.provider, o.machine_id),
+            o.label.clone(),
+            format!("{:.3}", o.price),
+        ]
+    };
+    let rows: Vec<_> = orphans.iter().map(row).collect();
+    output::table(&["INSTANCE", "MACHINE", "LABEL", "$/H"], &[3], &rows);
     Ok(())
 }

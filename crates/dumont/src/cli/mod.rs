@@ -18,6 +18,7 @@ pub mod serve;
 mod simulate;
 mod snapshot;
 mod spec;
+mod spending;
 mod ssh;
 mod token;
 mod workspace;
@@ -72,7 +73,9 @@ enum Command {
     /// The machines met so far, and how reliable they were
     Machines,
     /// Everything that is rented now
-    Instances,
+    Instances(instance::InstancesArgs),
+    /// What was spent today and this month, and the caps
+    Spending,
     /// Make, list and revoke API tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -116,7 +119,8 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Offers(a) => offers::run(globals, &a).await,
         Command::History(c) => history::run(globals, c).await,
         Command::Machines => machine::run(globals).await,
-        Command::Instances => instance::run(globals).await,
+        Command::Instances(a) => instance::run(globals, &a).await,
+        Command::Spending => spending::run(globals).await,
         Command::Token(c) => token::run(globals, c).await,
         Command::Doctor(a) => doctor::run(globals, a).await,
         Command::Config(c) => config::run(globals, &c),

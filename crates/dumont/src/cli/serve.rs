@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use dumont_agent_embed::{AGENT_DIGEST, AGENT_GZ};
 use dumont_core::history::Reason;
+use dumont_core::spending::Caps;
 use dumont_server::objects::s3::S3Config;
 use dumont_server::providers::vast::VastConfig;
 use dumont_server::tls::TlsFiles;
@@ -118,7 +119,15 @@ pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
         snapshot_every: Duration::from_secs(
             60 * settings.required::<u64>("PERIODIC_SNAPSHOT_INTERVAL_MINUTES")?,
         ),
-        timing: Timing::default(),
+        caps: Caps {
+            per_day: settings.required("SPENDING_CAP_PER_DAY")?,
+            per_month: settings.required("SPENDING_CAP_PER_MONTH")?,
+        },
+        reaper_ceiling: settings.required("REAPER_CEILING")?,
+        timing: Timing {
+            orphan_grace: Duration::from_secs(settings.required("REAPER_GRACE_SECONDS")?),
+            ..Timing::default()
+        },
         crash_at: None,
     })
 }

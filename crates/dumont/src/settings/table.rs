@@ -28,6 +28,7 @@ enum Check {
     Anything,
     Whole(u64, u64),
     Share,
+    Dollars,
     Address,
     OneOf(&'static [&'static str]),
     /// Words of a-z, 0-9 and _ with commas between them.
@@ -70,6 +71,14 @@ const fn whole(name: &'static str, within: RangeInclusive<u64>, about: &'static 
 const fn share(name: &'static str, about: &'static str) -> Setting {
     Setting {
         check: Check::Share,
+        ..text(name, about)
+    }
+}
+
+/// A number of 0 or more.
+const fn dollars(name: &'static str, about: &'static str) -> Setting {
+    Setting {
+        check: Check::Dollars,
         ..text(name, about)
     }
 }
@@ -233,6 +242,28 @@ pub const SETTINGS: &[Setting] = &[
         "attempts older than this are only counted",
     )
     .or("180"),
+    dollars(
+        "SPENDING_CAP_PER_DAY",
+        "nothing is rented that would cost more in a UTC day; 0: no cap",
+    )
+    .or("100"),
+    dollars(
+        "SPENDING_CAP_PER_MONTH",
+        "nothing is rented that would cost more in a UTC month; 0: no cap",
+    )
+    .or("1000"),
+    whole(
+        "REAPER_CEILING",
+        0..=1_000,
+        "instances nobody knows that are destroyed at once; more raise an alarm",
+    )
+    .or("20"),
+    whole(
+        "REAPER_GRACE_SECONDS",
+        60..=86_400,
+        "how old such an instance must be",
+    )
+    .or("120"),
 ];
 
 impl Setting {
@@ -260,6 +291,10 @@ impl Setting {
             Check::Share => match text.parse::<f64>() {
                 Ok(n) if (0.0..=1.0).contains(&n) => Ok(()),
                 _ => Err(wrong(name, value, "must be a number from 0 to 1, e.g. 0.3")),
+            },
+            Check::Dollars => match text.parse::<f64>() {
+                Ok(n) if n.is_finite() && n >= 0.0 => Ok(()),
+                _ => Err(wrong(name, value, "must be dollars, 0 or more, e.g. 25.50")),
             },
             Check::OneOf(words) if words.contains(&text) => Ok(()),
             Check::OneOf(words) => Err(wrong(

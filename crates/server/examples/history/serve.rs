@@ -35,6 +35,8 @@ impl Served {
             attempt_retention_days: 180,
             snapshot_every: Duration::ZERO,
             blacklist: Default::default(),
+            caps: Default::default(),
+            reaper_ceiling: 20,
             timing: Default::default(),
             crash_at: None,
         };

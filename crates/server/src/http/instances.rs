@@ -1,12 +1,15 @@
 //! `/instances`: everything that is rented now and costs money.
 
-use super::error::ApiResult;
+use super::error::{ApiError, ApiResult};
 use super::params::{Params, limit};
 use crate::app::App;
+use crate::reconcilers::reaper;
+use crate::workflows::search::provider_words;
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use dumont_store::InstanceRow;
-use dumont_wire::rest::{Instance, Page, PageQuery};
+use dumont_wire::rest::{Instance, Orphan, Page, PageQuery};
 use std::sync::Arc;
 
 /// Everything that is rented now and costs money.
@@ -34,6 +37,54 @@ pub async fn list(
         items: items.into_iter().map(|(_, i)| i).collect(),
         next,
     }))
+}
+
+/// Instances at the providers that carry this controller's label and that it does not know: left by
+/// a crash, or by a database that was lost. Asks the providers.
+#[utoipa::path(
+    get,
+    path = "/instances/orphans",
+    tag = "instances",
+    responses((status = 200, description = "All of them", body = Vec<Orphan>)),
+)]
+pub async fn orphans(State(app): State<Arc<App>>) -> ApiResult<Json<Vec<Orphan>>> {
+    Ok(Json(found(&app).await?))
+}
+
+/// Destroys them, however many they are: the reaper's own rounds stop at a ceiling. Answers with
+/// those that were destroyed; safe to repeat.
+#[utoipa::path(
+    delete,
+    path = "/instances/orphans",
+    tag = "instances",
+    responses((status = 200, description = "Those that were destroyed", body = Vec<Orphan>)),
+)]
+pub async fn destroy_orphans(State(app): State<Arc<App>>) -> ApiResult<Json<Vec<Orphan>>> {
+    let mut gone = Vec::new();
+    for orphan in found(&app).await? {
+        if reaper::destroy(&app, &orphan.provider, &orphan.instance_id).await {
+            gone.push(orphan);
+        }
+    }
+    Ok(Json(gone))
+}
+
+async fn found(app: &App) -> Result<Vec<Orphan>, ApiError> {
+    let mut all = Vec::new();
+    for (provider, market) in &app.markets {
+        let orphans = reaper::orphans(app, market).await.map_err(|error| {
+            let (code, hint) = provider_words(&error);
+            ApiError::new(StatusCode::BAD_GATEWAY, code, error.to_string(), hint)
+        })?;
+        all.extend(orphans.into_iter().map(|i| Orphan {
+            provider: (*provider).to_owned(),
+            instance_id: i.instance_id,
+            machine_id: i.machine_id,
+            label: i.label.unwrap_or_default(),
+            price: i.price,
+        }));
+    }
+    Ok(all)
 }
 
 /// `None` while the provider has not given it an id.

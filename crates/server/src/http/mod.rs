@@ -15,6 +15,7 @@ pub mod offers;
 pub mod openapi;
 pub mod params;
 pub mod snapshots;
+pub mod spending;
 pub mod tokens;
 pub mod workflows;
 pub mod workspaces;
@@ -91,6 +92,8 @@ fn api_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(history::machines::problematic))
         .routes(routes!(history::machines::reliable))
         .routes(routes!(instances::list))
+        .routes(routes!(instances::orphans, instances::destroy_orphans))
+        .routes(routes!(spending::show))
         .routes(routes!(offers::list))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))

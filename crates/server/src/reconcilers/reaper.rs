@@ -8,26 +8,21 @@
 
 use crate::app::{App, Market};
 use crate::providers::budget::as_class;
+use crate::providers::{ProviderError, ProviderInstance};
 use crate::workflows::dispose::{self, DisposeError};
 use dumont_core::budget::Class;
 use dumont_core::id::RentLabel;
 use dumont_core::workflow::Status;
 use dumont_store::{Error as StoreError, InstanceRow, InstanceState};
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::select;
 use tokio::time::Instant;
 
-/// Orphans destroyed in one round at most.
-const CEILING: usize = 20;
-/// Between two looks for instances that no row knows; each costs a listing of the whole account.
-const SWEEP: Duration = Duration::from_secs(60);
 /// A listing that takes long is not begun again before this many times its length: what the
 /// account may list is for those who wait for a machine.
 const SWEEP_SHARE: u32 = 10;
-/// A fresh rent may be listed before its row says so.
-const YOUNG: Duration = Duration::from_secs(120);
 
 /// Runs until the server stops.
 pub async fn run(app: Arc<App>) {
@@ -40,7 +35,8 @@ pub async fn run(app: Arc<App>) {
         if swept.is_none_or(|(at, rest)| at.elapsed() >= rest) {
             let began = Instant::now();
             as_class(Class::Normal, sweep(&app)).await;
-            swept = Some((Instant::now(), SWEEP.max(began.elapsed() * SWEEP_SHARE)));
+            let rest = app.config.timing.sweep.max(began.elapsed() * SWEEP_SHARE);
+            swept = Some((Instant::now(), rest));
         }
         select! {
             () = app.stopping.cancelled() => return,
@@ -107,29 +103,36 @@ async fn disowned(app: &App, row: &InstanceRow) -> Result<bool, StoreError> {
     Ok(app.store.running_workflow(&row.workspace_id).await?.is_none())
 }
 
-/// Looks at the provider for instances of ours that no row knows.
+/// Looks at the providers for instances of ours that no row knows.
 async fn sweep(app: &App) {
+    let mut count = 0;
     for market in app.markets.values() {
-        let listed = match market.listing.whole(Instant::now()).await {
-            Ok(listed) => listed,
-            Err(error) => {
-                tracing::warn!(%error, "cannot list instances; nothing is concluded from that");
-                continue;
+        match orphans(app, market).await {
+            Ok(found) => {
+                count += found.len() as u64;
+                destroy_some(app, market, &found).await;
             }
-        };
-        let mut orphans = Vec::new();
-        for instance in listed.iter() {
-            let Some(label) = instance.label.as_deref().and_then(RentLabel::parse) else {
-                continue;
-            };
-            if label.controller == app.controller_id
-                && let Ok(true) = unknown(app, &label, &instance.instance_id).await
-            {
-                orphans.push(instance.instance_id.clone());
-            }
+            Err(error) => tracing::warn!(%error, "cannot list instances; nothing is concluded from that"),
         }
-        destroy_orphans(market, &orphans).await;
     }
+    app.orphans.store(count, Relaxed);
+}
+
+/// Instances that carry this controller's label and are nobody's.
+pub async fn orphans(app: &App, market: &Market) -> Result<Vec<ProviderInstance>, ProviderError> {
+    let listed = market.listing.whole(Instant::now()).await?;
+    let mut orphans = Vec::new();
+    for instance in listed.iter() {
+        let Some(label) = instance.label.as_deref().and_then(RentLabel::parse) else {
+            continue;
+        };
+        if label.controller == app.controller_id
+            && let Ok(true) = unknown(app, &label, &instance.instance_id).await
+        {
+            orphans.push(instance.clone());
+        }
+    }
+    Ok(orphans)
 }
 
 /// Does no row stand for this instance? A row that says it is gone does not, nor one that says
@@ -142,7 +145,7 @@ async fn unknown(app: &App, label: &RentLabel, listed_id: &str) -> Result<bool, 
         .map(|u| u.timestamp_ms())
         .unwrap_or(0);
     let age = (app.now().0 / 1000).unsigned_abs().saturating_sub(born);
-    if Duration::from_millis(age) < YOUNG {
+    if Duration::from_millis(age) < app.config.timing.orphan_grace {
         return Ok(false);
     }
     Ok(match app.store.instance_by_label(&label.to_string()).await? {
@@ -154,23 +157,38 @@ async fn unknown(app: &App, label: &RentLabel, listed_id: &str) -> Result<bool, 
     })
 }
 
-async fn destroy_orphans(market: &Market, orphans: &[String]) {
-    if orphans.len() > CEILING {
+/// Many at once mean that we are wrong, e.g. look at the database of yesterday: a person decides.
+async fn destroy_some(app: &App, market: &Market, orphans: &[ProviderInstance]) {
+    let ceiling = app.config.reaper_ceiling;
+    if orphans.len() > ceiling {
         tracing::error!(
             count = orphans.len(),
-            ceiling = CEILING,
-            "too many instances carry our label without a row; nothing is destroyed, look into it"
+            ceiling,
+            "too many instances carry our label without a row; nothing is destroyed: see `dumont instances --orphans`"
         );
         return;
     }
-    let mut failures: HashMap<&str, String> = HashMap::new();
-    for id in orphans {
-        tracing::warn!(instance = %id, "destroying an instance of ours that no workspace knows");
-        if let Err(error) = market.provider.destroy(id).await {
-            failures.insert(id, error.to_string());
-        }
+    for orphan in orphans {
+        destroy(app, market.provider.name(), &orphan.instance_id).await;
     }
-    if !failures.is_empty() {
-        tracing::warn!(?failures, "some orphans could not be destroyed yet");
+}
+
+/// Destroys one and sees that it is gone. What is not gone is found again by the next look.
+pub async fn destroy(app: &App, provider: &str, instance_id: &str) -> bool {
+    let Some(market) = app.market(provider) else {
+        return false;
+    };
+    tracing::warn!(instance = %instance_id, "destroying an instance of ours that no workspace knows");
+    let gone = async {
+        market.provider.destroy(instance_id).await?;
+        Ok(market.provider.get(instance_id).await?.is_none())
+    };
+    match gone.await {
+        Ok(gone) => gone,
+        Err(error) => {
+            let error: ProviderError = error;
+            tracing::warn!(instance = %instance_id, %error, "an orphan could not be destroyed yet");
+            false
+        }
     }
 }

@@ -19,6 +19,7 @@ use dumont_core::id::RentLabel;
 use dumont_core::offer::Offer;
 use dumont_core::plan::adaptive::{self, AdaptiveSettings, Bet};
 use dumont_core::plan::{self, Move, RaceSettings};
+use dumont_core::spending::Over;
 use dumont_store::{Conditions, InstanceRow, InstanceState, NewAttempt, NewInstance};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -126,6 +127,8 @@ struct Race<'a> {
     ended: mpsc::Sender<Ended>,
     ends: mpsc::Receiver<Ended>,
     account: Option<ProviderError>,
+    /// The spending cap that ends the renting.
+    capped: Option<Over>,
 }
 
 pub async fn run(run: &mut Run) -> StepResult {
@@ -147,6 +150,7 @@ pub async fn run(run: &mut Run) -> StepResult {
         ended,
         ends,
         account: None,
+        capped: None,
     };
     race.pick_up().await?;
     let winner = race.until_won().await?;
@@ -196,8 +200,9 @@ impl Race<'_> {
     }
 
     fn next_move(&self) -> Move {
-        // An account that is out of credit rents nothing more.
-        let open = |o: &&Offer| self.account.is_none() && !self.tried.contains(&o.machine.machine_id);
+        // An account that is out of credit rents nothing more, nor one at its cap.
+        let may = self.account.is_none() && self.capped.is_none();
+        let open = |o: &&Offer| may && !self.tried.contains(&o.machine.machine_id);
         match &self.plan {
             Plan::Fixed(settings) => {
                 let left = self.offers.iter().filter(open).count();
@@ -244,6 +249,13 @@ impl Race<'_> {
         let Some(offer) = open.find(|o| !tried.contains(&o.machine.machine_id)).cloned() else {
             return Ok(());
         };
+        let app = &self.run.app;
+        let spent = app.store.spent(app.now()).await?;
+        if let Err(over) = app.config.caps.allow(&spent, offer.price) {
+            self.run.say(format!("nothing more is rented: {over}")).await;
+            self.capped = Some(over);
+            return Ok(());
+        }
         let provider = self.run.market(&offer.machine.provider)?.provider.clone();
         let turn = self
             .turn
@@ -266,9 +278,9 @@ impl Race<'_> {
     }
 
     async fn rent(&mut self, offer: Offer) -> Result<(), StepError> {
+        let app = &self.run.app;
         self.tried.insert(offer.machine.machine_id.clone());
         self.last_rent = Some(Instant::now());
-        let app = &self.run.app;
         let key = Ulid::generate().to_string();
         let label = RentLabel {
             controller: app.controller_id.clone(),
@@ -540,6 +552,13 @@ impl Race<'_> {
     fn exhausted(&self) -> StepError {
         if let Some(error) = &self.account {
             return provider_failure(error);
+        }
+        if let Some(over) = &self.capped {
+            return StepError::failed(
+                "spending_cap",
+                over.to_string(),
+                "raise SPENDING_CAP_PER_DAY or SPENDING_CAP_PER_MONTH, or delete what is not needed: `dumont spending` shows what costs what",
+            );
         }
         let reasons: Vec<String> = self
             .lanes

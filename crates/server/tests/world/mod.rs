@@ -35,6 +35,8 @@ pub struct World {
     /// Zero: none are taken unasked.
     pub snapshot_every: Duration,
     pub blacklist: dumont_core::blacklist::Settings,
+    pub caps: dumont_core::spending::Caps,
+    pub reaper_ceiling: usize,
     /// Where objects go; none is the embedded store.
     pub s3: Option<S3Config>,
     /// What machines get.
@@ -106,6 +108,8 @@ impl World {
             race: Default::default(),
             snapshot_every: Duration::ZERO,
             blacklist: Default::default(),
+            caps: Default::default(),
+            reaper_ceiling: 20,
             s3,
             agent: AgentBinary {
                 gz: dumont_agent_embed::AGENT_GZ,
@@ -133,6 +137,8 @@ impl World {
             attempt_retention_days: 180,
             snapshot_every: self.snapshot_every,
             blacklist: self.blacklist.clone(),
+            caps: self.caps,
+            reaper_ceiling: self.reaper_ceiling,
             timing: self.timing.clone(),
             crash_at: None,
         }

@@ -20,6 +20,7 @@ mod scores;
 mod sharing;
 mod small;
 mod snapshots;
+mod spending;
 mod workflows;
 
 use fixture::Fixture;
@@ -98,6 +99,8 @@ on_every_engine! {
         an_import_into_a_draft_has_no_instance,
         newest_first_in_pages,
         a_visible_one_is_never_replaced;
+    spending:
+        every_hour_of_this_month_is_counted_once;
     workflows:
         each_is_claimed_once,
         an_expired_lease_gives_a_higher_fence,
