@@ -2,9 +2,12 @@
 
 mod world;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use world::World;
+use world::bucket::InProcess;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_machine_is_replaced_and_every_byte_is_back() {
@@ -44,19 +47,7 @@ async fn a_lost_machine_is_replaced_and_every_byte_is_back() {
     );
 
     // The document's MD5 of model files comes when nobody waits for it any more.
-    let path = format!("/failovers/{}", event["id"].as_str().unwrap());
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    let models = loop {
-        let models = world.get(&path).await["model_files"].clone();
-        if !models.is_null() {
-            break models;
-        }
-        assert!(
-            std::time::Instant::now() < deadline,
-            "model files were never compared"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    };
+    let models = compared(&world, &event).await;
     assert_eq!(models["validation"], "ok", "{models:#}");
     assert_eq!(
         (&models["files_checked"], &models["files_expected"]),
@@ -87,6 +78,46 @@ async fn a_lost_machine_is_replaced_and_every_byte_is_back() {
     assert_eq!(status, 202);
     world.done(&started["workflow_id"]).await;
     world.settles_at(0).await;
+}
+
+/// What the comparison of model files found, once there is an answer.
+async fn compared(world: &World, event: &Value) -> Value {
+    let path = format!("/failovers/{}", event["id"].as_str().unwrap());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let models = world.get(&path).await["model_files"].clone();
+        if !models.is_null() {
+            return models;
+        }
+        assert!(Instant::now() < deadline, "model files were never compared");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn model_files_are_compared_although_the_server_was_restarted() {
+    let bucket = InProcess::start().await;
+    let mut world = World::on_bucket(bucket.config()).await;
+    let workspace = world.deployed("late").await;
+    let first = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
+    let dir = world.workspace_dir(&first).await;
+    fs::write(dir.join("w.safetensors"), vec![7_u8; 1 << 20]).unwrap();
+    let taken = world.post("/workspaces/late/snapshots", json!({})).await;
+    world.done(&taken["workflow_id"]).await;
+    // No comparison ends before the server does.
+    bucket.slow.store(1_500, Ordering::SeqCst);
+    world.kill(&first).await;
+    let event = world.failed_over("late").await;
+    assert!(event["model_files"].is_null(), "{event:#}");
+    world.stop_server().await;
+    bucket.slow.store(0, Ordering::SeqCst);
+    world.start_server().await;
+    let models = compared(&world, &event).await;
+    assert_eq!(
+        (&models["validation"], &models["files_checked"]),
+        (&json!("ok"), &json!(1)),
+        "{models:#}"
+    );
 }
 
 /// `AllowTcpForwarding no`: the agent carries the embedded store's bytes itself.
