@@ -74,6 +74,31 @@ fn round_trips() {
 }
 
 #[test]
+fn a_cache_of_version_2_is_read() {
+    // Its entries lie in the order of a hash map.
+    let file = File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/version-2/cache")).unwrap();
+    let (mut cache, mut paths) = (Cache::open("c", file).unwrap(), Vec::new());
+    let known = cache.known().unwrap();
+    cache
+        .each(&mut |path, k| {
+            assert!(k.chunks().all(|id| known.contains(id)));
+            paths.push(String::from_utf8(path.to_vec()).unwrap());
+        })
+        .unwrap();
+    paths.sort();
+    let all = [
+        "empty",
+        "hole",
+        "link",
+        "sub/again",
+        "sub/floats",
+        "sub/noise",
+        "text",
+    ];
+    assert_eq!(paths, all);
+}
+
+#[test]
 fn entries_longer_than_what_is_read_at_once() {
     let extents: Vec<_> = (0..200_000u32)
         .map(|n| Extent::Chunk {
