@@ -80,6 +80,15 @@ async fn a_machine_stuck_in_loading_is_given_up_in_time() {
     fails_first(&world, &workflow, Outcome::Failed, Stage::Boot, "boot_timeout").await;
 }
 
+/// Its status says why, while it stays `created`: nobody waits for the end of the boot's time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_cannot_be_made_is_given_up_at_the_providers_word() {
+    let world = World::instant().await;
+    world.arm(json!({ "fault": "boot_fails" })).await;
+    let workflow = deploy(&world, "w").await;
+    fails_first(&world, &workflow, Outcome::Failed, Stage::Boot, "hardware_error").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_ssh_port_counts_against_the_machine() {
     let world = World::instant().await;

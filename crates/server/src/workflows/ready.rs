@@ -159,6 +159,12 @@ async fn look(
             Err(_) => return Ok(None),
         },
     };
+    // It says so itself, and stays in that state for ever.
+    if instance.status == InstanceStatus::Starting
+        && let Some(reason) = will_not_start(&instance)
+    {
+        return Err(failed(reason, words(&instance)));
+    }
     match instance.status {
         InstanceStatus::Running | InstanceStatus::Starting | InstanceStatus::Unknown => Ok(Some(instance)),
         InstanceStatus::Stopped => Err(failed(stopped_reason(&instance), words(&instance))),
@@ -166,20 +172,21 @@ async fn look(
     }
 }
 
-/// A wrong image is ours, not the host's.
 fn stopped_reason(instance: &ProviderInstance) -> Reason {
-    let text = instance
-        .status_message
-        .as_deref()
-        .unwrap_or_default()
-        .to_ascii_lowercase();
-    if ["manifest unknown", "pull access denied", "not found: manifest"]
-        .iter()
-        .any(|w| text.contains(w))
-    {
-        Reason::ImageError
+    will_not_start(instance).unwrap_or(Reason::Other("stopped_while_booting".into()))
+}
+
+/// Why its container cannot be made, where the provider says it. A wrong image is ours, not the
+/// host's.
+fn will_not_start(instance: &ProviderInstance) -> Option<Reason> {
+    let text = instance.status_message.as_deref()?.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|w| text.contains(w));
+    if says(&["manifest unknown", "pull access denied", "not found: manifest"]) {
+        Some(Reason::ImageError)
+    } else if says(&["oci runtime create failed"]) {
+        Some(Reason::HardwareError)
     } else {
-        Reason::Other("stopped_while_booting".into())
+        None
     }
 }
 
