@@ -19,6 +19,7 @@ mod bucket;
 #[allow(dead_code, reason = "the drill uses the rest")]
 mod compare;
 mod procs;
+#[path = "../proxy/mod.rs"]
 mod proxy;
 mod run;
 mod tree;

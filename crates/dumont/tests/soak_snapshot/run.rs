@@ -10,7 +10,7 @@ use crate::agents;
 use crate::bucket::{self, InProcess, Weed};
 use crate::compare::{self, Tree};
 use crate::procs;
-use crate::proxy::{Proxy, Weather};
+use crate::proxy::{Fault, Proxy, Request, Weather};
 use crate::tree;
 use crate::world::{Run as Done, World};
 use dumont_server::objects::s3::S3Config;
@@ -195,7 +195,9 @@ impl<'a> Run<'a> {
     }
 
     fn storm(&mut self) {
-        let weather = Weather::new(self.dice.random(), self.permille, self.rot);
+        let rot = self.rot;
+        let faults = move |dice: &mut StdRng, request: &Request| of_a_bucket(dice, request, rot);
+        let weather = Weather::new(self.dice.random(), self.permille, faults);
         self.place.proxy.set(Some(weather));
     }
 
@@ -540,4 +542,30 @@ struct Damage {
 
 fn text(e: impl std::fmt::Display) -> String {
     e.to_string()
+}
+
+/// What happens on the way to a bucket; `rot` allows to damage what is sent up.
+fn of_a_bucket(dice: &mut StdRng, request: &Request, rot: bool) -> Option<Fault> {
+    let of_an_object = ["/packs/", "/indexes/"]
+        .iter()
+        .any(|dir| request.target.contains(dir));
+    let fault = match dice.random_range(0..14) {
+        0 => Fault::Refuse(500, "InternalError"),
+        1 | 2 => Fault::Refuse(503, "SlowDown"),
+        3 => Fault::Refuse(502, "BadGateway"),
+        4 => Fault::Refuse(403, "AccessDenied"),
+        5 => Fault::Deny,
+        6 => Fault::Cut,
+        7 => Fault::CutRequest,
+        8 => Fault::LoseAnswer,
+        9 => Fault::Truncate,
+        10 | 11 => Fault::Corrupt,
+        12 => Fault::Rot,
+        _ => Fault::Delay(dice.random_range(0..700)),
+    };
+    match fault {
+        Fault::Corrupt => (of_an_object && request.method == "GET").then_some(fault),
+        Fault::Rot => (rot && of_an_object && request.target.contains("partNumber=")).then_some(fault),
+        other => Some(other),
+    }
 }

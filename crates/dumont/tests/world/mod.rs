@@ -31,6 +31,7 @@ pub struct World {
     market: Child,
     server: Option<Child>,
     pub admin_url: String,
+    pub market_url: String,
     /// Of the server.
     env: Vec<(String, String)>,
 }
@@ -45,17 +46,19 @@ impl World {
 
     /// The market alone; `env` is for the server that comes.
     pub fn without_server(machines: u32, env: Vec<(String, String)>) -> Self {
+        let machines = machines.to_string();
+        Self::on_market(
+            &["--time-scale", "0", "--seed", "7", "--machines", &machines],
+            env,
+        )
+    }
+
+    /// The same with a market of these arguments.
+    pub fn on_market(args: &[&str], env: Vec<(String, String)>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let market = child(dir.path(), "market")
-            .args([
-                "--listen",
-                "127.0.0.1:0",
-                "--admin-listen",
-                "127.0.0.1:0",
-                "--time-scale",
-                "0",
-            ])
-            .args(["--seed", "7", "--machines", &machines.to_string()])
+            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .args(args)
             .spawn()
             .unwrap();
         let at = wait_for(&dir.path().join("market/market.json"));
@@ -67,11 +70,18 @@ impl World {
         all.extend(env);
         Self {
             admin_url: at["admin_url"].as_str().unwrap().to_owned(),
+            market_url: at["url"].as_str().unwrap().to_owned(),
             dir,
             market,
             server: None,
             env: all,
         }
+    }
+
+    /// For the server that comes next.
+    pub fn set_env(&mut self, name: &str, value: String) {
+        self.env.retain(|(n, _)| n != name);
+        self.env.push((name.to_owned(), value));
     }
 
     pub fn serve(&mut self) {

@@ -1,9 +1,15 @@
-//! What lies between dumont and its bucket when the weather is bad: a proxy that refuses, cuts,
-//! delays, truncates and corrupts, by the dice of a seed.
+//! What lies between dumont and a service of others when the weather is bad: a proxy that
+//! refuses, cuts, delays, doubles, truncates and corrupts, by the dice of a seed.
 //!
 //! It reads one request whole, sends it on over a connection of its own and passes the answer
-//! back as it came. The signature covers the host's name, which is the proxy's for everybody, so
-//! the store checks it as usual.
+//! back as it came. A store's signature covers the host's name, which is the proxy's for
+//! everybody, so the store checks it as usual. Which faults there are is for the test to say.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "each test uses a part, and a proxy that does not start fails its test"
+)]
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -16,16 +22,16 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// What is done to one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    /// Answered here; the store hears nothing of it.
+pub enum Fault {
+    /// Answered here; the service hears nothing of it.
     Refuse(u16, &'static str),
-    /// The store did it, and the answer is an error all the same.
+    /// The service did it, and the answer is an error all the same.
     Deny,
-    /// The connection ends before the store hears of it.
+    /// The connection ends before the service hears of it.
     Cut,
     /// Half of the request arrives, then the connection ends.
     CutRequest,
-    /// The store did it, and nobody hears of it.
+    /// The service did it, and nobody hears of it.
     LoseAnswer,
     /// The answer ends in the middle.
     Truncate,
@@ -34,54 +40,37 @@ enum Fault {
     /// One bit of an object's bytes on their way up: what is stored is wrong.
     Rot,
     Delay(u64),
+    /// The service hears it twice; the second answer is the one that comes back.
+    Double,
 }
+
+/// What may happen to this request, by these dice.
+pub type Faults = dyn FnMut(&mut StdRng, &Request) -> Option<Fault> + Send;
 
 /// How bad it is.
 pub struct Weather {
     dice: StdRng,
     /// Of a thousand requests so many meet a fault.
     permille: u32,
-    /// Whether what is sent up may be damaged.
-    rot: bool,
+    faults: Box<Faults>,
 }
 
 impl Weather {
-    pub fn new(seed: u64, permille: u32, rot: bool) -> Self {
+    pub fn new(
+        seed: u64,
+        permille: u32,
+        faults: impl FnMut(&mut StdRng, &Request) -> Option<Fault> + Send + 'static,
+    ) -> Self {
         Self {
             dice: StdRng::seed_from_u64(seed),
             permille,
-            rot,
+            faults: Box::new(faults),
         }
     }
 
     fn fault(&mut self, request: &Request) -> Option<Fault> {
-        if self.dice.random_range(0..1000) >= self.permille {
-            return None;
-        }
-        let of_an_object = ["/packs/", "/indexes/"]
-            .iter()
-            .any(|dir| request.target.contains(dir));
-        let fault = match self.dice.random_range(0..14) {
-            0 => Fault::Refuse(500, "InternalError"),
-            1 | 2 => Fault::Refuse(503, "SlowDown"),
-            3 => Fault::Refuse(502, "BadGateway"),
-            4 => Fault::Refuse(403, "AccessDenied"),
-            5 => Fault::Deny,
-            6 => Fault::Cut,
-            7 => Fault::CutRequest,
-            8 => Fault::LoseAnswer,
-            9 => Fault::Truncate,
-            10 | 11 => Fault::Corrupt,
-            12 => Fault::Rot,
-            _ => Fault::Delay(self.dice.random_range(0..700)),
-        };
-        match fault {
-            Fault::Corrupt => (of_an_object && request.method == "GET").then_some(fault),
-            Fault::Rot => {
-                (self.rot && of_an_object && request.target.contains("partNumber=")).then_some(fault)
-            }
-            other => Some(other),
-        }
+        let struck = self.dice.random_range(0..1000) < self.permille;
+        struck.then(|| (self.faults)(&mut self.dice, request)).flatten()
     }
 }
 
@@ -131,9 +120,9 @@ impl Proxy {
     }
 }
 
-struct Request {
-    method: String,
-    target: String,
+pub struct Request {
+    pub method: String,
+    pub target: String,
     head: Vec<u8>,
     body: Vec<u8>,
 }
@@ -181,6 +170,15 @@ impl Request {
 }
 
 impl Shared {
+    async fn ask(&self, request: &Request) -> Option<Vec<u8>> {
+        let mut answer = Vec::new();
+        let mut service = TcpStream::connect(self.store).await.ok()?;
+        service.write_all(&request.head).await.ok()?;
+        service.write_all(&request.body).await.ok()?;
+        service.read_to_end(&mut answer).await.ok()?;
+        Some(answer)
+    }
+
     async fn serve(&self, mut client: TcpStream) -> Option<()> {
         let mut request = Request::read(&mut client).await?;
         self.requests.fetch_add(1, Relaxed);
@@ -207,13 +205,10 @@ impl Shared {
                 flip(&mut request.body);
                 self.rotten.fetch_add(1, Relaxed);
             }
+            Some(Fault::Double) => drop(self.ask(&request).await?),
             _ => {}
         }
-        let mut answer = Vec::new();
-        let mut store = TcpStream::connect(self.store).await.ok()?;
-        store.write_all(&request.head).await.ok()?;
-        store.write_all(&request.body).await.ok()?;
-        store.read_to_end(&mut answer).await.ok()?;
+        let mut answer = self.ask(&request).await?;
         let body_at = find(&answer, b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
         match fault {
             Some(Fault::LoseAnswer) => return None,
