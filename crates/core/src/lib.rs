@@ -18,6 +18,7 @@ pub mod level;
 pub mod offer;
 #[cfg(feature = "openapi")]
 pub mod openapi;
+pub mod own_machine;
 pub mod plan;
 pub mod probe;
 pub mod rank;

@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 #[serde(deny_unknown_fields)]
 pub struct WorkspaceSpec {
     pub name: WorkspaceName,
+    /// Whose machines it may live on.
+    #[serde(default, skip_serializing_if = "Providers::is_default")]
+    pub provider: Providers,
     #[serde(default)]
     pub gpu: GpuWanted,
     /// Container image.
@@ -47,6 +50,64 @@ pub struct WorkspaceSpec {
     pub snapshot: SnapshotPolicy,
     #[serde(default)]
     pub failover: FailoverPolicy,
+}
+
+/// Whose machines are searched.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Providers {
+    /// Those rented at Vast.ai.
+    #[default]
+    Vast,
+    /// Machines of the user's own.
+    Ssh,
+    /// All that the server knows.
+    Any,
+}
+
+impl Providers {
+    /// Whether this provider is among them.
+    pub fn allow(self, provider: &str) -> bool {
+        match self {
+            Self::Vast => provider == "vast",
+            Self::Ssh => provider == crate::own_machine::PROVIDER,
+            Self::Any => true,
+        }
+    }
+
+    /// This one alone, where it has a word.
+    pub fn of(provider: &str) -> Option<Self> {
+        provider.parse().ok().filter(|p| *p != Self::Any)
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::str::FromStr for Providers {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "vast" => Ok(Self::Vast),
+            "ssh" => Ok(Self::Ssh),
+            "any" => Ok(Self::Any),
+            _ => Err("write vast, ssh or any".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for Providers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Vast => "vast",
+            Self::Ssh => "ssh",
+            Self::Any => "any",
+        })
+    }
 }
 
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -346,6 +407,7 @@ mod tests {
     fn spec(change: impl FnOnce(&mut WorkspaceSpec)) -> Result<(), &'static str> {
         let mut spec = WorkspaceSpec {
             name: "train".parse().unwrap(),
+            provider: Providers::default(),
             gpu: GpuWanted::default(),
             image: default_image(),
             disk_gb: default_disk(),

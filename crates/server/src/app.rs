@@ -5,11 +5,14 @@ use crate::http::imports::Imports;
 use crate::link::Target;
 use crate::objects::ObjectStore;
 use crate::providers::listing::Listing;
-use crate::providers::{Provider, SshEndpoint};
+use crate::providers::own::OwnMachines;
+use crate::providers::{Access, OfferQuery, Provider, ProviderError, SshEndpoint};
 use crate::sessions::Sessions;
 use crate::settings::ServerConfig;
 use axum::Router;
+use dumont_core::offer::Offer;
 use dumont_core::snapshot::Progress;
+use dumont_core::spec::Providers;
 use dumont_core::time::Timestamp;
 use dumont_store::Store;
 use russh::keys::PrivateKey;
@@ -26,6 +29,14 @@ pub struct Market {
     pub listing: Listing,
 }
 
+/// What several providers answered.
+#[derive(Debug, Default)]
+pub struct Searched {
+    pub offers: Vec<Offer>,
+    pub failed: Vec<(&'static str, ProviderError)>,
+    pub asked: usize,
+}
+
 /// Handles to everything, shared by routes, workflows and reconcilers.
 pub struct App {
     pub store: Store,
@@ -33,6 +44,8 @@ pub struct App {
     /// Answers agents' transfers with the embedded store; none where a bucket is used.
     pub object_routes: Option<Router>,
     pub markets: BTreeMap<&'static str, Market>,
+    /// The market of the user's own machines, by its other side.
+    pub own: Arc<OwnMachines>,
     pub ssh_key: Arc<PrivateKey>,
     /// One OpenSSH line.
     pub public_key: String,
@@ -71,12 +84,27 @@ impl App {
         self.markets.get(provider)
     }
 
+    /// Asks all of them at once: what they offer, and who of them failed.
+    pub async fn search(&self, among: Providers, query: &OfferQuery) -> Searched {
+        let asked = self.markets.values().filter(|m| among.allow(m.provider.name()));
+        let answers = asked.map(async |m| (m.provider.name(), m.provider.search(query).await));
+        let mut out = Searched::default();
+        for (name, answer) in futures::future::join_all(answers).await {
+            out.asked += 1;
+            match answer {
+                Ok(offers) => out.offers.extend(offers),
+                Err(error) => out.failed.push((name, error)),
+            }
+        }
+        out
+    }
+
     /// How to reach a machine with our key and agent.
-    pub fn target(&self, endpoints: Vec<SshEndpoint>, pinned: Option<String>, path: &str) -> Target {
+    pub fn target(&self, endpoints: Vec<SshEndpoint>, access: Access, path: &str) -> Target {
         Target {
             endpoints,
             key: self.ssh_key.clone(),
-            pinned,
+            access,
             path: path.to_owned(),
             agent: self.config.agent,
             objects: self.object_routes.clone(),

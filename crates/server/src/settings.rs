@@ -27,6 +27,8 @@ pub struct ServerConfig {
     /// The bucket for objects; none keeps them in the data directory.
     pub s3: Option<S3Config>,
     pub vast: VastConfig,
+    /// `SSH_INVENTORY`: a file of the user's own machines, read again at each use.
+    pub ssh_inventory: Option<PathBuf>,
     /// Where a workspace asks for a fixed number of racers.
     pub race: RaceSettings,
     /// Where it does not.

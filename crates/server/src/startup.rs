@@ -9,6 +9,7 @@ use crate::objects::s3::{BadSetting, S3Config, S3Store};
 use crate::objects::{ObjectError, ObjectStore};
 use crate::providers::Provider;
 use crate::providers::listing::Listing;
+use crate::providers::own::OwnMachines;
 use crate::providers::vast::Vast;
 use crate::sessions::Sessions;
 use crate::settings::{Database, ServerConfig};
@@ -50,6 +51,8 @@ pub enum ServerError {
     Store(#[from] dumont_store::Error),
     #[error("provider: {0}")]
     Provider(String),
+    #[error("the inventory of machines cannot be used: {0}")]
+    Inventory(String),
     #[error(transparent)]
     Setting(#[from] BadSetting),
     #[error(transparent)]
@@ -252,13 +255,26 @@ async fn assemble(
     };
     let key = ssh::load_or_create(&dir.join("id_ed25519")).map_err(|e| failed(e.to_string()))?;
     let public_key = ssh::public_line(key.public_key()).map_err(|e| failed(e.to_string()))?;
-    let listing = Listing::new(provider.clone(), config.timing.listing);
+    let key = Arc::new(key);
+    let own = OwnMachines::new(
+        store.clone(),
+        key.clone(),
+        public_key.clone(),
+        config.ssh_inventory.clone(),
+    );
+    own.check_file().map_err(ServerError::Inventory)?;
+    let own = Arc::new(own);
+    let market = |provider: Arc<dyn Provider>| {
+        let listing = Listing::new(provider.clone(), config.timing.listing);
+        (provider.name(), Market { provider, listing })
+    };
     Ok(App {
         object_routes,
         objects,
         store,
-        markets: BTreeMap::from([(provider.name(), Market { provider, listing })]),
-        ssh_key: Arc::new(key),
+        markets: BTreeMap::from([market(provider), market(own.clone())]),
+        own,
+        ssh_key: key,
         public_key,
         controller_id,
         process_id: Ulid::generate().to_string(),

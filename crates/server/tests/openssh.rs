@@ -66,7 +66,7 @@ async fn host(world: &World, name: &str) -> Host {
 
 impl Host {
     async fn connect(&self, pinned: Option<&str>) -> Result<Connection, SshError> {
-        ssh::connect(&self.endpoint, &self.key, pinned, None).await
+        ssh::connect(&self.endpoint, "root", &self.key, pinned, None).await
     }
 
     fn log(&self) -> String {

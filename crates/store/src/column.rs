@@ -10,6 +10,7 @@ use dumont_core::blacklist::{BlacklistType, CudaVersion, LossCause, Rule};
 use dumont_core::history::{Level, Outcome, Reason, Stage};
 use dumont_core::id::{Digest, MachineRef, WorkspaceName};
 use dumont_core::offer::Offer;
+use dumont_core::own_machine::OwnMachine;
 use dumont_core::reliability::Bucket;
 use dumont_core::snapshot::{ModelFiles, ObjectRef, Progress, SnapshotHead, SnapshotType, Validation};
 use dumont_core::spec::WorkspaceSpec;
@@ -165,6 +166,7 @@ derived! {
     WorkspaceName: String => |v| v.parse::<WorkspaceName>();
     WorkspaceSpec: String => |v| serde_json::from_str::<WorkspaceSpec>(&v);
     Offer: String => |v| serde_json::from_str::<Offer>(&v);
+    OwnMachine: String => |v| serde_json::from_str::<OwnMachine>(&v);
     SnapshotHead: String => |v| serde_json::from_str::<SnapshotHead>(&v);
     Vec<ObjectRef>: String => |v| serde_json::from_str::<Vec<ObjectRef>>(&v);
     Vec<String>: String => |v| serde_json::from_str::<Vec<String>>(&v);

@@ -27,7 +27,8 @@ statements! {
                   state = CASE WHEN state = 'intended' THEN 'rented' ELSE state END, updated_at = $3 \
                   WHERE key = $1 RETURNING *"];
     SET_ENDPOINT: ["UPDATE instances SET ssh_host = $2, ssh_port = $3, \
-                    host_key = COALESCE($4, host_key), updated_at = $5 WHERE key = $1"];
+                    host_key = COALESCE($4, host_key), ssh_user = $5, home = $6, updated_at = $7 \
+                    WHERE key = $1"];
     SET_STATE: ["UPDATE instances SET state = $2, ready_at = $3, destroyed_at = $4, updated_at = $5 \
                  WHERE key = $1 RETURNING *"];
     SET_CLOCK_SKEW: ["UPDATE instances SET clock_skew_ms = $2 WHERE key = $1"];
@@ -83,6 +84,16 @@ pub struct NewInstance {
     pub offer: Offer,
 }
 
+/// Where an instance is reached; the fields of [`InstanceRow`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Endpoint<'a> {
+    pub host: &'a str,
+    pub port: u16,
+    pub host_key: Option<&'a str>,
+    pub user: Option<&'a str>,
+    pub home: Option<&'a str>,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct InstanceRow {
     pub key: String,
@@ -98,6 +109,10 @@ pub struct InstanceRow {
     pub host_key: Option<String>,
     pub ssh_host: Option<String>,
     pub ssh_port: Option<u16>,
+    /// Who logs in; none is root.
+    pub ssh_user: Option<String>,
+    /// The directory that stands for the machine's root, where others live there, too.
+    pub home: Option<String>,
     /// What this very instance took or restored last: it may deduplicate against that.
     pub last_snapshot_id: Option<String>,
     /// Its clock minus ours when it became ready.
@@ -123,6 +138,8 @@ record!(InstanceRow {
     host_key,
     ssh_host,
     ssh_port,
+    ssh_user,
+    home,
     last_snapshot_id,
     clock_skew_ms,
     price,
@@ -183,19 +200,9 @@ impl Store {
     }
 
     /// Where it is reached. `None` keeps the host key that is pinned.
-    pub async fn set_instance_endpoint(
-        &self,
-        key: &str,
-        ssh_host: &str,
-        ssh_port: u16,
-        host_key: Option<&str>,
-        now: Timestamp,
-    ) -> Result<()> {
-        match self
-            .db
-            .run(SET_ENDPOINT, args![key, ssh_host, ssh_port, host_key, now])
-            .await?
-        {
+    pub async fn set_instance_endpoint(&self, key: &str, at: &Endpoint<'_>, now: Timestamp) -> Result<()> {
+        let args = args![key, at.host, at.port, at.host_key, at.user, at.home, now];
+        match self.db.run(SET_ENDPOINT, args).await? {
             0 => Err(Error::not_found("instance", key)),
             _ => Ok(()),
         }

@@ -26,6 +26,7 @@ mod interrupt;
 mod machine;
 mod meta;
 mod object_version;
+mod own_machine;
 mod recent;
 mod rollup;
 mod schedule;
@@ -46,9 +47,10 @@ pub use error::{Error, Result};
 pub use extreme::{Extreme, MachineFilter, ScoreCursor};
 pub use failover_event::FailoverEventRow;
 pub use gate::Account;
-pub use instance::{InstanceRow, InstanceState, NewInstance};
+pub use instance::{Endpoint, InstanceRow, InstanceState, NewInstance};
 pub use interrupt::Interrupt;
 pub use machine::{Block, MachineRow};
+pub use own_machine::{LeaseRow, NewLease, OwnMachineRow};
 pub use recent::GuardVote;
 pub use rollup::{Rollup, word_of};
 pub use schedule::Idle;
@@ -156,6 +158,7 @@ pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, en
         ("machine", machine::STATEMENTS),
         ("meta", meta::STATEMENTS),
         ("object_version", object_version::STATEMENTS),
+        ("own_machine", own_machine::STATEMENTS),
         ("recent", recent::STATEMENTS),
         ("rollup", rollup::STATEMENTS),
         ("schedule", schedule::STATEMENTS),

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod frame;
 pub mod history;
+pub mod machines;
 pub mod mux;
 pub mod offers;
 pub mod rest;

@@ -3,6 +3,7 @@
 //! The names are Vast.ai's own where it has one, as the source document shows them.
 
 use dumont_core::blacklist::CudaVersion;
+use dumont_core::spec::Providers;
 use serde::{Deserialize, Serialize};
 
 /// The provider's id of an offer: a number where it is one.
@@ -121,6 +122,10 @@ pub enum OfferVerified {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OfferQuery {
+    /// Whose: `vast`, `ssh` (your own), or `any`. Default: `vast`, or that of the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", param(inline))]
+    pub provider: Option<Providers>,
     /// Marketplace name, e.g. `RTX 4090`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,

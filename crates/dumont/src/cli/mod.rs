@@ -14,6 +14,7 @@ mod keys;
 mod machine;
 mod market;
 mod offers;
+mod own_machine;
 pub mod serve;
 mod simulate;
 mod snapshot;
@@ -70,6 +71,9 @@ enum Command {
     /// What machines did, and which are not to be used
     #[command(subcommand)]
     History(history::HistoryCommand),
+    /// Machines of your own, reached by SSH: add, list and remove them
+    #[command(subcommand)]
+    Machine(own_machine::MachineCommand),
     /// The machines met so far, and how reliable they were
     Machines,
     /// Everything that is rented now
@@ -118,6 +122,7 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Failover(c) => failover::run(globals, c).await,
         Command::Offers(a) => offers::run(globals, &a).await,
         Command::History(c) => history::run(globals, c).await,
+        Command::Machine(c) => own_machine::run(globals, c).await,
         Command::Machines => machine::run(globals).await,
         Command::Instances(a) => instance::run(globals, &a).await,
         Command::Spending => spending::run(globals).await,

@@ -10,10 +10,14 @@ use clap::{Args, ValueEnum};
 use dumont_core::blacklist::CudaVersion;
 use dumont_core::id::MachineRef;
 use dumont_core::level::Action;
+use dumont_core::spec::Providers;
 use dumont_wire::offers::{Offer, OfferOrder, OfferPage, OfferQuery, OfferVerified};
 
 #[derive(Debug, Clone, Default, Args)]
 pub struct OffersArgs {
+    /// Whose: vast, ssh (your own) or any [default: vast]
+    #[arg(long, value_name = "WHOSE")]
+    pub provider: Option<Providers>,
     /// GPU's marketplace name, e.g. "RTX 4090"
     #[arg(long, value_name = "NAME")]
     pub gpu: Option<String>,
@@ -88,6 +92,7 @@ pub enum Order {
 impl OffersArgs {
     fn query(&self) -> OfferQuery {
         OfferQuery {
+            provider: self.provider,
             gpu: self.gpu.clone(),
             gpu_count: self.gpu_count,
             min_ram_gb: self.min_ram,

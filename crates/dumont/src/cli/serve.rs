@@ -112,6 +112,7 @@ pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
         },
         s3,
         vast,
+        ssh_inventory: settings.text("SSH_INVENTORY").map(PathBuf::from),
         race: dumont_core::plan::RaceSettings::default(),
         adaptive: dumont_core::plan::adaptive::AdaptiveSettings::default(),
         attempt_retention_days: settings.required("ATTEMPT_RETENTION_DAYS")?,
@@ -209,6 +210,10 @@ fn refused(e: ServerError) -> anyhow::Error {
         ServerError::Tls { .. } => (
             "bad_certificate",
             "both are PEM: the certificate with its chain, and its own private key, not encrypted",
+        ),
+        ServerError::Inventory(_) => (
+            "bad_inventory",
+            "correct the file that SSH_INVENTORY names: [[machines]] with machine = \"ssh:NAME\" and host",
         ),
         ServerError::Provider(_) => ("provider", "check VAST_URL and VAST_API_KEY"),
         ServerError::Objects(e) => return fail(e.code(), e.to_string(), e.hint().to_owned()),

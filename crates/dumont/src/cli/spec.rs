@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use dumont_core::blacklist::CudaVersion;
 use dumont_core::id::WorkspaceName;
-use dumont_core::spec::{Probe, WorkspaceSpec};
+use dumont_core::spec::{Probe, Providers, WorkspaceSpec};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,9 @@ pub struct SpecArgs {
     /// Specification to start from (.json or .toml)
     #[arg(long, value_name = "FILE")]
     pub spec: Option<PathBuf>,
+    /// Whose machines it may live on: vast, ssh (your own) or any [default: vast]
+    #[arg(long, value_name = "WHOSE")]
+    pub provider: Option<Providers>,
     /// GPU's marketplace name, e.g. "RTX 4090" [default: any]
     #[arg(long, value_name = "NAME")]
     pub gpu: Option<String>,
@@ -115,7 +118,7 @@ pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
     Ok(spec)
 }
 
-const SPEC_HINT: &str = "fields: name, gpu {name, count, min_ram_gb, cuda}, image, disk_gb, max_price, path, start, \
+const SPEC_HINT: &str = "fields: name, provider, gpu {name, count, min_ram_gb, cuda}, image, disk_gb, max_price, path, start, \
      env, ports, probe {kind = \"command\", command} or {kind = \"http\", port, path, status, contains} or \
      {kind = \"ollama\", model, prompt, contains, port} with timeout_s, snapshot {before, after, \
      hook_timeout_s, priority, ready_when, every_minutes, keep {last, hourly, daily, weekly}, encrypt, model_files}, failover {automatic, racers}";
@@ -147,6 +150,7 @@ fn apply(spec: &mut WorkspaceSpec, args: &SpecArgs) {
             field.clone_from(value);
         }
     }
+    set(&mut spec.provider, &args.provider);
     if args.gpu.is_some() {
         spec.gpu.name.clone_from(&args.gpu);
     }

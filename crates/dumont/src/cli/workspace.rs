@@ -263,6 +263,7 @@ async fn show(globals: &Globals, client: &Client, name: &WorkspaceName) -> Resul
         }
         pairs.push(("rented", output::ago(i.created_at)));
     }
+    pairs.push(("provider", w.spec.provider.to_string()));
     pairs.push(("path", w.spec.path.clone()));
     if let Some(start) = &w.spec.start {
         pairs.push(("start", start.clone()));

@@ -158,6 +158,10 @@ pub const SETTINGS: &[Setting] = &[
         "what the account may ask: documented, off, a factor of the documented, or e.g. create=6,search=20/min",
     )
     .or("documented"),
+    text(
+        "SSH_INVENTORY",
+        "a file of machines of your own (TOML, [[machines]]), read again at each use",
+    ),
     text("B2_KEY_ID", "Backblaze B2: the id of the application key"),
     secret("B2_APPLICATION_KEY", "Backblaze B2: the application key"),
     url("B2_ENDPOINT", "Backblaze B2: where the bucket is"),

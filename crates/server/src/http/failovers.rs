@@ -76,7 +76,7 @@ pub async fn run(
             detected_at: now,
             instance_key: None,
             instance_id: None,
-            machine_id: None,
+            machine: None,
             ssh_host: None,
             ssh_port: None,
         },

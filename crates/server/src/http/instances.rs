@@ -73,7 +73,7 @@ async fn found(app: &App) -> Result<Vec<Orphan>, ApiError> {
     let mut all = Vec::new();
     for (provider, market) in &app.markets {
         let orphans = reaper::orphans(app, market).await.map_err(|error| {
-            let (code, hint) = provider_words(&error);
+            let (code, hint) = provider_words(provider, &error);
             ApiError::new(StatusCode::BAD_GATEWAY, code, error.to_string(), hint)
         })?;
         all.extend(orphans.into_iter().map(|i| Orphan {

@@ -13,6 +13,7 @@ pub mod instances;
 pub mod machines;
 pub mod offers;
 pub mod openapi;
+pub mod own_machines;
 pub mod params;
 pub mod snapshots;
 pub mod spending;
@@ -95,6 +96,8 @@ fn api_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(instances::orphans, instances::destroy_orphans))
         .routes(routes!(spending::show))
         .routes(routes!(offers::list))
+        .routes(routes!(own_machines::list, own_machines::add))
+        .routes(routes!(own_machines::remove))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
 }

@@ -21,16 +21,15 @@ use dumont_core::id::MachineRef;
 use dumont_core::level::Level;
 use dumont_core::offer::Offer;
 use dumont_core::reliability::FLEET_MEAN;
+use dumont_core::spec::Providers;
 use dumont_core::time::Timestamp;
 use dumont_store::{MachineRow, Standings};
 use dumont_wire::offers::{self as wire, OfferOrder, OfferPage, OfferVerified};
 use dumont_wire::rest::{ErrorBody, PageQuery};
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// The only marketplace there is.
-const PROVIDER: &str = "vast";
 /// As a workspace's specification has it.
 const DEFAULT_DISK_GB: u32 = 20;
 
@@ -57,25 +56,56 @@ pub async fn list(
         after: query.after.clone(),
     };
     let most = limit(&page)? as usize;
-    let market = app.market(PROVIDER).ok_or_else(|| {
-        ApiError::new(
+    let found = app.search(among(&app, &query)?, &wanted).await;
+    if found.asked == 0 {
+        return Err(ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "provider_not_configured",
-            "no marketplace is configured on this server",
+            "no such provider is configured on this server",
             "start the server with VAST_API_KEY in its environment",
-        )
-    })?;
-    let found = market
-        .provider
-        .search(&wanted)
-        .await
-        .map_err(|e| provider_failed(&e))?;
+        ));
+    }
+    match found.failed.first() {
+        // What others offer is worth showing.
+        Some((provider, error)) if found.offers.is_empty() => return Err(provider_failed(provider, error)),
+        Some((provider, error)) => tracing::warn!(provider, %error, "offers are shown without its own"),
+        None => {}
+    }
     let now = app.now();
-    let standings = app.store.standings(PROVIDER, &found, now).await?;
     let curves = recent_curves(&app).await?;
-    let known = Known::of(&found, &standings, query.cuda, &curves, now);
-    let offers = found.iter().map(|offer| annotated(offer, &known)).collect();
+    let mut by_provider: BTreeMap<String, Vec<Offer>> = BTreeMap::new();
+    for offer in found.offers {
+        by_provider
+            .entry(offer.machine.provider.clone())
+            .or_default()
+            .push(offer);
+    }
+    let mut offers = Vec::new();
+    for (provider, found) in &by_provider {
+        let standings = app.store.standings(provider, found, now).await?;
+        let known = Known::of(found, &standings, query.cuda, &curves, now);
+        offers.extend(found.iter().map(|offer| annotated(offer, &known)));
+    }
     Ok(Json(cut(arranged(offers, &query), most, page.after.as_deref())?))
+}
+
+/// Whose offers are meant; a machine says it by itself.
+fn among(app: &App, query: &wire::OfferQuery) -> ApiResult<Providers> {
+    let machine: Option<MachineRef> = query.machine.as_deref().map(str::parse).transpose()?;
+    let Some(machine) = machine else {
+        return Ok(query.provider.unwrap_or_default());
+    };
+    match Providers::of(&machine.provider) {
+        Some(one) if app.market(&machine.provider).is_some() => Ok(one),
+        _ => Err(no_provider(&machine)),
+    }
+}
+
+fn no_provider(machine: &MachineRef) -> ApiError {
+    ApiError::invalid(
+        format!("{:?} is not a provider of this server", machine.provider),
+        "write the machine as vast:12345 or ssh:NAME",
+    )
 }
 
 /// The provider's query, with every number and name checked.
@@ -115,11 +145,8 @@ fn checked(query: &wire::OfferQuery) -> ApiResult<OfferQuery> {
         ));
     }
     let machine: Option<MachineRef> = query.machine.as_deref().map(str::parse).transpose()?;
-    if let Some(machine) = machine.as_ref().filter(|m| m.provider != PROVIDER) {
-        return Err(ApiError::invalid(
-            format!("{:?} is not a provider of this server", machine.provider),
-            "write the machine as vast:12345",
-        ));
+    if let Some(machine) = machine.as_ref().filter(|m| Providers::of(&m.provider).is_none()) {
+        return Err(no_provider(machine));
     }
     Ok(OfferQuery {
         gpu_name: name("gpu", &query.gpu)?,
@@ -142,8 +169,8 @@ fn checked(query: &wire::OfferQuery) -> ApiResult<OfferQuery> {
     })
 }
 
-fn provider_failed(error: &ProviderError) -> ApiError {
-    let (code, hint) = provider_words(error);
+fn provider_failed(provider: &str, error: &ProviderError) -> ApiError {
+    let (code, hint) = provider_words(provider, error);
     ApiError::new(StatusCode::BAD_GATEWAY, code, error.to_string(), hint)
 }
 

@@ -6,6 +6,7 @@ use super::instances::shown as shown_instance;
 use super::params::{Params, Path, limit};
 use super::snapshots;
 use crate::app::App;
+use crate::providers::Access;
 use crate::reconcilers::schedule;
 use crate::ssh::public_line;
 use crate::workflows::capture;
@@ -254,12 +255,13 @@ pub async fn ssh(
             "try again in a few seconds",
         )
     })?;
+    let access = Access::of(&instance);
     Ok(Json(SshTarget {
         host,
         port,
-        user: "root".into(),
+        user: access.user().to_owned(),
         host_key,
-        path: row.spec.path,
+        path: access.path(&row.spec.path),
     }))
 }
 
@@ -326,7 +328,7 @@ async fn placement(app: &App, target: DeployWorkspace, spec: &WorkspaceSpec) -> 
             StatusCode::BAD_REQUEST,
             "unknown_provider",
             format!("{:?} is not a provider of this server", machine.provider),
-            "write the machine as vast:12345",
+            "write the machine as vast:12345 or ssh:NAME",
         ));
     }
     if !target.allow_blacklisted

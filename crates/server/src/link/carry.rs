@@ -5,7 +5,7 @@
 //! The machine is not trusted: it may have so many streams and so many bytes under way, and a
 //! frame beyond either ends the connection.
 
-use super::{AgentBinary, LinkError, install};
+use super::{LinkError, Target, install};
 use crate::ssh::Connection;
 use axum::Router;
 use dumont_wire::frame::MARKER;
@@ -38,10 +38,9 @@ pub struct Carrier {
 }
 
 /// Starts the agent's other end on `bulk`; its program is on the machine already.
-pub async fn start(bulk: &Connection, agent: &AgentBinary, service: Router) -> Result<Carrier, LinkError> {
-    let channel = bulk
-        .exec(&format!("exec \"$HOME\"/{} bulk", install::place(agent)))
-        .await?;
+pub async fn start(bulk: &Connection, target: &Target, service: Router) -> Result<Carrier, LinkError> {
+    let line = format!("exec \"$HOME\"/{} bulk", install::place(&target.agent));
+    let channel = bulk.exec(&install::at_home(target, &line)).await?;
     let (mut reader, writer) = channel.split();
     let mut decoder = Decoder::default();
     let port = timeout(BEGIN, listening(&mut reader, &mut decoder))

@@ -5,8 +5,8 @@
 //! them. `head -c` of some shells reads ahead, so nothing is sent after the binary until the
 //! agent itself has spoken.
 
-use super::LinkError;
-use crate::ssh::Connection;
+use super::{LinkError, Target};
+use crate::ssh::{Connection, quoted};
 use dumont_wire::frame::{Decoder, MARKER};
 use russh::client::Msg;
 use russh::{Channel, ChannelMsg};
@@ -32,8 +32,9 @@ pub const AGENT_SESSION: &str = r#""$f" session"#;
 const SEND: &[u8] = b"\0DUMONT-SEND\n";
 
 /// Runs the script on `control` and feeds it the binary if it asks.
-pub async fn start(control: &Connection, agent: &AgentBinary) -> Result<Started, LinkError> {
-    let mut channel = control.exec(&script(agent)).await?;
+pub async fn start(control: &Connection, target: &Target) -> Result<Started, LinkError> {
+    let agent = &target.agent;
+    let mut channel = control.exec(&at_home(target, &script(agent))).await?;
     let mut seen: Vec<u8> = Vec::new();
     let mut stderr = Vec::new();
     let mut sent = false;
@@ -79,6 +80,26 @@ pub async fn start(control: &Connection, agent: &AgentBinary) -> Result<Started,
 /// Where it lies on the machine, below the home directory.
 pub fn place(agent: &AgentBinary) -> String {
     format!(".dumont/agent-{}", &agent.digest[..16.min(agent.digest.len())])
+}
+
+/// The same line for a machine that others live on, too: in a shell that we know, with the lease's
+/// directory for home, which must still be there. Where the workspace's own path is free, it leads
+/// into the lease, so that commands which name it work as they do in a container.
+pub fn at_home(target: &Target, line: &str) -> String {
+    let Some(home) = &target.access.home else {
+        return line.to_owned();
+    };
+    let (inside, outside) = (quoted(&target.access.path(&target.path)), quoted(&target.path));
+    let home = quoted(home);
+    let script = format!(
+        r#"cd {home} || exit 1; export HOME={home}
+mkdir -p {inside}
+if [ ! -e {outside} ] && [ ! -L {outside} ] && ln -s {inside} {outside} 2>/dev/null; then
+  printf '%s' {outside} > link
+fi
+{line}"#
+    );
+    format!("exec sh -c {}", quoted(&script))
 }
 
 fn script(agent: &AgentBinary) -> String {

@@ -15,7 +15,7 @@ pub use grant::{Fence, Granter, prefix};
 pub use install::{AGENT_SESSION, AgentBinary};
 
 use crate::objects::ObjectError;
-use crate::providers::SshEndpoint;
+use crate::providers::{Access, SshEndpoint};
 use crate::ssh::{self, Connection, SshError};
 use axum::Router;
 use carry::Carrier;
@@ -49,9 +49,9 @@ pub struct Target {
     /// Tried in this order.
     pub endpoints: Vec<SshEndpoint>,
     pub key: Arc<PrivateKey>,
-    /// The host key seen on first contact.
-    pub pinned: Option<String>,
-    /// The workspace directory.
+    /// With the host key that was seen on first contact, if there was one.
+    pub access: Access,
+    /// The workspace directory, as its specification has it.
     pub path: String,
     pub agent: AgentBinary,
     /// Answers the agent's transfers when the store is the embedded one.
@@ -104,6 +104,8 @@ pub struct Link {
     endpoint: SshEndpoint,
     facts: Facts,
     base_url: String,
+    access: Access,
+    path: String,
 }
 
 impl std::fmt::Debug for Link {
@@ -126,7 +128,7 @@ impl Link {
         // The second connection uses the key that the first one saw: both are the same machine.
         let pinned = control.host_key().to_owned();
         let bulk = bulk(target, &endpoint, &pinned);
-        let agent = timeout(HELLO, install::start(&control, &target.agent));
+        let agent = timeout(HELLO, install::start(&control, target));
         let (bulk, channel) = tokio::join!(bulk, agent);
         let (bulk, started) = (bulk?, channel.map_err(|_| LinkError::Timeout(HELLO))??);
         let (base_url, carrier) = match (&bulk, &target.objects) {
@@ -138,7 +140,7 @@ impl Link {
         let hello = Request::Hello {
             protocol: PROTOCOL,
             now: Timestamp::from_system(SystemTime::now()),
-            path: target.path.clone(),
+            path: target.access.path(&target.path),
             heartbeat_ms: HEARTBEAT.as_millis() as u64,
             store_ca: target.store_ca.clone(),
         };
@@ -160,6 +162,8 @@ impl Link {
             endpoint,
             facts,
             base_url,
+            access: target.access.clone(),
+            path: target.access.path(&target.path),
         })
     }
 
@@ -174,6 +178,16 @@ impl Link {
     /// The endpoint that worked.
     pub fn endpoint(&self) -> &SshEndpoint {
         &self.endpoint
+    }
+
+    /// Who was logged in as, and where.
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// The workspace's directory on this machine.
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
     /// How the agent reaches the embedded store; empty where the store has its own address.
@@ -350,7 +364,7 @@ async fn lead_back(
     let (port, carrier) = match bulk.forward().await {
         Ok(port) => (port, None),
         Err(SshError::ForwardingRefused(_)) => {
-            let carrier = carry::start(bulk, &target.agent, objects.clone()).await?;
+            let carrier = carry::start(bulk, target, objects.clone()).await?;
             (carrier.port, Some(carrier))
         }
         Err(error) => return Err(error.into()),
@@ -367,7 +381,14 @@ async fn bulk(
     let Some(objects) = target.objects.clone() else {
         return Ok(None);
     };
-    let connection = ssh::connect(endpoint, &target.key, Some(pinned), Some(objects)).await?;
+    let connection = ssh::connect(
+        endpoint,
+        target.access.user(),
+        &target.key,
+        Some(pinned),
+        Some(objects),
+    )
+    .await?;
     Ok(Some(connection))
 }
 
@@ -377,7 +398,8 @@ async fn reach(target: &Target) -> Result<(SshEndpoint, Connection), LinkError> 
         reason: "no SSH address is known".into(),
     };
     for endpoint in &target.endpoints {
-        match ssh::connect(endpoint, &target.key, target.pinned.as_deref(), None).await {
+        let (user, pinned) = (target.access.user(), target.access.host_key.as_deref());
+        match ssh::connect(endpoint, user, &target.key, pinned, None).await {
             Ok(connection) => return Ok((endpoint.clone(), connection)),
             Err(error) => last = error,
         }

@@ -156,6 +156,7 @@ mod tests {
                 status: InstanceStatus::Running,
                 status_message: None,
                 ssh: Vec::new(),
+                access: crate::providers::Access::default(),
                 price: 0.1,
             };
             Ok(ids.iter().filter(|id| *id != "13").map(one).collect())

@@ -6,10 +6,12 @@
 
 pub mod budget;
 pub mod listing;
+pub mod own;
 pub mod vast;
 
 use async_trait::async_trait;
 use dumont_core::offer::Offer;
+use dumont_store::InstanceRow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -95,7 +97,40 @@ pub struct ProviderInstance {
     pub status_message: Option<String>,
     /// Endpoints to try in this order (direct first, then proxy).
     pub ssh: Vec<SshEndpoint>,
+    pub access: Access,
     pub price: f64,
+}
+
+/// How one logs in, and where one is then. The default is a container of one's own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Access {
+    /// None is root.
+    pub user: Option<String>,
+    /// The directory that stands for the machine's root, where others live on it, too: paths of
+    /// workspaces lie below it, and it is the home of everything that runs for them.
+    pub home: Option<String>,
+    /// The host key, where it is known before the first contact: one OpenSSH line without comment.
+    pub host_key: Option<String>,
+}
+
+impl Access {
+    /// As it was when the instance became ready.
+    pub fn of(row: &InstanceRow) -> Self {
+        Self {
+            user: row.ssh_user.clone(),
+            home: row.home.clone(),
+            host_key: row.host_key.clone(),
+        }
+    }
+
+    pub fn user(&self) -> &str {
+        self.user.as_deref().unwrap_or("root")
+    }
+
+    /// Where a workspace's directory really lies.
+    pub fn path(&self, path: &str) -> String {
+        format!("{}{path}", self.home.as_deref().unwrap_or_default())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -118,7 +118,7 @@ async fn compare(
         Arc::new(fence),
     );
     let request = dumont_wire::agent::ModelsRequest {
-        path: workspace.spec.path.clone(),
+        path: link.path().to_owned(),
         head: snapshot.head.clone(),
         key,
     };

@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::history;
 use crate::link::{Link, LinkError};
 use crate::providers::budget::as_class;
-use crate::providers::{InstanceStatus, SshEndpoint};
+use crate::providers::{Access, InstanceStatus, SshEndpoint, own};
 use crate::ssh::SshError;
 use crate::workflows::state::{Loss, Placement};
 use dumont_core::budget::Class;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::select;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
 /// Between two looks at a healthy session.
@@ -183,7 +183,7 @@ async fn redial(app: &App, workspace: &WorkspaceRow, row: &InstanceRow, evidence
     };
     let target = app.target(
         vec![SshEndpoint { host, port }],
-        row.host_key.clone(),
+        Access::of(row),
         &workspace.spec.path,
     );
     let error = match Link::open(&target).await {
@@ -216,6 +216,7 @@ async fn knock(app: &App, row: &InstanceRow) -> Redial {
     };
     match crate::ssh::connect(
         &SshEndpoint { host, port },
+        Access::of(row).user(),
         &app.ssh_key,
         row.host_key.as_deref(),
         None,
@@ -244,8 +245,23 @@ async fn ask_provider(app: &App, row: &InstanceRow) -> ProviderWord {
             InstanceStatus::Offline => ProviderWord::Offline,
         },
         Ok(None) => ProviderWord::Gone,
+        Err(_) if others_answer(app, &row.machine.provider).await => ProviderWord::Running,
         Err(_) => ProviderWord::NoWord,
     }
+}
+
+/// Another provider's answer says nothing about the machine, but that it is not we who are cut off,
+/// which is all that the word of a running one adds.
+async fn others_answer(app: &App, but: &str) -> bool {
+    let others = app.markets.values().filter(|m| m.provider.name() != but);
+    for market in others {
+        // Its own machines prove nothing where there are none.
+        let answered = market.listing.whole(Instant::now()).await;
+        if answered.is_ok_and(|_| market.provider.name() != own::NAME) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Starts the failover workflow, unless the policy leaves that to a person.
@@ -285,7 +301,7 @@ pub fn loss(row: &InstanceRow, trigger: &str, dead: bool, lost_at: Timestamp, no
         detected_at: now,
         instance_key: Some(row.key.clone()),
         instance_id: row.instance_id.clone(),
-        machine_id: Some(row.machine.machine_id.clone()),
+        machine: Some(row.machine.clone()),
         ssh_host: row.ssh_host.clone(),
         ssh_port: row.ssh_port,
     }

@@ -45,10 +45,11 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// Dials and authenticates as root. `pinned` is the host key seen before, as an OpenSSH line;
+/// Dials and authenticates as `user`. `pinned` is the host key seen before, as an OpenSSH line;
 /// `service` answers what the machine sends through a reverse forward.
 pub async fn connect(
     endpoint: &SshEndpoint,
+    user: &str,
     key: &Arc<PrivateKey>,
     pinned: Option<&str>,
     service: Option<Router>,
@@ -68,7 +69,7 @@ pub async fn connect(
     let attempt = async {
         let mut handle = client::connect_stream(Arc::new(config()), stream, peer).await?;
         let signer = PrivateKeyWithHashAlg::new(key.clone(), Some(HashAlg::Sha512));
-        let auth = handle.authenticate_publickey("root", signer).await?;
+        let auth = handle.authenticate_publickey(user, signer).await?;
         Ok::<_, russh::Error>((handle, auth))
     };
     let outcome = timeout(HANDSHAKE, attempt).await;

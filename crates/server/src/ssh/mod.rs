@@ -40,6 +40,11 @@ pub enum SshError {
     ForwardingRefused(String),
 }
 
+/// One word for a shell.
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 impl std::fmt::Display for SshEndpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.host, self.port)

@@ -82,7 +82,7 @@ async fn take(run: &Run, full: bool, as_it_is: bool) -> Result<Capture, StepErro
     let request = SnapshotRequest {
         key,
         model_files: run.workspace.spec.snapshot.model_files.clone(),
-        path: run.workspace.spec.path.clone(),
+        path: link.path().to_owned(),
         stamp: stamp.clone(),
         parent: parent.clone(),
         full,

@@ -17,9 +17,12 @@ pub async fn run(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     if let Some(loss) = &state.loss {
         let late = loss.detected_at.millis_since(loss.lost_at);
-        let what = loss.machine_id.clone().unwrap_or_else(|| "no machine".into());
+        let what = loss
+            .machine
+            .as_ref()
+            .map_or_else(|| "no machine".into(), ToString::to_string);
         run.say(format!(
-            "failover from vast:{what}: {} ({late} ms from loss to decision)",
+            "failover from {what}: {} ({late} ms from loss to decision)",
             loss.trigger
         ))
         .await;

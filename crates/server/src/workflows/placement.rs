@@ -9,11 +9,11 @@ use super::{Flow, Restoring, Run, StepError, StepResult, link_failure};
 use crate::history;
 use crate::link::{Fence, Granter, Link, LinkError, Note};
 use crate::objects::ObjectError;
-use crate::providers::SshEndpoint;
+use crate::providers::{Access, SshEndpoint};
 use async_trait::async_trait;
 use dumont_core::blacklist::LossCause;
 use dumont_core::snapshot::{RestoreReport, Verdict};
-use dumont_core::spec::Probe;
+use dumont_core::spec::{Probe, WorkspaceSpec};
 use dumont_core::workflow::{Kind, Step};
 use dumont_store::{Effect, InstanceRow, SnapshotRow, SnapshotState, Store, WorkspaceState};
 use dumont_wire::agent::{FailureCode, RestoreRequest, Workload};
@@ -142,7 +142,7 @@ pub async fn connect(run: &Run, row: &InstanceRow) -> Result<Arc<Link>, LinkErro
     let endpoints = vec![SshEndpoint { host, port }];
     let target = run
         .app
-        .target(endpoints, row.host_key.clone(), &run.workspace.spec.path);
+        .target(endpoints, Access::of(row), &run.workspace.spec.path);
     let deadline = Instant::now() + RELINK;
     loop {
         match Link::open(&target).await {
@@ -330,13 +330,8 @@ pub async fn go_on_there(run: &Run) {
     let Ok(Some(row)) = run.app.store.instance(key).await else {
         return;
     };
-    let workload = Workload {
-        start,
-        path: spec.path.clone(),
-        env: spec.env.clone(),
-    };
     let started = match connect(run, &row).await {
-        Ok(link) => link.start_workload(workload).await,
+        Ok(link) => link.start_workload(workload(spec, start, &link)).await,
         Err(error) => Err(error),
     };
     if let Err(error) = started {
@@ -345,6 +340,14 @@ pub async fn go_on_there(run: &Run) {
         ))
         .await;
     }
+}
+
+/// The workload as it runs on this machine: `DUMONT_PATH` says where the workspace really lies.
+fn workload(spec: &WorkspaceSpec, start: String, link: &Link) -> Workload {
+    let path = link.path().to_owned();
+    let mut env = spec.env.clone();
+    env.entry("DUMONT_PATH".into()).or_insert_with(|| path.clone());
+    Workload { start, path, env }
 }
 
 /// How far a restore has come.
@@ -472,7 +475,7 @@ async fn prepare_restore(
         .map_err(ObjectError::from)?;
     let request = RestoreRequest {
         key,
-        path: run.workspace.spec.path.clone(),
+        path: link.path().to_owned(),
         head: snapshot.head.clone(),
         delete: state.delete,
         ready_when: match run.kind {
@@ -524,17 +527,12 @@ pub async fn validate(run: &mut Run) -> StepResult {
 pub async fn start(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     let spec = run.workspace.spec.clone();
-    let Some(command) = spec.start else {
+    let Some(command) = spec.start.clone() else {
         return Ok(Flow::Next);
     };
     let row = machine(run, &state).await?;
-    let workload = Workload {
-        start: command,
-        path: spec.path,
-        env: spec.env,
-    };
     let start = |link: Arc<Link>| {
-        let workload = workload.clone();
+        let workload = workload(&spec, command.clone(), &link);
         async move { link.start_workload(workload).await }
     };
     match on_machine(run, &row, start).await {

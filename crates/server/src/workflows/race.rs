@@ -15,7 +15,7 @@ use crate::link::Link;
 use crate::providers::{ErrorClass, ProviderError, budget};
 use dumont_core::boot::{BootCurves, HORIZON_SECONDS};
 use dumont_core::history::{Outcome, Reason, Stage};
-use dumont_core::id::RentLabel;
+use dumont_core::id::{MachineRef, RentLabel};
 use dumont_core::offer::Offer;
 use dumont_core::plan::adaptive::{self, AdaptiveSettings, Bet};
 use dumont_core::plan::{self, Move, RaceSettings};
@@ -115,19 +115,20 @@ struct Race<'a> {
     run: &'a Run,
     plan: Plan,
     curves: Arc<BootCurves>,
-    expected: BTreeMap<String, Expected>,
+    expected: BTreeMap<MachineRef, Expected>,
     last_rent: Option<Instant>,
-    /// Waiting until the account may rent again.
-    turn: Option<ReusableBoxFuture<'static, Result<(), ProviderError>>>,
+    /// Waiting until the account may rent again, and whose account.
+    turn: Option<(String, ReusableBoxFuture<'static, Result<(), ProviderError>>)>,
     lanes: Vec<Lane>,
     /// Best promise first.
     offers: Vec<Offer>,
-    tried: HashSet<String>,
+    tried: HashSet<MachineRef>,
     disk_bytes: u64,
     ended: mpsc::Sender<Ended>,
     ends: mpsc::Receiver<Ended>,
-    account: Option<ProviderError>,
-    /// The spending cap that ends the renting.
+    /// Accounts that rent nothing more, by provider.
+    account: BTreeMap<String, ProviderError>,
+    /// The spending cap that ends the renting of what costs something.
     capped: Option<Over>,
 }
 
@@ -149,7 +150,7 @@ pub async fn run(run: &mut Run) -> StepResult {
         disk_bytes,
         ended,
         ends,
-        account: None,
+        account: BTreeMap::new(),
         capped: None,
     };
     race.pick_up().await?;
@@ -165,7 +166,7 @@ impl Race<'_> {
     /// After a crash: the machines this workflow has already rented, or meant to.
     async fn pick_up(&mut self) -> Result<(), StepError> {
         for row in rented_by(self.run).await? {
-            self.tried.insert(row.machine.machine_id.clone());
+            self.tried.insert(row.machine.clone());
             if matches!(
                 row.state,
                 InstanceState::Intended | InstanceState::Rented | InstanceState::Ready
@@ -200,9 +201,7 @@ impl Race<'_> {
     }
 
     fn next_move(&self) -> Move {
-        // An account that is out of credit rents nothing more, nor one at its cap.
-        let may = self.account.is_none() && self.capped.is_none();
-        let open = |o: &&Offer| may && !self.tried.contains(&o.machine.machine_id);
+        let open = |o: &&Offer| self.may_rent(o);
         match &self.plan {
             Plan::Fixed(settings) => {
                 let left = self.offers.iter().filter(open).count();
@@ -225,8 +224,15 @@ impl Race<'_> {
         }
     }
 
+    /// Untried, and neither of an account that is out of credit nor over the cap.
+    fn may_rent(&self, offer: &Offer) -> bool {
+        (self.capped.is_none() || offer.price <= 0.0)
+            && !self.account.contains_key(&offer.machine.provider)
+            && !self.tried.contains(&offer.machine)
+    }
+
     fn expected_of(&self, offer: &Offer) -> Expected {
-        let known = self.expected.get(&offer.machine.machine_id);
+        let known = self.expected.get(&offer.machine);
         known.copied().unwrap_or_else(|| Expected::unknown(offer))
     }
 
@@ -244,22 +250,27 @@ impl Race<'_> {
     /// Rents as soon as the account may, unless something happens before: then the race is
     /// judged anew. A race that is won meanwhile has not rented in vain.
     async fn rent_when_due(&mut self) -> Result<(), StepError> {
-        let tried = &self.tried;
-        let mut open = self.offers.iter();
-        let Some(offer) = open.find(|o| !tried.contains(&o.machine.machine_id)).cloned() else {
+        let Some(offer) = self.offers.iter().find(|o| self.may_rent(o)).cloned() else {
             return Ok(());
         };
         let app = &self.run.app;
         let spent = app.store.spent(app.now()).await?;
-        if let Err(over) = app.config.caps.allow(&spent, offer.price) {
+        if offer.price > 0.0
+            && let Err(over) = app.config.caps.allow(&spent, offer.price)
+        {
             self.run.say(format!("nothing more is rented: {over}")).await;
             self.capped = Some(over);
             return Ok(());
         }
         let provider = self.run.market(&offer.machine.provider)?.provider.clone();
-        let turn = self
-            .turn
-            .get_or_insert_with(|| ReusableBoxFuture::new(async move { provider.rent_turn().await }));
+        let name = provider.name();
+        if self.turn.as_ref().is_some_and(|(of, _)| of != name) {
+            self.turn = None;
+        }
+        let (_, turn) = self.turn.get_or_insert_with(|| {
+            let turn = ReusableBoxFuture::new(async move { provider.rent_turn().await });
+            (name.to_owned(), turn)
+        });
         let due = select! {
             biased;
             due = turn => due,
@@ -279,7 +290,7 @@ impl Race<'_> {
 
     async fn rent(&mut self, offer: Offer) -> Result<(), StepError> {
         let app = &self.run.app;
-        self.tried.insert(offer.machine.machine_id.clone());
+        self.tried.insert(offer.machine.clone());
         self.last_rent = Some(Instant::now());
         let key = Ulid::generate().to_string();
         let label = RentLabel {
@@ -394,7 +405,8 @@ impl Race<'_> {
                     },
                     message: error.to_string(),
                 };
-                self.account = Some(error);
+                let provider = self.lanes[at].row.machine.provider.clone();
+                self.account.insert(provider, error);
                 self.fall_out(at, why).await?;
             }
         }
@@ -550,8 +562,8 @@ impl Race<'_> {
     }
 
     fn exhausted(&self) -> StepError {
-        if let Some(error) = &self.account {
-            return provider_failure(error);
+        if let Some((provider, error)) = self.account.first_key_value() {
+            return provider_failure(provider, error);
         }
         if let Some(over) = &self.capped {
             return StepError::failed(

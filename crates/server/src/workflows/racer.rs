@@ -7,10 +7,10 @@
 use super::ready::{NotReady, Promise, StageCell, make_ready};
 use crate::app::App;
 use crate::link::Link;
-use crate::providers::{ErrorClass, ProviderError, RentRequest};
+use crate::providers::{Access, ErrorClass, ProviderError, RentRequest};
 use dumont_core::history::Reason;
 use dumont_core::spec::WorkspaceSpec;
-use dumont_store::{InstanceRow, InstanceState};
+use dumont_store::{Endpoint, InstanceRow, InstanceState};
 use std::sync::Arc;
 use tokio::select;
 use tokio_util::sync::CancellationToken;
@@ -61,7 +61,7 @@ impl Racer {
         };
         let target = self
             .app
-            .target(Vec::new(), self.row.host_key.clone(), &self.spec.path);
+            .target(Vec::new(), Access::of(&self.row), &self.spec.path);
         let ready = select! {
             () = self.abandon.cancelled() => return End::Abandoned,
             ready = make_ready(market, &instance_id, target, &promise, &self.stage) => ready,
@@ -158,15 +158,16 @@ impl Racer {
 
     async fn keep_endpoint(&self, link: &Link) -> Result<(), String> {
         let (endpoint, store, now) = (link.endpoint(), &self.app.store, self.app.now());
+        let at = Endpoint {
+            host: &endpoint.host,
+            port: endpoint.port,
+            host_key: Some(link.host_key()),
+            user: link.access().user.as_deref(),
+            home: link.access().home.as_deref(),
+        };
         let failed = |e: dumont_store::Error| format!("the database failed: {e}");
         store
-            .set_instance_endpoint(
-                &self.row.key,
-                &endpoint.host,
-                endpoint.port,
-                Some(link.host_key()),
-                now,
-            )
+            .set_instance_endpoint(&self.row.key, &at, now)
             .await
             .map_err(failed)?;
         store

@@ -8,7 +8,7 @@
 use crate::app::Market;
 use crate::link::{Link, LinkError, Target};
 use crate::providers::listing::pause_after;
-use crate::providers::{ErrorClass, InstanceStatus, ProviderInstance, SshEndpoint};
+use crate::providers::{Access, ErrorClass, InstanceStatus, ProviderInstance};
 use crate::ssh::SshError;
 use dumont_core::blacklist::CudaVersion;
 use dumont_core::driver::{is_too_old, serves};
@@ -83,7 +83,14 @@ pub async fn make_ready(
     stage: &StageCell,
 ) -> Result<Link, NotReady> {
     stage.set(Stage::Boot);
-    target.endpoints = booted(market, instance_id).await?;
+    let instance = booted(market, instance_id).await?;
+    target.endpoints = instance.ssh;
+    // What we have seen ourselves stays pinned.
+    let pinned = target.access.host_key.take();
+    target.access = Access {
+        host_key: pinned.or(instance.access.host_key),
+        ..instance.access
+    };
     stage.set(Stage::Ssh);
     let let_in = || async {
         // Account keys reach new instances after a while, sometimes never; attaching is quicker.
@@ -100,8 +107,8 @@ pub async fn make_ready(
     Ok(link)
 }
 
-/// Waits until the provider says running, and gives the SSH endpoints.
-async fn booted(market: &Market, instance_id: &str) -> Result<Vec<SshEndpoint>, NotReady> {
+/// Waits until the provider says running, and where.
+async fn booted(market: &Market, instance_id: &str) -> Result<ProviderInstance, NotReady> {
     let begun = Instant::now();
     let mut since = begun + FIRST_LOOK;
     loop {
@@ -113,7 +120,7 @@ async fn booted(market: &Market, instance_id: &str) -> Result<Vec<SshEndpoint>, 
             && instance.status == InstanceStatus::Running
             && !instance.ssh.is_empty()
         {
-            return Ok(instance.ssh);
+            return Ok(instance);
         }
     }
 }

@@ -7,15 +7,17 @@
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, named};
 use crate::history::{self, Expected};
-use crate::providers::{ErrorClass, OfferQuery, ProviderError};
+use crate::providers::{ErrorClass, OfferQuery, ProviderError, own};
 use dumont_core::blacklist::{Bar, Selection, select};
 use dumont_core::boot::Stratum;
 use dumont_core::history::{Level, Stats};
 use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
 use dumont_core::rank::{Standing, rank};
+use dumont_core::spec::Providers;
 use dumont_core::time::Timestamp;
 use dumont_store::Block;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -33,8 +35,8 @@ pub async fn run(run: &mut Run) -> StepResult {
     }
     let mut offers = ask(run, None).await?;
     let found = offers.len();
-    if let Some(lost) = state.loss.as_ref().and_then(|l| l.machine_id.as_deref()) {
-        offers.retain(|o| o.machine.machine_id != lost);
+    if let Some(lost) = state.loss.as_ref().and_then(|l| l.machine.as_ref()) {
+        offers.retain(|o| o.machine != *lost);
     }
     let candidates = candidates(run, offers).await?;
     let now = run.app.now();
@@ -68,7 +70,7 @@ pub async fn run(run: &mut Run) -> StepResult {
 
 /// Keeps offers for the race, with what is expected of each.
 pub(super) fn choose<'a>(state: &mut Placement, chosen: impl Iterator<Item = &'a Candidate> + Clone) {
-    let expected = |c: &Candidate| (c.offer.machine.machine_id.clone(), c.expected);
+    let expected = |c: &Candidate| (c.offer.machine.clone(), c.expected);
     state.expected = chosen.clone().map(expected).collect();
     state.offers = chosen.map(|c| c.offer.clone()).collect();
 }
@@ -86,23 +88,44 @@ pub(super) struct Candidate {
 
 /// One per machine, best promise first: the time that it is expected to be up soon.
 pub(super) async fn candidates(run: &Run, offers: Vec<Offer>) -> Result<Vec<Candidate>, StepError> {
-    let (app, now) = (&run.app, run.app.now());
     // Equal promises stand in this order: the provider's own uptime, then the price.
     let ranked = rank(offers, |_| Standing::default()).offers;
     let offers: Vec<Offer> = ranked.into_iter().map(|r| r.offer).collect();
+    let mut by_provider: BTreeMap<String, Vec<Offer>> = BTreeMap::new();
+    for offer in offers {
+        by_provider
+            .entry(offer.machine.provider.clone())
+            .or_default()
+            .push(offer);
+    }
+    let mut all = Vec::new();
+    for (provider, offers) in by_provider {
+        all.extend(candidates_of(run, &provider, &offers).await?);
+    }
+    all.sort_by(|a, b| b.promise.total_cmp(&a.promise));
+    Ok(all)
+}
+
+async fn candidates_of(run: &Run, provider: &str, offers: &[Offer]) -> Result<Vec<Candidate>, StepError> {
+    let (app, now) = (&run.app, run.app.now());
     let ids: Vec<&str> = offers.iter().map(|o| o.machine.machine_id.as_str()).collect();
-    let known = app.store.standings("vast", &offers, now).await?;
+    let known = app.store.standings(provider, offers, now).await?;
     let image = &run.workspace.spec.image;
     let since = now.minus(history::WARM);
-    let warm = app.store.warm_machines("vast", &ids, image, since).await?;
+    let warm = app.store.warm_machines(provider, &ids, image, since).await?;
     let curves = history::curves(app).await?;
+    // Nothing is pulled on a machine of one's own.
+    let bare = provider == own::NAME;
     let one = |offer: &Offer| {
         let posterior = known.posterior(offer, now);
         let blocks = known.blocks(&offer.machine);
         let expected = Expected {
             score: posterior.score(),
             prior_mean: known.prior_mean(offer, now),
-            stratum: Stratum::of(offer.inet_down_mbps, warm.contains(&offer.machine.machine_id)),
+            stratum: Stratum::of(
+                offer.inet_down_mbps,
+                bare || warm.contains(&offer.machine.machine_id),
+            ),
         };
         let entry = Bar::entry(blocks.iter().map(Block::entry), run.workspace.spec.gpu.cuda, now);
         Candidate {
@@ -117,9 +140,7 @@ pub(super) async fn candidates(run: &Run, offers: Vec<Offer>) -> Result<Vec<Cand
             offer: offer.clone(),
         }
     };
-    let mut all: Vec<Candidate> = offers.iter().map(one).collect();
-    all.sort_by(|a, b| b.promise.total_cmp(&a.promise));
-    Ok(all)
+    Ok(offers.iter().map(one).collect())
 }
 
 /// Which blocks a lack of others passes over.
@@ -175,14 +196,36 @@ pub(super) async fn ask(run: &Run, machine: Option<&MachineRef>) -> Result<Vec<O
         min_cuda: spec.gpu.cuda.and_then(|v| v.to_string().parse().ok()),
         ..OfferQuery::default()
     };
-    let market = run.market("vast")?;
+    let among = match machine {
+        Some(machine) => Providers::of(&machine.provider).unwrap_or(Providers::Any),
+        None => spec.provider,
+    };
     let mut pause = Duration::from_millis(500);
     for attempt in 1.. {
-        match market.provider.search(&query).await {
-            Ok(offers) => return Ok(offers),
-            Err(e) if attempt == TRIES || !passing(&e) => return Err(provider_failure(&e)),
-            Err(e) => {
-                run.say(format!("the search failed, trying again: {e}")).await;
+        let found = run.app.search(among, &query).await;
+        if found.asked == 0 {
+            return Err(StepError::failed(
+                "provider_not_configured",
+                format!("no provider of this server is called {among}"),
+                "say with --provider whose machines are meant: vast, ssh or any",
+            ));
+        }
+        let again = attempt < TRIES && found.failed.iter().any(|(_, e)| passing(e));
+        for (provider, error) in &found.failed {
+            let and = if again && found.offers.is_empty() {
+                ", trying again"
+            } else {
+                ""
+            };
+            run.say(format!("the search at {provider} failed{and}: {error}"))
+                .await;
+        }
+        match found.failed.first() {
+            // One that fails does not hold up what others offer.
+            _ if !found.offers.is_empty() => return Ok(found.offers),
+            None => return Ok(found.offers),
+            Some((provider, error)) if !again => return Err(provider_failure(provider, error)),
+            Some(_) => {
                 sleep(pause).await;
                 pause *= 2;
             }
@@ -203,14 +246,23 @@ fn passing(error: &ProviderError) -> bool {
 }
 
 /// A provider error in the API's words.
-pub fn provider_failure(error: &ProviderError) -> StepError {
-    let (code, hint) = provider_words(error);
+pub fn provider_failure(provider: &str, error: &ProviderError) -> StepError {
+    let (code, hint) = provider_words(provider, error);
     StepError::failed(code, error.to_string(), hint)
 }
 
 /// The code and the next step of a provider error.
-pub fn provider_words(error: &ProviderError) -> (&'static str, &'static str) {
+pub fn provider_words(provider: &str, error: &ProviderError) -> (&'static str, &'static str) {
+    let own = provider == own::NAME;
     match error.class {
+        ErrorClass::Auth if own => (
+            "provider_auth",
+            "put dumont's public key into authorized_keys there; `dumont machine list` shows what each machine answers",
+        ),
+        _ if own => (
+            "provider_failed",
+            "`dumont machine list` shows what each of your machines answers",
+        ),
         ErrorClass::Auth => (
             "provider_auth",
             "set VAST_API_KEY to a key of your account and start the server again",

@@ -20,8 +20,8 @@ pub struct Placement {
     pub allow_blacklisted: bool,
     /// Ranked, best first; one per machine.
     pub offers: Vec<Offer>,
-    /// What was expected of their machines then, by machine id.
-    pub expected: BTreeMap<String, Expected>,
+    /// What was expected of their machines then, by machine.
+    pub expected: BTreeMap<MachineRef, Expected>,
     /// Key of the instance that won the race.
     pub winner: Option<String>,
     /// The snapshot to restore; chosen once, so that a resumed workflow restores the same.
@@ -67,7 +67,8 @@ pub struct Loss {
     pub detected_at: Timestamp,
     pub instance_key: Option<String>,
     pub instance_id: Option<String>,
-    pub machine_id: Option<String>,
+    #[serde(default)]
+    pub machine: Option<MachineRef>,
     pub ssh_host: Option<String>,
     pub ssh_port: Option<u16>,
 }

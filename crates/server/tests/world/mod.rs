@@ -132,6 +132,7 @@ impl World {
             agent: self.agent,
             s3: self.s3.clone(),
             vast: self.vast(),
+            ssh_inventory: None,
             race: self.race.clone(),
             adaptive: Default::default(),
             attempt_retention_days: 180,

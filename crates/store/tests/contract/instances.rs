@@ -1,5 +1,5 @@
 use crate::fixture::{Fixture, at, intent, offer, workspace};
-use dumont_store::{Error, InstanceState, NewInstance};
+use dumont_store::{Endpoint, Error, InstanceState, NewInstance};
 
 pub async fn an_intent_comes_before_the_contract(fixture: Fixture) {
     let store = fixture.open().await;
@@ -38,18 +38,28 @@ pub async fn an_intent_comes_before_the_contract(fixture: Fixture) {
         Err(Error::Conflict { .. })
     ));
 
-    store
-        .set_instance_endpoint("k", "127.0.0.1", 2222, Some("ssh-ed25519 AAAA"), at(32))
-        .await
-        .unwrap();
-    store
-        .set_instance_endpoint("k", "127.0.0.1", 2223, None, at(33))
-        .await
-        .unwrap();
+    let first = Endpoint {
+        host: "127.0.0.1",
+        port: 2222,
+        host_key: Some("ssh-ed25519 AAAA"),
+        user: Some("ubuntu"),
+        home: Some("/home/ubuntu/lease"),
+    };
+    let second = Endpoint {
+        port: 2223,
+        host_key: None,
+        ..first
+    };
+    store.set_instance_endpoint("k", &first, at(32)).await.unwrap();
+    store.set_instance_endpoint("k", &second, at(33)).await.unwrap();
     let row = store.instance("k").await.unwrap().unwrap();
     assert_eq!(
         (row.ssh_port, row.host_key.as_deref()),
         (Some(2223), Some("ssh-ed25519 AAAA"))
+    );
+    assert_eq!(
+        (row.ssh_user.as_deref(), row.home.as_deref()),
+        (second.user, second.home)
     );
 }
 

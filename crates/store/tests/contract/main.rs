@@ -14,6 +14,7 @@ mod gates;
 mod instances;
 mod keeping;
 mod lists;
+mod own_machines;
 mod restart;
 mod schedule;
 mod scores;
@@ -76,6 +77,12 @@ on_every_engine! {
     lists:
         the_summary_agrees_with_the_levels,
         lists_are_filtered_and_paged;
+    own_machines:
+        told_machines_are_kept_and_replaced,
+        a_label_is_leased_once_and_a_place_has_one_lease,
+        a_machine_is_not_leased_before_it_is_clean,
+        many_at_once_take_each_place_once,
+        the_first_host_key_stays;
     scores:
         scores_are_what_a_recount_gives,
         extremes_are_ordered_by_what_a_score_is_worth_now,

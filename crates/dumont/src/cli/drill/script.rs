@@ -157,6 +157,7 @@ impl Drill<'_> {
         let gigabytes = u32::try_from(self.report.bytes * 3 / 1_000_000_000).unwrap_or(u32::MAX);
         WorkspaceSpec {
             name: self.name.clone(),
+            provider: dumont_core::spec::Providers::default(),
             gpu: dumont_core::spec::GpuWanted::default(),
             image: "pytorch/pytorch:latest".into(),
             disk_gb: gigabytes.saturating_add(20).min(16_384),

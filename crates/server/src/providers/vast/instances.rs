@@ -4,7 +4,7 @@
 //! that failed, a token that comes again, a row without an id, fewer rows than the server
 //! itself says it found.
 
-use super::super::{ErrorClass, InstanceStatus, ProviderError, ProviderInstance, SshEndpoint};
+use super::super::{Access, ErrorClass, InstanceStatus, ProviderError, ProviderInstance, SshEndpoint};
 use super::error::{during, error, is_no_instance};
 use super::http::Call;
 use super::{Vast, wire};
@@ -214,6 +214,7 @@ fn read_instance(row: &Value) -> Option<ProviderInstance> {
         status: read_status(row),
         status_message: wire::text(row, "status_msg"),
         ssh: read_ssh(row),
+        access: Access::default(),
         price: wire::number(row, "dph_total")
             .filter(|p| *p >= 0.0)
             .unwrap_or(0.0),
