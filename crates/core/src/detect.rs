@@ -6,13 +6,17 @@
 //! network: the host's refusal of a fresh connection, the provider's word that the machine is
 //! gone, or, where a fresh connection gets no answer at all, any word of the provider, which
 //! shows that we can be heard. The provider's word alone never decides while the session
-//! still talks.
+//! still talks. Where the provider told us by itself, and says so again when it is asked, missed
+//! heartbeats are enough ([`HINTED`]), or a session that was reset.
 
 use crate::time::Timestamp;
 use std::time::Duration;
 
 /// How long a session may say nothing before silence counts as a hint.
 pub const SILENCE: Duration = Duration::from_secs(6);
+
+/// The same where the provider told us by itself: two missed heartbeats and some.
+pub const HINTED: Duration = Duration::from_millis(2_500);
 
 /// How a fresh connection attempt to the machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,13 @@ pub enum ProviderWord {
     NoWord,
 }
 
+impl ProviderWord {
+    /// Whether by this word the machine does not serve.
+    pub fn says_lost(self) -> bool {
+        matches!(self, Self::Gone | Self::Stopped | Self::Offline)
+    }
+}
+
 /// Everything observed of one machine since it was last heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Evidence {
@@ -52,6 +63,8 @@ pub struct Evidence {
     pub redial: Option<Redial>,
     /// The newest word of the provider after `last_heard`.
     pub provider: Option<ProviderWord>,
+    /// It was asked because it had told us by itself that something is wrong there.
+    pub hinted: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +101,10 @@ impl Cause {
 
 /// Judges the evidence at `now`.
 pub fn judge(evidence: &Evidence, now: Timestamp) -> Judgement {
-    let silent = now >= evidence.last_heard.plus(SILENCE);
     let reset = evidence.session_reset.is_some();
+    let said = evidence.provider.is_some_and(ProviderWord::says_lost);
+    let quiet = |so_long: Duration| now >= evidence.last_heard.plus(so_long);
+    let silent = quiet(SILENCE) || (evidence.hinted && said && (reset || quiet(HINTED)));
     if !silent && !reset {
         return Judgement::Alive;
     }
@@ -127,6 +142,39 @@ mod tests {
             session_reset: None,
             redial: None,
             provider: None,
+            hinted: false,
+        }
+    }
+
+    /// It told us, we asked, and it says so: a session that was reset is enough, or missed heartbeats.
+    /// While the session talks, or a fresh one gets through, nothing is.
+    #[test]
+    fn a_hint_that_the_provider_confirms_saves_the_long_silence() {
+        let told = Evidence {
+            provider: Some(ProviderWord::Stopped),
+            hinted: true,
+            ..heard()
+        };
+        let early = T0.plus(Duration::from_millis(2_499));
+        assert_eq!(judge(&told, early), Judgement::Alive);
+        let lost = Judgement::Lost(Cause::ProviderSaysStopped);
+        assert_eq!(judge(&told, T0.plus(HINTED)), lost);
+        let reset = Evidence {
+            session_reset: Some(T0),
+            ..told
+        };
+        assert_eq!(judge(&reset, T0), lost);
+        let through = Evidence {
+            redial: Some(Redial::Connected),
+            ..told
+        };
+        assert_eq!(judge(&through, T0.plus(SILENCE)), Judgement::Suspect);
+        for word in [None, Some(ProviderWord::Running), Some(ProviderWord::NoWord)] {
+            let unconfirmed = Evidence {
+                provider: word,
+                ..told
+            };
+            assert_eq!(judge(&unconfirmed, T0.plus(HINTED)), Judgement::Alive, "{word:?}");
         }
     }
 
@@ -231,12 +279,15 @@ mod tests {
     proptest! {
         /// Never lost on one source, never while a fresh connection works.
         #[test]
-        fn one_source_never_decides(reset in any::<bool>(), redial in redial(), word in word(), ms in 0i64..60_000) {
+        fn one_source_never_decides(
+            reset in any::<bool>(), hinted in any::<bool>(), redial in redial(), word in word(), ms in 0i64..60_000,
+        ) {
             let e = Evidence {
                 last_heard: T0,
                 session_reset: reset.then_some(T0),
                 redial,
                 provider: word,
+                hinted,
             };
             let verdict = judge(&e, Timestamp(T0.0 + ms * 1000));
             if let Judgement::Lost(_) = verdict {
@@ -244,7 +295,8 @@ mod tests {
                 let redial_bad = matches!(redial, Some(Redial::Refused | Redial::Unreachable));
                 prop_assert!(redial != Some(Redial::Connected));
                 prop_assert!(provider_bad || redial_bad);
-                prop_assert!(ms >= 6_000 || (reset && redial == Some(Redial::Refused)));
+                let told = hinted && provider_bad && (reset || ms >= 2_500);
+                prop_assert!(ms >= 6_000 || told || (reset && redial == Some(Redial::Refused)));
             }
         }
     }

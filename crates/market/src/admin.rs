@@ -17,6 +17,7 @@ use crate::faults::{Fault, Rule};
 use crate::machine;
 use crate::market::{Inner, now_ms};
 use crate::state::{Instance, State as MarketState, Status};
+use crate::webhook::Webhook;
 
 type Shared = State<Arc<Inner>>;
 
@@ -32,6 +33,7 @@ pub fn router(inner: Arc<Inner>) -> Router {
         .route("/admin/instances/{id}/outbid", post(outbid))
         .route("/admin/instances/{id}/offline", post(offline))
         .route("/admin/credit", put(credit))
+        .route("/admin/webhook", put(webhook))
         .route("/admin/instances/{id}/end", post(end))
         .route("/admin/instances/{id}/silent", post(silent))
         .route("/admin/instances/{id}/freeze", post(freeze))
@@ -210,6 +212,13 @@ async fn credit(State(inner): Shared, Json(body): Json<Value>) -> Response {
     let mut state = inner.state();
     state.credit = left + state.spent(now_ms());
     Json(json!({"credit": left})).into_response()
+}
+
+/// Where notifications go from now on: `{"url": …, "secret": …}`.
+async fn webhook(State(inner): Shared, Json(hook): Json<Webhook>) -> Json<Value> {
+    let shown = json!({"url": hook.url});
+    *machine::lock(&inner.webhook) = Some(hook);
+    Json(shown)
 }
 
 /// Its host stops to report; `online` ends that, too.

@@ -50,6 +50,7 @@ impl Inner {
         let Some(live) = self.state().outbid(id, by, now_ms()) else {
             return false;
         };
+        self.notify("outbid", id);
         if let Some(machine) = live {
             machine.kill().await;
         }
@@ -62,6 +63,9 @@ impl Inner {
             return false;
         };
         machine.plugged.send_replace(plugged);
+        if !plugged {
+            self.notify("instance_offline", id);
+        }
         true
     }
 
@@ -92,6 +96,7 @@ impl Inner {
         let Some(live) = self.state().stop(id, now_ms()) else {
             return false;
         };
+        self.notify("instance_stopped", id);
         if let Some(machine) = live {
             machine.kill().await;
         }
@@ -138,6 +143,7 @@ impl Inner {
                 HostLoss::Unknown => Status::Unknown,
             };
             instance.turn(status, "Host is offline", now_ms());
+            self.notify("instance_offline", id);
         }
     }
 

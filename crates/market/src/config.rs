@@ -8,6 +8,7 @@ use crate::error::MarketError;
 use crate::limits::Limits;
 use crate::presets::Preset;
 use crate::switches::Switches;
+use crate::webhook::Webhook;
 
 /// How far the processes of a rented machine are kept from the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,6 +99,8 @@ pub struct MarketConfig {
     pub switches: Switches,
     /// What the account starts with, in dollars.
     pub credit: f64,
+    /// Where notifications of losses go; the operator's side may change it.
+    pub webhook: Option<Webhook>,
     /// Whether the machines' sshd forwards ports, as `AllowTcpForwarding` decides it.
     pub forwarding: bool,
 }
@@ -122,6 +125,7 @@ impl MarketConfig {
             limits: None,
             switches: Switches::default(),
             credit: 1000.0,
+            webhook: None,
             forwarding: true,
         }
     }

@@ -42,6 +42,7 @@ mod tides;
 mod view;
 mod volumes;
 mod weather;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -54,6 +55,7 @@ pub use error::{MachineError, MarketError};
 pub use limits::Limits;
 pub use presets::Preset;
 pub use switches::{SWITCHES, Switch, Switches};
+pub use webhook::Webhook;
 
 use crate::market::Inner;
 use crate::net::{CuttableListener, Peer};

@@ -17,6 +17,7 @@ use crate::offers::Universe;
 use crate::proxy::Proxy;
 use crate::sshd::openssh;
 use crate::state::State;
+use crate::webhook::Webhook;
 
 const STARTING: usize = 16;
 
@@ -31,6 +32,7 @@ pub struct Inner {
     asked: Mutex<limits::Ledger>,
     refusals: AtomicUsize,
     pub proxy: Arc<Proxy>,
+    pub webhook: Mutex<Option<Webhook>>,
     /// Machines that may come up at once: more would only wait for each other.
     pub starting: Semaphore,
 }
@@ -51,6 +53,7 @@ impl Inner {
             openssh::available().map_err(MarketError::Invalid)?;
         }
         let universe = Arc::new(Universe::from_seed(config.seed, config.machines));
+        let webhook = config.webhook.clone();
         let limits = config.limits.unwrap_or_else(|| config.preset.limits());
         let state = State::new(universe, &config, now_ms());
         Ok(Arc::new(Self {
@@ -63,6 +66,7 @@ impl Inner {
             asked: Mutex::default(),
             refusals: AtomicUsize::new(0),
             proxy: Arc::default(),
+            webhook: Mutex::new(webhook),
             starting: Semaphore::new(STARTING),
         }))
     }

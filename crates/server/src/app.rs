@@ -1,5 +1,6 @@
 //! What every part of the server shares.
 
+use crate::hints::Hints;
 use crate::history::Curves;
 use crate::http::imports::Imports;
 use crate::link::Target;
@@ -69,6 +70,8 @@ pub struct App {
     pub orphans: AtomicU64,
     /// A workspace began or ceased to live on a machine.
     pub watch: Notify,
+    /// What providers tell by themselves.
+    pub hints: Hints,
     /// Where the API is reached, for URLs of the embedded store that a CLI uses.
     pub public_url: String,
     pub stopping: CancellationToken,

@@ -7,6 +7,7 @@ pub mod app;
 mod check;
 pub mod doctor;
 pub mod files;
+mod hints;
 pub mod history;
 pub mod http;
 pub mod link;
@@ -23,6 +24,7 @@ pub mod tls;
 pub mod workflows;
 
 pub use dumont_store::Error as StoreError;
+pub use http::webhooks::WebhookSecret;
 pub use link::AgentBinary;
 pub use settings::{CrashPoint, Database, ServerConfig, Timing};
 pub use startup::{Server, ServerError, start, start_with};

@@ -1,5 +1,6 @@
 //! What the server is told from outside. Defaults are the documented ones.
 
+use crate::http::webhooks::WebhookSecret;
 use crate::link::AgentBinary;
 use crate::objects::s3::S3Config;
 use crate::providers::vast::VastConfig;
@@ -27,6 +28,8 @@ pub struct ServerConfig {
     /// The bucket for objects; none keeps them in the data directory.
     pub s3: Option<S3Config>,
     pub vast: VastConfig,
+    /// `VAST_WEBHOOK_SECRET`: what Vast.ai's notifications are signed with; none takes none.
+    pub vast_webhook_secret: Option<WebhookSecret>,
     /// `SSH_INVENTORY`: a file of the user's own machines, read again at each use.
     pub ssh_inventory: Option<PathBuf>,
     /// Where a workspace asks for a fixed number of racers.

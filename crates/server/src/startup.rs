@@ -2,6 +2,7 @@
 
 use crate::app::{App, Market, ProgressBoard};
 use crate::files::write_private;
+use crate::hints::Hints;
 use crate::history::Curves;
 use crate::http::{auth, imports::Imports, router};
 use crate::objects::file::FileStore;
@@ -288,6 +289,7 @@ async fn assemble(
         reap: Notify::new(),
         watch: Notify::new(),
         orphans: std::sync::atomic::AtomicU64::new(0),
+        hints: Hints::default(),
         public_url: public_url(&config, addr),
         stopping: CancellationToken::new(),
         config,

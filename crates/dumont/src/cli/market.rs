@@ -5,7 +5,9 @@ use crate::fail::{fail, usage};
 use crate::output;
 use anyhow::Result;
 use clap::Args;
-use dumont_market::{ClockHook, Limits, MarketConfig, MarketError, Preset, SWITCHES, Sshd, Switch, Switches};
+use dumont_market::{
+    ClockHook, Limits, MarketConfig, MarketError, Preset, SWITCHES, Sshd, Switch, Switches, Webhook,
+};
 use dumont_server::link::AGENT_SESSION;
 use std::net::SocketAddr;
 
@@ -54,6 +56,12 @@ pub struct MarketArgs {
     /// List the switches, each with its values (the default first) and its evidence
     #[arg(long)]
     pub switches: bool,
+    /// Send notifications of outbid, stopped and offline instances there, as Vast.ai does
+    #[arg(long, value_name = "URL", requires = "webhook_secret")]
+    pub webhook: Option<String>,
+    /// What they are signed with
+    #[arg(long, value_name = "SECRET", requires = "webhook")]
+    pub webhook_secret: Option<String>,
     /// Run OpenSSH's server on the machines (needs root and openssh-server)
     #[arg(long)]
     pub openssh: bool,
@@ -132,6 +140,10 @@ pub async fn run(globals: &Globals, args: MarketArgs) -> Result<()> {
         limits,
         switches,
         credit: args.credit,
+        webhook: args
+            .webhook
+            .zip(args.webhook_secret)
+            .map(|(url, secret)| Webhook { url, secret }),
         sshd: if args.openssh {
             Sshd::OpenSsh(Vec::new())
         } else {

@@ -12,7 +12,7 @@ use dumont_core::spending::Caps;
 use dumont_server::objects::s3::S3Config;
 use dumont_server::providers::vast::VastConfig;
 use dumont_server::tls::TlsFiles;
-use dumont_server::{AgentBinary, CrashPoint, ServerConfig, ServerError, StoreError, Timing};
+use dumont_server::{AgentBinary, CrashPoint, ServerConfig, ServerError, StoreError, Timing, WebhookSecret};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -112,6 +112,7 @@ pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
         },
         s3,
         vast,
+        vast_webhook_secret: get("VAST_WEBHOOK_SECRET").map(WebhookSecret),
         ssh_inventory: settings.text("SSH_INVENTORY").map(PathBuf::from),
         race: dumont_core::plan::RaceSettings::default(),
         adaptive: dumont_core::plan::adaptive::AdaptiveSettings::default(),

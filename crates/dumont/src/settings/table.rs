@@ -153,6 +153,10 @@ pub const SETTINGS: &[Setting] = &[
     text("DB_NAME", "the database's name"),
     secret("VAST_API_KEY", "the marketplace's key"),
     url("VAST_URL", "the marketplace's address").or("https://console.vast.ai"),
+    secret(
+        "VAST_WEBHOOK_SECRET",
+        "what Vast.ai signs its notifications with; without it none is taken",
+    ),
     text(
         "VAST_LIMITS",
         "what the account may ask: documented, off, a factor of the documented, or e.g. create=6,search=20/min",

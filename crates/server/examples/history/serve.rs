@@ -30,6 +30,7 @@ impl Served {
             },
             s3: None,
             vast: VastConfig::new("http://127.0.0.1:1", ApiKey::new("unused").unwrap()).unwrap(),
+            vast_webhook_secret: None,
             ssh_inventory: None,
             race: Default::default(),
             adaptive: Default::default(),

@@ -1,5 +1,5 @@
-//! The REST API under `/api/v1`: one file per noun, every route behind a token but `/healthz`
-//! and the documentation.
+//! The REST API under `/api/v1`: one file per noun, every route behind a token but `/healthz`,
+//! the documentation, and notifications, which are signed.
 
 pub mod auth;
 pub mod body;
@@ -18,6 +18,7 @@ pub mod params;
 pub mod snapshots;
 pub mod spending;
 pub mod tokens;
+pub mod webhooks;
 pub mod workflows;
 pub mod workspaces;
 
@@ -104,7 +105,10 @@ fn api_routes() -> OpenApiRouter<Arc<App>> {
 
 /// What answers without a token.
 fn open_routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(health::show))
+    let signed = OpenApiRouter::new().routes(routes!(webhooks::vast));
+    OpenApiRouter::new()
+        .routes(routes!(health::show))
+        .nest("/api/v1", signed)
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {

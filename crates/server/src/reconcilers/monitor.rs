@@ -29,6 +29,11 @@ use ulid::Ulid;
 const TICK: Duration = Duration::from_millis(500);
 /// Between two questions to the provider about a machine in doubt, at the slowest.
 const SLOWEST: Duration = Duration::from_secs(10);
+/// How long a provider's hint is held against a machine that its word speaks against, ms; how often it
+/// is asked after one, and how long between, for its own list may lag behind its notifications.
+const HINT_MS: i64 = 30_000;
+const HINT_ASKS: u8 = 3;
+const HINT_PAUSE_MS: i64 = 2_000;
 /// Missed heartbeats after which a new connection is tried, ms.
 const QUIET_MS: i64 = 3_000;
 /// Between two rounds over all workspaces.
@@ -89,6 +94,7 @@ async fn living(app: &App) -> Result<HashMap<String, (WorkspaceRow, InstanceRow)
 async fn watch(app: Arc<App>, workspace: WorkspaceRow, row: InstanceRow) {
     let mut evidence = fresh(app.now());
     let mut pause = TICK;
+    let mut hint = None;
     loop {
         let Ok(Some(now)) = app.store.workspace(&workspace.id).await else {
             return;
@@ -104,6 +110,11 @@ async fn watch(app: Arc<App>, workspace: WorkspaceRow, row: InstanceRow) {
                 }
                 redial(&app, &workspace, &row, &mut evidence).await;
             }
+        }
+        hint = told(&app, &row, hint).await;
+        if let Some(told) = hint.as_ref().filter(|t| t.word.says_lost()) {
+            evidence.hinted = true;
+            evidence.provider = Some(told.word);
         }
         match judge(&evidence, app.now()) {
             Judgement::Alive => pause = TICK,
@@ -139,7 +150,35 @@ fn fresh(last_heard: Timestamp) -> Evidence {
         session_reset: None,
         redial: None,
         provider: None,
+        hinted: false,
     }
+}
+
+/// The provider told us of this instance by itself, and we asked whether it is so.
+#[derive(Clone, Copy)]
+struct Told {
+    at: Timestamp,
+    word: ProviderWord,
+    asked: u8,
+}
+
+/// Asks, if there is a hint or the last one's answer may have come too early. What is known of it.
+async fn told(app: &App, row: &InstanceRow, before: Option<Told>) -> Option<Told> {
+    let now = app.now();
+    let asked = match before {
+        _ if app.hints.take(&row.key) => 0,
+        None => return None,
+        Some(told) if now.millis_since(told.at) > HINT_MS => return None,
+        Some(told) if told.word.says_lost() || told.asked >= HINT_ASKS => return before,
+        Some(told) if now.millis_since(told.at) < i64::from(told.asked) * HINT_PAUSE_MS => return before,
+        Some(told) => told.asked,
+    };
+    let at = before.filter(|_| asked > 0).map_or(now, |told| told.at);
+    Some(Told {
+        at,
+        word: ask_provider(app, row).await,
+        asked: asked + 1,
+    })
 }
 
 fn note_end(row: &InstanceRow, evidence: &mut Evidence, when: Timestamp, why: &str) {
@@ -151,6 +190,7 @@ fn note_end(row: &InstanceRow, evidence: &mut Evidence, when: Timestamp, why: &s
 async fn listen(app: &App, link: &Arc<Link>, row: &InstanceRow, evidence: &mut Evidence) {
     select! {
         () = link.closed() => {}
+        () = app.hints.came.notified() => {}
         () = sleep(TICK) => {}
     }
     let quiet = || app.now().millis_since(link.last_heard());

@@ -21,6 +21,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// What the market's notifications are signed with.
+pub const WEBHOOK_SECRET: &str = "whsec-of-the-tests";
+
 pub struct World {
     pub market: Market,
     pub server: Option<Server>,
@@ -132,6 +135,7 @@ impl World {
             agent: self.agent,
             s3: self.s3.clone(),
             vast: self.vast(),
+            vast_webhook_secret: Some(dumont_server::WebhookSecret(WEBHOOK_SECRET.into())),
             ssh_inventory: None,
             race: self.race.clone(),
             adaptive: Default::default(),
