@@ -26,8 +26,10 @@ pub struct SshArgs {
     pub command: Vec<String>,
 }
 
-/// How long a new key may take until the machine lets it in.
-const PROPAGATION: Duration = Duration::from_secs(30);
+/// How long the machine may take to answer.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long a new key may take until the machine lets it in (reported: up to 180 s).
+const PROPAGATION: Duration = Duration::from_secs(180);
 
 pub async fn run(globals: &Globals, args: SshArgs) -> Result<()> {
     let client = globals.client()?;
@@ -97,7 +99,12 @@ impl Access {
     fn command(&self) -> Command {
         let mut ssh = Command::new("ssh");
         let port = self.target.port.to_string();
-        ssh.arg("-p").arg(port).arg("-i").arg(&self.key.file);
+        // Nobody's configuration: a ProxyCommand or a key in there would be for other hosts.
+        ssh.args(["-F", "none"])
+            .arg("-p")
+            .arg(port)
+            .arg("-i")
+            .arg(&self.key.file);
         let mut known = OsString::from("UserKnownHostsFile=\"");
         known.push(&self.known_hosts);
         known.push("\"");
@@ -123,8 +130,8 @@ impl Access {
     }
 
     async fn wait_until_let_in(&self) -> Result<()> {
-        let deadline = Instant::now() + PROPAGATION;
-        let mut pause = Duration::from_millis(200);
+        let begin = Instant::now();
+        let (mut told, mut pause) = (false, Duration::from_millis(200));
         loop {
             let mut ssh = tokio::process::Command::from(self.command());
             ssh.args(["-T", "-o", "BatchMode=yes", "--"])
@@ -148,7 +155,13 @@ impl Access {
                     "somebody may be in between; do not go on. A fresh machine: `dumont failover run NAME`",
                 ));
             }
-            if Instant::now() + pause > deadline {
+            let denied = words.contains("Permission denied");
+            if denied && !told && begin.elapsed() > Duration::from_secs(5) {
+                output::note("The machine answers, but does not have your key yet; waiting for it.");
+                told = true;
+            }
+            let limit = if denied { PROPAGATION } else { ANSWER };
+            if begin.elapsed() + pause > limit {
                 return Err(fail(
                     "ssh_refused",
                     format!(

@@ -11,6 +11,7 @@
 
 mod bench;
 mod contract;
+mod doors;
 mod own;
 mod sshd;
 

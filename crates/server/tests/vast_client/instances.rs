@@ -46,6 +46,32 @@ async fn lists_to_the_last_page_and_reads_the_rows() {
     assert_eq!(client.find_by_label("u").await.unwrap(), None);
 }
 
+/// Jupyter has the proxy's port that the row names, and SSH the next one.
+#[tokio::test]
+async fn beside_jupyter_the_proxys_port_is_the_next_one() {
+    let fake = Fake::start(|_| {
+        let mut both = instance(1, "a");
+        both["image_runtype"] = json!("jupyter_direc ssh_direc ssh_proxy");
+        let mut last = both.clone();
+        last["id"] = json!(2);
+        last["ssh_port"] = json!(65_535);
+        let mut closed = both.clone();
+        closed["id"] = json!(3);
+        closed["ports"] = Value::Null;
+        listing(vec![both, last, closed])
+    })
+    .await;
+    let all = fake.client().list().await.unwrap();
+    let ssh = |at: usize| -> Vec<_> { all[at].ssh.iter().map(|e| (e.host.as_str(), e.port)).collect() };
+    assert_eq!(ssh(0), [("203.0.113.42", 41022), ("ssh5.vast.ai", 34321)]);
+    assert_eq!(ssh(1), [("203.0.113.42", 41022)], "there is no port 65536");
+    assert_eq!(
+        ssh(2),
+        [("ssh5.vast.ai", 34321)],
+        "no direct port: the proxy alone"
+    );
+}
+
 #[tokio::test]
 async fn tokens_that_are_not_text_are_followed_too() {
     let fake = Fake::start(|s| Reply::Json(200, page(5, s.query.get("after_token"), |n| json!(n)))).await;
