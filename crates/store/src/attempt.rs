@@ -12,8 +12,8 @@
 use crate::column::{Column, args, record};
 use crate::engine::{Row, Tx, statements, transact};
 use crate::machine::Locked;
-use crate::standing::{self, Conditions};
-use crate::{BlacklistRow, Result, Store, blacklist};
+use crate::standing::Conditions;
+use crate::{BlacklistRow, Result, Store, blacklist, sums};
 use dumont_core::blacklist::{Circumstances, Settings, counts, judge};
 use dumont_core::history::{Attempt, Outcome, Reason, Stage, Stats};
 use dumont_core::id::MachineRef;
@@ -197,7 +197,7 @@ pub(crate) async fn record_in(
             blocked = blacklist::propose(tx, &new.machine, p, &mut machine, new.created_at).await?;
         }
         machine.save(tx).await?;
-        standing::add(tx, new).await?;
+        sums::add(tx, new).await?;
     }
     Ok(Recorded {
         first,

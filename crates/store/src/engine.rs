@@ -63,6 +63,17 @@ macro_rules! sqlite_dialect {
     (EACH_2) => {
         "json_each($2) AS each"
     };
+    // Stamps of what is remembered (memory.rs, migration 0014): every change with a lower one is in
+    // this snapshot; none that this database ever made has this one; whose stamps they are.
+    (HORIZON) => {
+        "(SELECT next FROM stamps)"
+    };
+    (AHEAD) => {
+        "9223372036854775807"
+    };
+    (LIFE) => {
+        "0"
+    };
     ($text:literal) => {
         $text
     };
@@ -84,6 +95,19 @@ macro_rules! postgres_dialect {
     };
     (EACH_2) => {
         "jsonb_array_elements_text(CAST($2 AS jsonb)) AS each(value)"
+    };
+    (HORIZON) => {
+        "CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS TEXT) AS BIGINT)"
+    };
+    // Rows restored from another cluster may have stamps that this one has yet to reach.
+    (AHEAD) => {
+        "CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS TEXT) AS BIGINT)"
+    };
+    // A start of the server, after which another history may have taken the place of this one, and
+    // the tables' own storage, which a restore into a running server makes anew.
+    (LIFE) => {
+        "CAST(EXTRACT(EPOCH FROM pg_postmaster_start_time()) * 1000000 AS BIGINT) \
+         + CAST(pg_relation_filenode('machine_stats') AS BIGINT)"
     };
     ($text:literal) => {
         $text

@@ -24,6 +24,7 @@ mod gate;
 mod instance;
 mod interrupt;
 mod machine;
+mod memory;
 mod meta;
 mod object_version;
 mod own_machine;
@@ -34,6 +35,7 @@ mod snapshot;
 mod spending;
 mod standing;
 mod summary;
+mod sums;
 mod token;
 mod transfer;
 mod workflow;
@@ -56,8 +58,9 @@ pub use rollup::{Rollup, word_of};
 pub use schedule::Idle;
 pub use snapshot::{NewSnapshot, SnapshotRow, SnapshotState};
 pub use spending::SpentBy;
-pub use standing::{Conditions, Priors, Standings};
+pub use standing::{Conditions, Standings};
 pub use summary::Summary;
+pub use sums::Priors;
 pub use token::TokenRow;
 pub use transfer::{ForeignRollup, Imported};
 pub use workflow::{Advance, Finish, NewWorkflow, StartedWorkflow, StepTime, WorkflowRow};
@@ -66,7 +69,9 @@ pub use workspace::{Effect, NewWorkspace, WorkspaceRow, WorkspaceState};
 use column::{args, record};
 use dumont_core::time::Timestamp;
 use engine::{Db, statements};
+use standing::Remembered;
 use std::path::Path;
+use std::sync::Arc;
 
 statements! {
     NOW: ["SELECT " NOW " AS now"];
@@ -77,34 +82,38 @@ struct Clock {
 }
 record!(Clock { now });
 
-/// The database. Cheap to clone; all clones share their connections.
+/// The database. Cheap to clone; all clones share their connections and what they remember.
 #[derive(Debug, Clone)]
 pub struct Store {
     db: Db,
+    remembered: Arc<Remembered>,
+}
+
+impl From<Db> for Store {
+    fn from(db: Db) -> Self {
+        Self {
+            db,
+            remembered: Arc::default(),
+        }
+    }
 }
 
 impl Store {
     /// Opens a SQLite file, creates it if need be (readable by its owner only) and brings its
     /// schema up to date. Its directory must exist.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self {
-            db: Db::open_sqlite(path.as_ref()).await?,
-        })
+        Ok(Db::open_sqlite(path.as_ref()).await?.into())
     }
 
     /// Opens the PostgreSQL database at a `postgres://` address, which must exist, and brings
     /// its schema up to date. Of several that start at once, one does it.
     pub async fn connect(url: &str) -> Result<Self> {
-        Ok(Self {
-            db: Db::open_postgres(url).await?,
-        })
+        Ok(Db::open_postgres(url).await?.into())
     }
 
     /// A database that ends with its last clone. For tests: one connection serves all.
     pub async fn open_in_memory() -> Result<Self> {
-        Ok(Self {
-            db: Db::open_sqlite_in_memory().await?,
-        })
+        Ok(Db::open_sqlite_in_memory().await?.into())
     }
 
     /// The clock that leases go by; also shows that the database answers.
@@ -166,6 +175,7 @@ pub(crate) fn all_statements() -> Vec<(&'static str, &'static [(&'static str, en
         ("spending", spending::STATEMENTS),
         ("standing", standing::STATEMENTS),
         ("summary", summary::STATEMENTS),
+        ("sums", sums::STATEMENTS),
         ("token", token::STATEMENTS),
         ("transfer", transfer::STATEMENTS),
         ("workflow", workflow::STATEMENTS),

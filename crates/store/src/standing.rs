@@ -1,59 +1,58 @@
-//! What the score of a machine stands on, stored so that reading it costs two queries.
+//! What is known of the machines of a search: two queries, however many they are.
 //!
-//! A machine's own decayed counts are in its row. Those of its operator and of its uptime
-//! bucket are shared by many machines: a row that every attempt reads, decays and writes back
-//! would make all of them wait for one another's commit. So they are kept by *forward decay*:
-//! time is cut into epochs of ten half-lives, and within one an attempt at `t` weighs
-//! 2^((t - begin) / half-life), between 1 and 1024. Weights relative to a fixed moment never
-//! change, so recording is `s = s + w`, whatever the order. Reading divides by the weight of
-//! the moment of reading and adds the epochs up, which is the very sum that `core` defines.
+//! A market shows the same machines again and again, so both queries ask only for what is not
+//! remembered and for what was written since ([`crate::memory`]). An entry of the blacklist is
+//! remembered until somebody closes it; whether it is in force is judged by the reader's clock.
 
-use crate::attempt::NewAttempt;
-use crate::column::{Column, args, json, record};
-use crate::engine::{Row, Tx, statements};
+use crate::column::{Column, Record, args, json};
+use crate::engine::{Row, Sql, statements};
 use crate::machine::{Block, MachineRow};
+use crate::memory::{Answer, Memory};
+use crate::sums::{Priors, SumRow};
 use crate::{Result, Store};
-use dumont_core::blacklist::CudaVersion;
+use dumont_core::blacklist::{CudaVersion, is_active};
 use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
-use dumont_core::reliability::{Bucket, Counts, Evidence, HALF_LIFE_DAYS, MACHINE_WEIGHT, Posterior, Sums};
+use dumont_core::reliability::{Bucket, Counts, MACHINE_WEIGHT, Posterior, Sums};
 use dumont_core::time::Timestamp;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
-const OPERATOR: &str = "operator";
-const BUCKET: &str = "bucket";
-const DAY_MICROS: f64 = 86_400e6;
-const EPOCH_MICROS: i64 = 140 * 86_400_000_000;
-/// Rows over which a bucket is spread: attempts that end together seldom meet on one.
-const SHARDS: u64 = 64;
+/// Machines, and operators, that are remembered of a provider: 0.6 kB and 0.1 kB each, 45 MB in all.
+const REMEMBERED: usize = 65_536;
+/// Changes that are worth reading; with more, what is remembered is read anew.
+const CHANGES: u32 = 10_000;
 
 statements! {
-    ADD_BOTH: ["INSERT INTO reliability_sums (provider, kind, name, epoch, shard, s, f, as_of) VALUES \
-                ($1, 'operator', $2, $4, 0, $6, $7, $8), ($1, 'bucket', $3, $4, $5, $6, $7, $8) \
-                ON CONFLICT (provider, kind, name, epoch, shard) DO UPDATE SET \
-                s = reliability_sums.s + excluded.s, f = reliability_sums.f + excluded.f, \
-                as_of = CASE WHEN excluded.as_of > reliability_sums.as_of THEN excluded.as_of \
-                ELSE reliability_sums.as_of END"];
-    ADD_ONE: ["INSERT INTO reliability_sums (provider, kind, name, epoch, shard, s, f, as_of) VALUES \
-               ($1, $2, $3, $4, $5, $6, $7, $8) \
-               ON CONFLICT (provider, kind, name, epoch, shard) DO UPDATE SET \
-               s = reliability_sums.s + excluded.s, f = reliability_sums.f + excluded.f, \
-               as_of = CASE WHEN excluded.as_of > reliability_sums.as_of THEN excluded.as_of \
-               ELSE reliability_sums.as_of END"];
-    SUMS: ["SELECT kind, name, epoch, SUM(s) AS s, SUM(f) AS f, MAX(as_of) AS as_of FROM reliability_sums \
-            WHERE provider = $1 AND kind = 'bucket' GROUP BY kind, name, epoch \
-            UNION ALL SELECT kind, name, epoch, s, f, as_of FROM " EACH_2 " JOIN reliability_sums \
-            ON provider = $1 AND kind = 'operator' AND name = each.value"];
-    ALL_SUMS: ["SELECT provider, kind, name, epoch, SUM(s) AS s, SUM(f) AS f, MAX(as_of) AS as_of \
-                FROM reliability_sums WHERE provider = COALESCE($1, provider) \
-                GROUP BY provider, kind, name, epoch"];
-    MANY: ["SELECT s.provider, s.machine_id, s.total_attempts, s.successful_attempts, s.failed_attempts, \
-            s.uncounted_attempts, s.consecutive_failures, s.ready_attempts, s.ready_total_ms, s.last_attempt_at, \
-            s.last_success_at, s.last_failure_at, s.sum_s, s.sum_f, s.sums_at, s.reliability_score, s.host_id, s.bucket, \
+    MACHINES: ["SELECT h.horizon, h.life, h.changes, s.provider, s.machine_id, s.total_attempts, \
+            s.successful_attempts, s.failed_attempts, s.uncounted_attempts, s.consecutive_failures, \
+            s.ready_attempts, s.ready_total_ms, s.last_attempt_at, s.last_success_at, s.last_failure_at, \
+            s.sum_s, s.sum_f, s.sums_at, s.reliability_score, s.host_id, s.bucket, \
             b.blacklist_type, b.reason AS block_reason, b.blacklisted_at, b.expires_at, b.scope \
-            FROM " EACH_2 " JOIN machine_stats s ON s.provider = $1 AND s.machine_id = each.value \
+            FROM (SELECT " HORIZON " AS horizon, " LIFE " AS life, \
+            (SELECT COUNT(*) FROM (SELECT 1 FROM machine_stats \
+            WHERE changed >= $3 AND changed < " AHEAD " LIMIT $4) AS c) + \
+            (SELECT COUNT(*) FROM (SELECT 1 FROM machine_blacklist \
+            WHERE changed >= $3 AND changed < " AHEAD " LIMIT $4) AS c) AS changes) AS h LEFT JOIN (\
+            SELECT id FROM (SELECT machine_id AS id FROM machine_stats WHERE provider = $1 \
+            AND changed >= $3 AND changed < " AHEAD " ORDER BY changed LIMIT $4) AS c UNION \
+            SELECT id FROM (SELECT machine_id AS id FROM machine_blacklist WHERE provider = $1 \
+            AND changed >= $3 AND changed < " AHEAD " ORDER BY changed LIMIT $4) AS c UNION \
+            SELECT value AS id FROM " EACH_2 ") AS k ON TRUE \
+            LEFT JOIN machine_stats s ON s.provider = $1 AND s.machine_id = k.id \
             LEFT JOIN machine_blacklist b ON b.provider = s.provider AND b.machine_id = s.machine_id \
-            AND b.is_active AND (b.expires_at IS NULL OR b.expires_at > $3)"];
+            AND b.is_active"];
+    SUMS: ["SELECT h.horizon, h.life, h.changes, r.kind, r.name, r.epoch, r.s, r.f, r.as_of \
+            FROM (SELECT " HORIZON " AS horizon, " LIFE " AS life, \
+            (SELECT COUNT(*) FROM (SELECT 1 FROM reliability_sums \
+            WHERE changed >= $3 AND changed < " AHEAD " LIMIT $4) AS c) AS changes) AS h LEFT JOIN (\
+            SELECT o.kind, o.name, o.epoch, o.s, o.f, o.as_of FROM (\
+            SELECT name FROM (SELECT name FROM reliability_sums WHERE provider = $1 AND kind = 'operator' \
+            AND changed >= $3 AND changed < " AHEAD " ORDER BY changed LIMIT $4) AS c UNION \
+            SELECT value AS name FROM " EACH_2 ") AS k \
+            JOIN reliability_sums o ON o.provider = $1 AND o.kind = 'operator' AND o.name = k.name UNION ALL \
+            SELECT kind, name, epoch, SUM(s) AS s, SUM(f) AS f, MAX(as_of) AS as_of FROM reliability_sums \
+            WHERE provider = $1 AND kind = 'bucket' GROUP BY kind, name, epoch) AS r ON TRUE"];
 }
 
 /// What stood around an attempt, as far as the score, the rules and the boot curve need it.
@@ -98,148 +97,151 @@ impl Column for Conditions {
     }
 }
 
-/// The weight of `at` within its epoch, 1 to 1024.
-fn weight(at: Timestamp) -> f64 {
-    let days = at.0.rem_euclid(EPOCH_MICROS) as f64 / DAY_MICROS;
-    (days / HALF_LIFE_DAYS).exp2()
+/// A machine that was met, and its entries that nobody closed.
+#[derive(Debug)]
+struct Met {
+    /// Without its block, which depends on when one looks.
+    row: MachineRow,
+    entries: Vec<Block>,
 }
 
-/// Adds what an attempt is worth to its operator and its bucket.
-pub(crate) async fn add(tx: &mut Tx, new: &NewAttempt) -> Result<()> {
-    let (c, at) = (&new.conditions, new.created_at);
-    if c.counts == Counts::default() {
-        return Ok(());
-    }
-    let bucket = c.provider_reliability.map(Bucket::of);
-    let (w, epoch) = (weight(at), at.0.div_euclid(EPOCH_MICROS));
-    let (s, f) = (c.counts.s * w, c.counts.f * w);
-    let provider = &new.machine.provider;
-    let shard = shard(&new.attempt_key);
-    match (new.host_id.as_deref(), bucket) {
-        (Some(host), Some(bucket)) => {
-            let args = args![provider, host, bucket.as_str(), epoch, shard, s, f, at];
-            tx.run(ADD_BOTH, args).await?;
-        }
-        (Some(host), None) => {
-            let args = args![provider, OPERATOR, host, epoch, 0_i64, s, f, at];
-            tx.run(ADD_ONE, args).await?;
-        }
-        (None, Some(bucket)) => {
-            let args = args![provider, BUCKET, bucket.as_str(), epoch, shard, s, f, at];
-            tx.run(ADD_ONE, args).await?;
-        }
-        (None, None) => {}
-    }
-    Ok(())
+type Remembering<V> = Mutex<HashMap<String, Memory<V>>>;
+
+/// What is remembered, by provider. Shared by all clones of a store.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered {
+    machines: Remembering<Option<Arc<Met>>>,
+    operators: Remembering<Sums>,
 }
 
-/// FNV-1a, as keys that are ULIDs differ in their last characters most.
-fn shard(key: &str) -> u64 {
-    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    key.bytes().fold(0xcbf2_9ce4_8422_2325, mix) % SHARDS
+/// Works on what is remembered of one provider.
+fn of_provider<V: Clone + Default, T>(
+    all: &Remembering<V>,
+    provider: &str,
+    work: impl FnOnce(&mut Memory<V>) -> T,
+) -> T {
+    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    let memory = all.entry(provider.to_owned());
+    work(memory.or_insert_with(|| Memory::new(REMEMBERED)))
 }
 
-struct SumRow {
-    kind: String,
-    name: String,
-    epoch: i64,
-    s: f64,
-    f: f64,
-    as_of: Timestamp,
-}
-record!(SumRow {
-    kind,
-    name,
-    epoch,
-    s,
-    f,
-    as_of
-});
-
-/// The same, of any provider.
-struct AnySum {
-    provider: String,
-    sum: SumRow,
+/// A row of an answer: what proves the answer, and a machine or a sum, if any.
+struct Line<T> {
+    horizon: i64,
+    life: i64,
+    changes: i64,
+    found: Option<T>,
 }
 
-impl crate::column::Record for AnySum {
-    fn read(row: &Row) -> Result<Self> {
+impl<T: Record> Line<T> {
+    fn read(row: &Row, key: &'static str) -> Result<Self> {
+        let key: Option<String> = row.get(key)?;
         Ok(Self {
-            provider: row.get("provider")?,
-            sum: crate::column::Record::read(row)?,
+            horizon: row.get("horizon")?,
+            life: row.get("life")?,
+            changes: row.get("changes")?,
+            found: key.map(|_| T::read(row)).transpose()?,
         })
     }
 }
 
-impl SumRow {
-    /// As `core` reads it: decayed to the time of its last attempt.
-    fn counts(&self) -> Counts {
-        let days = self
-            .as_of
-            .0
-            .saturating_sub(self.epoch.saturating_mul(EPOCH_MICROS)) as f64
-            / DAY_MICROS;
-        let w = (days / HALF_LIFE_DAYS).exp2();
-        Counts::new(self.s / w, self.f / w)
+impl Record for Line<MachineRow> {
+    fn read(row: &Row) -> Result<Self> {
+        Line::read(row, "machine_id")
     }
 }
 
-/// The decayed counts of some operators and of every bucket of one provider.
-#[derive(Debug, Clone, Default)]
-pub struct Priors {
-    operators: HashMap<String, Sums>,
-    buckets: HashMap<String, Sums>,
+impl Record for Line<SumRow> {
+    fn read(row: &Row) -> Result<Self> {
+        Line::read(row, "name")
+    }
 }
 
-impl Priors {
-    fn of(rows: Vec<SumRow>) -> Self {
-        let mut out = Self::default();
-        for row in rows {
-            out.add(row);
-        }
-        out
-    }
+/// Makes an answer of its rows; and what else they say.
+type Gathered<V, T, X> = fn(Vec<Line<T>>) -> (Answer<V>, X);
 
-    fn add(&mut self, row: SumRow) {
-        let counts = row.counts();
-        let sums = if row.kind == OPERATOR {
-            &mut self.operators
-        } else {
-            &mut self.buckets
-        };
-        sums.entry(row.name).or_default().add(counts, row.as_of);
-    }
+/// What proves them, and what they hold.
+fn opened<V, T>(lines: Vec<Line<T>>) -> (Answer<V>, impl Iterator<Item = T>) {
+    let first = lines.first();
+    let answer = Answer {
+        horizon: first.map_or(0, |l| l.horizon),
+        life: first.map_or(0, |l| l.life),
+        whole: first.is_some_and(|l| l.changes < i64::from(CHANGES)),
+        found: HashMap::new(),
+    };
+    (answer, lines.into_iter().filter_map(|l| l.found))
+}
 
-    /// What is known beside the machine's own record.
-    pub fn evidence(&self, machine: Sums, host_id: Option<&str>, bucket: Option<Bucket>) -> Evidence {
-        let get = |map: &HashMap<String, Sums>, name: Option<&str>| {
-            name.and_then(|n| map.get(n)).copied().unwrap_or_default()
-        };
-        Evidence {
-            machine,
-            operator: get(&self.operators, host_id),
-            bucket: get(&self.buckets, bucket.map(Bucket::as_str)),
-        }
+/// A row per entry: one for everything, and one for each CUDA version.
+fn machines(lines: Vec<Line<MachineRow>>) -> (Answer<Option<Arc<Met>>>, ()) {
+    let (mut answer, rows) = opened(lines);
+    let mut all: HashMap<String, Met> = HashMap::new();
+    for mut row in rows {
+        let entry = row.block.take();
+        let met = all.entry(row.machine.machine_id.clone());
+        let met = met.or_insert_with(|| Met {
+            row,
+            entries: Vec::new(),
+        });
+        met.entries.extend(entry);
     }
+    answer.found = all
+        .into_iter()
+        .map(|(id, met)| (id, Some(Arc::new(met))))
+        .collect();
+    (answer, ())
+}
+
+/// The operators, and beside them every bucket, which nearly every attempt changes.
+fn operators(lines: Vec<Line<SumRow>>) -> (Answer<Sums>, Priors) {
+    let (mut answer, rows) = opened(lines);
+    let mut priors = Priors::of(rows);
+    answer.found = std::mem::take(&mut priors.operators);
+    (answer, priors)
 }
 
 /// Everything known of the machines of a search.
 #[derive(Debug, Clone, Default)]
 pub struct Standings {
-    machines: HashMap<String, MachineRow>,
-    blocks: HashMap<String, Vec<Block>>,
+    met: HashMap<String, Option<Arc<Met>>>,
+    /// Those with entries in force, and the entries.
+    blocked: HashMap<String, (MachineRow, Vec<Block>)>,
     priors: Priors,
 }
 
 impl Standings {
+    fn of(met: HashMap<String, Option<Arc<Met>>>, priors: Priors, now: Timestamp) -> Self {
+        let mut blocked = HashMap::new();
+        for (id, met) in &met {
+            let Some(met) = met.as_ref().filter(|m| !m.entries.is_empty()) else {
+                continue;
+            };
+            let entries = met.entries.iter().filter(|b| is_active(&b.entry().0, now));
+            let entries: Vec<Block> = entries.cloned().collect();
+            if !entries.is_empty() {
+                let row = MachineRow {
+                    block: entries.iter().find(|b| b.scope.is_none()).cloned(),
+                    ..met.row.clone()
+                };
+                blocked.insert(id.clone(), (row, entries));
+            }
+        }
+        Self { met, blocked, priors }
+    }
+
     /// `None` for a machine that was never met.
     pub fn machine(&self, machine: &MachineRef) -> Option<&MachineRow> {
-        self.machines.get(&machine.machine_id)
+        let id = &machine.machine_id;
+        match self.blocked.get(id) {
+            Some((row, _)) => Some(row),
+            None => self.met.get(id)?.as_ref().map(|met| &met.row),
+        }
     }
 
     /// Its entries in force, scoped ones too; `Block::entry` makes them `core`'s.
     pub fn blocks(&self, machine: &MachineRef) -> &[Block] {
-        self.blocks.get(&machine.machine_id).map_or(&[], Vec::as_slice)
+        let blocked = self.blocked.get(&machine.machine_id);
+        blocked.map_or(&[], |(_, entries)| entries.as_slice())
     }
 
     /// The mean that the machine's own record is drawn to.
@@ -262,45 +264,44 @@ impl Store {
     /// Everything known of these offers' machines, which are all of one provider: two queries,
     /// however many they are.
     pub async fn standings(&self, provider: &str, offers: &[Offer], now: Timestamp) -> Result<Standings> {
-        let machines: BTreeSet<&str> = offers.iter().map(|o| o.machine.machine_id.as_str()).collect();
-        let operators: BTreeSet<&str> = offers.iter().filter_map(|o| o.host_id.as_deref()).collect();
-        let rows = self.db.all(MANY, args![provider, json(&machines)?, now]);
-        // Side by side: each is a round trip, and for thousands of machines a core's work.
-        let (rows, priors): (Vec<MachineRow>, Priors) =
-            futures::try_join!(rows, self.priors(provider, &operators))?;
-        let mut out = Standings {
-            priors,
-            ..Standings::default()
-        };
-        // A row per entry: one for everything, and one for each CUDA version.
-        for mut row in rows {
-            let id = row.machine.machine_id.clone();
-            if let Some(block) = row.block.take() {
-                if block.scope.is_none() {
-                    row.block = Some(block.clone());
-                }
-                out.blocks.entry(id.clone()).or_default().push(block);
-            }
-            match out.machines.get_mut(&id) {
-                Some(held) => held.block = held.block.take().or(row.block),
-                None => drop(out.machines.insert(id, row)),
-            }
-        }
-        Ok(out)
+        let ids: BTreeSet<&str> = offers.iter().map(|o| o.machine.machine_id.as_str()).collect();
+        let hosts: BTreeSet<&str> = offers.iter().filter_map(|o| o.host_id.as_deref()).collect();
+        let met = self.recall(&self.remembered.machines, MACHINES, machines, provider, &ids);
+        // Side by side: each is a round trip, and for thousands of new machines a core's work.
+        let ((met, ()), priors) = futures::try_join!(met, self.priors(provider, &hosts))?;
+        Ok(Standings::of(met, priors, now))
     }
 
     /// The decayed counts of these operators and of all buckets.
-    async fn priors(&self, provider: &str, operators: &BTreeSet<&str>) -> Result<Priors> {
-        let rows = self.db.all(SUMS, args![provider, json(operators)?]).await?;
-        Ok(Priors::of(rows))
+    async fn priors(&self, provider: &str, hosts: &BTreeSet<&str>) -> Result<Priors> {
+        let known = self.recall(&self.remembered.operators, SUMS, operators, provider, hosts);
+        let (operators, buckets) = known.await?;
+        Ok(Priors { operators, ..buckets })
     }
 
-    /// Those of every operator and bucket, by provider.
-    pub(crate) async fn all_priors(&self, provider: Option<&str>) -> Result<HashMap<String, Priors>> {
-        let mut out: HashMap<String, Priors> = HashMap::new();
-        let add = |row: AnySum| out.entry(row.provider).or_default().add(row.sum);
-        self.db.each(ALL_SUMS, args![provider], add).await?;
-        Ok(out)
+    /// What these names stand for in one snapshot, and what else the answer says.
+    async fn recall<V: Clone + Default, T, X>(
+        &self,
+        all: &Remembering<V>,
+        sql: Sql,
+        gathered: Gathered<V, T, X>,
+        provider: &str,
+        names: &BTreeSet<&str>,
+    ) -> Result<(HashMap<String, V>, X)>
+    where
+        Line<T>: Record,
+    {
+        let mut afresh = false;
+        loop {
+            let question = of_provider(all, provider, |m| m.ask(names, afresh));
+            let args = args![provider, json(&question.unknown)?, question.since, CHANGES];
+            let (answer, beside) = gathered(self.db.all(sql, args).await?);
+            if let Some(known) = of_provider(all, provider, |m| m.learn(question, answer)) {
+                return Ok((known, beside));
+            }
+            // With nothing to prove it cannot fail again.
+            afresh = true;
+        }
     }
 
     /// Scores of `now` in rows whose stored one is of their last attempt.
@@ -317,53 +318,5 @@ impl Store {
             }
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Ten years over epochs, one attempt after the other, against `core`'s own sum.
-    #[test]
-    fn epochs_add_up_to_the_sum_that_core_defines() {
-        let mut direct = Sums::default();
-        let mut rows: HashMap<i64, SumRow> = HashMap::new();
-        let day = 86_400_000_000_i64;
-        for n in 0..500_i64 {
-            // Not in order, and denser toward the end.
-            let at = Timestamp((n * n % 3_650) * day + n * 1_234_567);
-            let counts = Counts::new(f64::from((n % 3) as i32), f64::from((n % 2) as i32));
-            direct.add(counts, at);
-            let epoch = at.0.div_euclid(EPOCH_MICROS);
-            let row = rows.entry(epoch).or_insert(SumRow {
-                kind: OPERATOR.into(),
-                name: "h".into(),
-                epoch,
-                s: 0.0,
-                f: 0.0,
-                as_of: at,
-            });
-            row.s += counts.s * weight(at);
-            row.f += counts.f * weight(at);
-            row.as_of = row.as_of.max(at);
-        }
-        let priors = Priors::of(rows.into_values().collect());
-        for later in [3_650, 3_651, 3_700, 5_000] {
-            let now = Timestamp(later * day);
-            let want = direct.read(now);
-            let got = priors
-                .evidence(Sums::default(), Some("h"), None)
-                .operator
-                .read(now);
-            assert!(
-                (got.s - want.s).abs() <= 1e-9 * want.s.max(1e-12),
-                "{got:?} {want:?}"
-            );
-            assert!(
-                (got.f - want.f).abs() <= 1e-9 * want.f.max(1e-12),
-                "{got:?} {want:?}"
-            );
-        }
     }
 }

@@ -55,6 +55,14 @@ impl Fixture {
         }
     }
 
+    /// Where others connect to it; SQLite is a file.
+    pub fn url(&self) -> Option<&str> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres { url, .. } => Some(url),
+        }
+    }
+
     /// A new connection, as another process would make it.
     pub async fn open(&self) -> Store {
         match self {

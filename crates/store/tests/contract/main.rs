@@ -15,6 +15,7 @@ mod instances;
 mod keeping;
 mod lists;
 mod own_machines;
+mod remembered;
 mod restart;
 mod schedule;
 mod scores;
@@ -83,6 +84,11 @@ on_every_engine! {
         a_machine_is_not_leased_before_it_is_clean,
         many_at_once_take_each_place_once,
         the_first_host_key_stays;
+    remembered:
+        a_reader_with_a_memory_sees_what_one_without_sees,
+        a_block_ends_at_its_second,
+        nobody_sees_less_than_was_there_before,
+        what_began_first_and_ends_last_is_seen;
     scores:
         scores_are_what_a_recount_gives,
         extremes_are_ordered_by_what_a_score_is_worth_now,
