@@ -29,7 +29,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use std::time::SystemTime;
 
 const USAGE: &str = "history --engine postgres|sqlite [--machines N] [--attempts N] [--seconds N] [--checks PER_SECOND] \
-                     [--pages N] [--pause] [--database URL]";
+                     [--pages N] [--offers N] [--pause] [--database URL]";
 /// As a small server of its own would have them: a quarter of 8 GB, and room between checkpoints.
 const SETTINGS: &[&str] = &[
     "shared_buffers=2GB",
@@ -49,6 +49,8 @@ pub struct Size {
     pub checks: u64,
     /// Searches that are timed.
     pub pages: usize,
+    /// Of a large search.
+    pub offers: usize,
     /// A PostgreSQL of one's own, to measure there or to keep the data; generated where empty.
     pub database: Option<String>,
     /// Waits for a line on stdin between generating and measuring, to make the machine idle.
@@ -70,6 +72,7 @@ async fn main() {
         seconds: number("--seconds", 10),
         checks: number("--checks", 2_000),
         pages: number("--pages", 500) as usize,
+        offers: number("--offers", 10_000) as usize,
         database: given("--database").cloned(),
         pause: args.iter().any(|a| a == "--pause"),
     };

@@ -16,8 +16,12 @@ use std::time::{Duration, Instant};
 pub const WRITERS: u64 = 32;
 /// Machines that the writers write to.
 pub const WRITTEN: u64 = 1_000;
+/// Attempts recorded while searches are timed.
+const WRITTEN_A_SECOND: u32 = 100;
 /// Connections of those who check.
 const CHECKERS: u64 = 64;
+/// Of attempts, each its own.
+static KEYS: AtomicU64 = AtomicU64::new(0);
 
 pub async fn reads(served: &Served, pool: Option<&PgPool>, store: &Store, size: &Size) {
     let mut empty = Vec::new();
@@ -27,10 +31,30 @@ pub async fn reads(served: &Served, pool: Option<&PgPool>, store: &Store, size: 
         empty.push(began.elapsed());
     }
     show("an empty round trip to the database", &mut empty);
-    let mut dice = 88_172_645_463_325_252;
-    for (offers, pages) in [(64, size.pages), (10_000, size.pages / 10)] {
-        searches(served, pool, &mut dice, offers, pages, size).await;
-    }
+    let mut market = Market::new(size);
+    searches(
+        served,
+        pool,
+        size.pages,
+        "64 offers of other machines each time",
+        || market.others(64),
+    )
+    .await;
+    let (offers, few) = (size.offers, (size.pages / 10).max(1));
+    searches(
+        served,
+        pool,
+        few,
+        &format!("{offers} offers, other machines each time"),
+        || market.others(offers),
+    )
+    .await;
+    let same = format!("{offers} offers, 1 in 100 another machine than before");
+    searches(served, pool, few, &same, || market.mostly_the_same(offers)).await;
+    let writing = Writing::begin(store, market.shown.clone());
+    let meanwhile = format!("{same}, {WRITTEN_A_SECOND} attempts a second on them meanwhile");
+    searches(served, pool, few, &meanwhile, || market.mostly_the_same(offers)).await;
+    writing.end().await;
     let statements = Statements::begin(pool).await;
     let mut times = checks(served, size).await;
     let asked = times.len();
@@ -51,38 +75,107 @@ pub async fn reads(served: &Served, pool: Option<&PgPool>, store: &Store, size: 
     }
 }
 
-/// Searches one after the other, each of other machines.
+/// Which machines a search finds.
+struct Market {
+    dice: u64,
+    machines: u64,
+    shown: Vec<u64>,
+}
+
+impl Market {
+    fn new(size: &Size) -> Self {
+        Self {
+            dice: 88_172_645_463_325_252,
+            machines: size.machines,
+            shown: Vec::new(),
+        }
+    }
+
+    fn others(&mut self, offers: usize) -> Vec<Offer> {
+        self.shown = (0..offers)
+            .map(|_| roll(&mut self.dice) % self.machines)
+            .collect();
+        self.offers()
+    }
+
+    /// A real market: what it shows is what it showed a minute ago, nearly.
+    fn mostly_the_same(&mut self, offers: usize) -> Vec<Offer> {
+        for _ in 0..offers / 100 {
+            let at = roll(&mut self.dice) as usize % self.shown.len();
+            self.shown[at] = roll(&mut self.dice) % self.machines;
+        }
+        self.offers()
+    }
+
+    fn offers(&self) -> Vec<Offer> {
+        self.shown.iter().map(|n| offer(*n)).collect()
+    }
+}
+
+/// Attempts that are recorded at a steady rate, while something else is timed.
+struct Writing {
+    stop: tokio_util::sync::CancellationToken,
+    task: tokio::task::JoinHandle<u64>,
+}
+
+impl Writing {
+    fn begin(store: &Store, machines: Vec<u64>) -> Self {
+        let stop = tokio_util::sync::CancellationToken::new();
+        let (store, stopped) = (store.clone(), stop.clone());
+        let task = tokio::spawn(async move {
+            let (mut dice, mut written) = (4_711, 0);
+            let mut due = tokio::time::interval(Duration::from_secs(1) / WRITTEN_A_SECOND);
+            while !stopped.is_cancelled() {
+                due.tick().await;
+                let machine = machines[roll(&mut dice) as usize % machines.len()];
+                let new = attempt(KEYS.fetch_add(1, Ordering::Relaxed), machine);
+                store.record_attempt(&new, &Settings::default()).await.unwrap();
+                written += 1;
+            }
+            written
+        });
+        Self { stop, task }
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        println!(
+            "    {} attempts were recorded meanwhile",
+            self.task.await.unwrap()
+        );
+    }
+}
+
+/// Searches one after the other.
 async fn searches(
     served: &Served,
     pool: Option<&PgPool>,
-    dice: &mut u64,
-    offers: usize,
     pages: usize,
-    size: &Size,
+    what: &str,
+    mut found: impl FnMut() -> Vec<Offer>,
 ) {
     let mut client = served.client().await;
     let mut times = Vec::new();
+    // The first fill the caches of the database.
+    let first = 5.min(pages);
     let mut statements = Statements::begin(None).await;
-    // The first fill the caches.
-    for round in 0..pages + 5 {
-        if round == 5 {
+    for round in 0..pages + first {
+        if round == first {
             statements = Statements::begin(pool).await;
         }
-        let found = (0..offers).map(|_| offer(roll(dice) % size.machines)).collect();
+        let found = found();
+        let offers = found.len();
         served.shelf.put(found);
         let began = Instant::now();
         let body = client
             .get("/instances/offers?all_offers=true&include_blacklisted=true&limit=500")
             .await;
-        if round >= 5 {
+        if round >= first {
             times.push(began.elapsed());
         }
         assert!(body.len() > offers.min(500) * 50);
     }
-    show(
-        &format!("annotate {offers} offers over HTTP, JSON included"),
-        &mut times,
-    );
+    show(&format!("annotate {what}, over HTTP, JSON included"), &mut times);
     let asked = statements.show(pages).await;
     // Two for the machines; the boot curve is read again now and then, by none of them.
     assert!(asked <= 2 * pages as u64 + 2, "{asked} queries for {pages} pages");
@@ -174,7 +267,6 @@ where
     W: Fn(u64) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send,
 {
-    static KEYS: AtomicU64 = AtomicU64::new(0);
     let (began, end) = (Instant::now(), Duration::from_secs(seconds));
     let mut writers = Vec::new();
     for _ in 0..WRITERS {
