@@ -36,8 +36,10 @@ pub enum Redial {
 pub enum ProviderWord {
     /// It answered, and does not say that the machine is gone.
     Running,
-    /// Stopped, outbid, exited.
+    /// Stopped or exited.
     Stopped,
+    /// Stopped by a higher bid.
+    Outbid,
     Offline,
     /// The provider itself says that there is no such instance.
     Gone,
@@ -83,6 +85,7 @@ pub enum Cause {
     SessionResetAndRefused,
     SilentAndUnreachable,
     ProviderSaysStopped,
+    ProviderSaysOutbid,
     ProviderSaysOffline,
     ProviderSaysGone,
 }
@@ -93,6 +96,7 @@ impl Cause {
             Self::SessionResetAndRefused => "session_reset_and_redial_refused",
             Self::SilentAndUnreachable => "silent_and_unreachable",
             Self::ProviderSaysStopped => "provider_says_stopped",
+            Self::ProviderSaysOutbid => "provider_says_outbid",
             Self::ProviderSaysOffline => "provider_says_offline",
             Self::ProviderSaysGone => "provider_says_gone",
         }
@@ -121,6 +125,7 @@ pub fn judge(evidence: &Evidence, now: Timestamp) -> Judgement {
     match (evidence.provider, evidence.redial) {
         (Some(ProviderWord::Gone), _) => Judgement::Lost(Cause::ProviderSaysGone),
         (Some(ProviderWord::Stopped), _) => Judgement::Lost(Cause::ProviderSaysStopped),
+        (Some(ProviderWord::Outbid), _) => Judgement::Lost(Cause::ProviderSaysOutbid),
         (Some(ProviderWord::Offline), _) => Judgement::Lost(Cause::ProviderSaysOffline),
         (_, Some(Redial::Refused)) | (Some(ProviderWord::Running), Some(Redial::Unreachable)) => {
             Judgement::Lost(Cause::SilentAndUnreachable)

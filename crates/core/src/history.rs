@@ -129,11 +129,13 @@ pub enum Reason {
     ImageError,
     Cancelled,
     ProviderError,
+    /// A higher bid took it: our bid was too low.
+    Outbid,
     Other(String),
 }
 
 impl Reason {
-    const KNOWN: [(Self, &'static str); 15] = [
+    const KNOWN: [(Self, &'static str); 16] = [
         (Self::DriverMismatch, "driver_mismatch"),
         (Self::BootTimeout, "boot_timeout"),
         (Self::SshFailed, "ssh_failed"),
@@ -149,6 +151,7 @@ impl Reason {
         (Self::ImageError, "image_error"),
         (Self::Cancelled, "cancelled"),
         (Self::ProviderError, "provider_error"),
+        (Self::Outbid, "outbid"),
     ];
 
     /// The word in the database and in the API.
@@ -181,6 +184,7 @@ impl Reason {
             | Self::ImageError
             | Self::Cancelled
             | Self::ProviderError
+            | Self::Outbid
             | Self::Other(_) => Outcome::NotHost,
         }
     }

@@ -5,6 +5,7 @@
 //! the detection be property-tested and simulated in virtual time with the very code that
 //! runs in production.
 
+pub mod bid;
 pub mod blacklist;
 pub mod boot;
 pub mod budget;

@@ -32,4 +32,7 @@ pub struct Offer {
     /// In a data centre, as the provider says; absent in offers stored before it was read.
     #[serde(default)]
     pub datacenter: bool,
+    /// What to bid for it, dollars per hour without storage; none where it is rented on demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bid: Option<f64>,
 }

@@ -128,6 +128,7 @@ mod tests {
             disk_gb: 100.0,
             verified: true,
             datacenter: false,
+            bid: None,
         }
     }
 

@@ -30,6 +30,9 @@ pub struct WorkspaceSpec {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(exclusive_minimum = 0.0))]
     pub max_price: Option<f64>,
+    /// Rent machines that a higher bid may take away at any time, for less. Absent: on demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interruptible: Option<Interruptible>,
     /// The directory that is snapshotted and restored.
     #[serde(default = "default_path")]
     #[cfg_attr(feature = "openapi", schema(max_length = 1024, pattern = "^/", default = default_path))]
@@ -108,6 +111,18 @@ impl std::fmt::Display for Providers {
             Self::Any => "any",
         })
     }
+}
+
+/// How to bid.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interruptible {
+    /// Dollars per hour for the machine, storage not included; never raised. Absent: chosen for
+    /// each machine, a margin above the lowest bid and below its price on demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0.001, maximum = 128.0))]
+    pub bid: Option<f64>,
 }
 
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -381,6 +396,14 @@ impl WorkspaceSpec {
                 "must be a shell command of at most 32 KB; leave it out to keep only the files".into(),
             );
         }
+        if let Some(bid) = self.interruptible.and_then(|i| i.bid)
+            && !(0.001..=128.0).contains(&bid)
+        {
+            return bad(
+                "interruptible.bid",
+                "must be 0.001 to 128 dollars per hour".into(),
+            );
+        }
         if let Some(probe) = &self.probe {
             probe.check()?;
         }
@@ -412,6 +435,7 @@ mod tests {
             image: default_image(),
             disk_gb: default_disk(),
             max_price: None,
+            interruptible: None,
             path: default_path(),
             start: None,
             env: BTreeMap::new(),
@@ -434,6 +458,11 @@ mod tests {
         assert_eq!(spec(|s| s.gpu.name = Some(" ".into())), Err("gpu.name"));
         assert_eq!(spec(|s| s.disk_gb = 1), Err("disk_gb"));
         assert_eq!(spec(|s| s.max_price = Some(f64::NAN)), Err("max_price"));
+        let bid = |bid| spec(|s| s.interruptible = Some(Interruptible { bid }));
+        assert_eq!([bid(None), bid(Some(0.2))], [Ok(()), Ok(())]);
+        for odd in [0.0, -1.0, 129.0, f64::NAN] {
+            assert_eq!(bid(Some(odd)), Err("interruptible.bid"));
+        }
         assert_eq!(spec(|s| s.start = Some(String::new())), Err("start"));
         assert_eq!(spec(|s| s.ports = vec![0]), Err("ports"));
         assert_eq!(spec(|s| s.ports = vec![80, 80]), Err("ports"));

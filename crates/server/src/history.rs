@@ -176,11 +176,18 @@ async fn whose(app: &App, row: &InstanceRow, trigger: &str) -> LossCause {
     if trigger == Cause::ProviderSaysStopped.as_str() {
         return LossCause::UserStop;
     }
+    if trigger == Cause::ProviderSaysOutbid.as_str() {
+        return LossCause::Outbid;
+    }
     let (Some(market), Some(id)) = (app.market(&row.machine.provider), &row.instance_id) else {
         return LossCause::Host;
     };
     match timeout(PATIENCE, market.provider.get(id)).await {
-        Ok(Ok(Some(instance))) if instance.status == InstanceStatus::Stopped => LossCause::UserStop,
+        Ok(Ok(Some(instance))) => match instance.status {
+            InstanceStatus::Stopped => LossCause::UserStop,
+            InstanceStatus::Outbid => LossCause::Outbid,
+            _ => LossCause::Host,
+        },
         _ => LossCause::Host,
     }
 }

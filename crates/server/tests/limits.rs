@@ -3,6 +3,7 @@
 mod world;
 
 use dumont_core::budget::Limits;
+use dumont_core::workflow::Step;
 use dumont_market::Limits as MarketLimits;
 use std::fs;
 use world::World;
@@ -14,6 +15,26 @@ fn answered(metrics: &str, status: &str) -> u64 {
         .filter(|line| line.starts_with("dumont_provider_requests_total") && line.contains(status))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum()
+}
+
+async fn metrics(world: &World) -> String {
+    let url = format!("{}/metrics", world.url());
+    let asked = reqwest::Client::new().get(url).bearer_auth(world.token());
+    asked.send().await.unwrap().text().await.unwrap()
+}
+
+/// From the begin of a workflow's race to its first contract, as the market saw it.
+async fn first_create(world: &World, workflow: &str) -> i64 {
+    let began = world.store().await.workflow(workflow).await.unwrap().unwrap();
+    let race = began.steps.iter().find(|s| s.step == Step::Race).unwrap();
+    let ledger = world.admin("GET", "/admin/ledger", None).await;
+    let created = ledger["instances"].as_array().unwrap().iter();
+    let created = created.filter_map(|i| i["created_ms"].as_i64());
+    let began = race.started_at.0 / 1_000;
+    created
+        .filter(|ms| *ms >= began)
+        .min()
+        .map_or(-1, |ms| ms - began)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,18 +63,43 @@ async fn three_failovers_in_a_row_keep_the_limits() {
         let event = world.failed_over_again("train", &last).await;
         assert_eq!(event["success"], true, "{event:#}");
         last = event["id"].as_str().unwrap().to_owned();
+        println!(
+            "first create {} ms after the race began",
+            first_create(&world, &last).await
+        );
         let now = world.get("/workspaces/train").await;
         on = now["instance"]["instance_id"].as_str().unwrap().to_owned();
     }
-    let metrics = reqwest::Client::new()
-        .get(format!("{}/metrics", world.url()))
-        .bearer_auth(world.token())
-        .send()
-        .await
-        .unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = metrics(&world).await;
     assert!(answered(&metrics, "status=\"200\"") > 10, "{metrics}");
     // None on a machine that has time. On one that has not, a request may leave later than its turn
     // by more than the distances have to spare, and the next one comes too near.
     assert!(answered(&metrics, "status=\"429\"") <= 2, "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_without_credit_stops_at_once_and_says_so() {
+    let world = World::instant().await;
+    world
+        .admin("PUT", "/admin/credit", Some(serde_json::json!({"credit": 0})))
+        .await;
+    let created = world
+        .post("/workspaces", serde_json::json!({ "spec": world::spec("train") }))
+        .await;
+    let workflow = world.ended(created["workflow_id"].as_str().unwrap()).await;
+    assert_eq!(workflow["error"]["code"], "no_credit", "{workflow:#}");
+    let workspace = world.get("/workspaces/train").await;
+    assert!(
+        workspace["message"].as_str().unwrap().contains("add credit"),
+        "{workspace:#}"
+    );
+    let ledger = world.admin("GET", "/admin/ledger", None).await;
+    assert_eq!(ledger["alive"], 0, "{ledger:#}");
+    let metrics = metrics(&world).await;
+    let creates = metrics
+        .lines()
+        .filter(|l| l.contains("PUT /api/v0/asks") && l.starts_with("dumont_provider_requests_total"))
+        .filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum::<u64>();
+    assert_eq!(creates, 1, "one refusal is enough: {metrics}");
 }

@@ -29,6 +29,7 @@ statements! {
     SET_ENDPOINT: ["UPDATE instances SET ssh_host = $2, ssh_port = $3, \
                     host_key = COALESCE($4, host_key), ssh_user = $5, home = $6, updated_at = $7 \
                     WHERE key = $1"];
+    SET_BID: ["UPDATE instances SET offer_json = $2, price = $3, updated_at = $4 WHERE key = $1"];
     SET_STATE: ["UPDATE instances SET state = $2, ready_at = $3, destroyed_at = $4, updated_at = $5 \
                  WHERE key = $1 RETURNING *"];
     SET_CLOCK_SKEW: ["UPDATE instances SET clock_skew_ms = $2 WHERE key = $1"];
@@ -203,6 +204,15 @@ impl Store {
     pub async fn set_instance_endpoint(&self, key: &str, at: &Endpoint<'_>, now: Timestamp) -> Result<()> {
         let args = args![key, at.host, at.port, at.host_key, at.user, at.home, now];
         match self.db.run(SET_ENDPOINT, args).await? {
+            0 => Err(Error::not_found("instance", key)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What an instance costs since its bid was raised.
+    pub async fn set_instance_offer(&self, key: &str, offer: &Offer, now: Timestamp) -> Result<()> {
+        let args = args![key, json(offer)?, offer.price, now];
+        match self.db.run(SET_BID, args).await? {
             0 => Err(Error::not_found("instance", key)),
             _ => Ok(()),
         }

@@ -195,9 +195,10 @@ words! {
     pub enum LossCause: "loss cause" {
         /// It vanished, stopped or was taken by its operator.
         Host => "host",
-        /// The account's own: a person stopped it, or its credit ran out. We rent on demand and
-        /// never bid, so nobody outbids us.
+        /// The account's own: a person stopped it, or its credit ran out.
         UserStop => "user_stop",
+        /// A higher bid took an interruptible machine: our own bid was too low.
+        Outbid => "outbid",
     }
 }
 

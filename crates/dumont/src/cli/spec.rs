@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use dumont_core::blacklist::CudaVersion;
 use dumont_core::id::WorkspaceName;
-use dumont_core::spec::{Probe, Providers, WorkspaceSpec};
+use dumont_core::spec::{Interruptible, Probe, Providers, WorkspaceSpec};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +36,13 @@ pub struct SpecArgs {
     /// The most to pay, dollars per hour
     #[arg(long, value_name = "DOLLARS", allow_negative_numbers = true)]
     pub max_price: Option<f64>,
+    /// Rent interruptible machines: cheaper, and a higher bid may take them at any time; the bid is
+    /// chosen for each machine
+    #[arg(long)]
+    pub interruptible: bool,
+    /// Rent interruptible machines for this bid, dollars per hour without storage
+    #[arg(long, value_name = "DOLLARS", allow_negative_numbers = true)]
+    pub bid: Option<f64>,
     /// Directory on the machine that is kept [default: /workspace]
     #[arg(long, value_name = "DIR")]
     pub path: Option<String>,
@@ -118,7 +125,7 @@ pub fn build(name: &WorkspaceName, args: &SpecArgs) -> Result<WorkspaceSpec> {
     Ok(spec)
 }
 
-const SPEC_HINT: &str = "fields: name, provider, gpu {name, count, min_ram_gb, cuda}, image, disk_gb, max_price, path, start, \
+const SPEC_HINT: &str = "fields: name, provider, gpu {name, count, min_ram_gb, cuda}, image, disk_gb, max_price, interruptible {bid}, path, start, \
      env, ports, probe {kind = \"command\", command} or {kind = \"http\", port, path, status, contains} or \
      {kind = \"ollama\", model, prompt, contains, port} with timeout_s, snapshot {before, after, \
      hook_timeout_s, priority, ready_when, every_minutes, keep {last, hourly, daily, weekly}, encrypt, model_files}, failover {automatic, racers}";
@@ -160,6 +167,12 @@ fn apply(spec: &mut WorkspaceSpec, args: &SpecArgs) {
     set(&mut spec.disk_gb, &args.disk);
     if args.max_price.is_some() {
         spec.max_price = args.max_price;
+    }
+    if args.interruptible || args.bid.is_some() {
+        let before = spec.interruptible.and_then(|i| i.bid);
+        spec.interruptible = Some(Interruptible {
+            bid: args.bid.or(before),
+        });
     }
     set(&mut spec.path, &args.path);
     if args.start.is_some() {

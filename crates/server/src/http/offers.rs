@@ -166,6 +166,7 @@ fn checked(query: &wire::OfferQuery) -> ApiResult<OfferQuery> {
             Some(which) => Verified::Only(which == OfferVerified::True),
         },
         datacenter: query.datacenter,
+        interruptible: None,
     })
 }
 

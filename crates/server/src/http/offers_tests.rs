@@ -23,6 +23,7 @@ fn offer(id: u32, machine: u32, price: f64) -> Offer {
         disk_gb: 100.0,
         verified: true,
         datacenter: false,
+        bid: None,
     }
 }
 

@@ -11,6 +11,7 @@ pub mod vast;
 
 use async_trait::async_trait;
 use dumont_core::offer::Offer;
+use dumont_core::spec::Interruptible;
 use dumont_store::InstanceRow;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub struct OfferQuery {
     pub min_cuda: Option<f64>,
     pub verified: Verified,
     pub datacenter: Option<bool>,
+    /// Interruptible machines, with the bid that the workspace allows.
+    pub interruptible: Option<Interruptible>,
 }
 
 /// Which machines, by the provider's own check of them.
@@ -69,6 +72,8 @@ pub struct RentRequest {
     pub ports: Vec<u16>,
     /// Shell text run at each start of the container.
     pub onstart: String,
+    /// Dollars per hour for an interruptible machine; none rents on demand.
+    pub bid: Option<f64>,
 }
 
 /// What an instance is doing, folded from the provider's words.
@@ -78,8 +83,10 @@ pub enum InstanceStatus {
     Starting,
     /// The container is up; its sshd may still take a while.
     Running,
-    /// Stopped, exited, frozen or outbid.
+    /// Stopped, exited or frozen.
     Stopped,
+    /// An interruptible one that a higher bid has taken.
+    Outbid,
     /// The provider lost contact with the host.
     Offline,
     /// A word we do not know.
@@ -99,6 +106,8 @@ pub struct ProviderInstance {
     pub ssh: Vec<SshEndpoint>,
     pub access: Access,
     pub price: f64,
+    /// Of an interruptible one: the lowest bid that has its machine now.
+    pub min_bid: Option<f64>,
 }
 
 /// How one logs in, and where one is then. The default is a container of one's own.
@@ -145,6 +154,8 @@ pub enum ErrorClass {
     Auth,
     /// The offer is no longer there: try another, not the machine's fault.
     OfferGone,
+    /// The bid is lower than what is taken: try another, not the machine's fault.
+    BidTooLow,
     /// The account has no money: stop renting and tell the user.
     Credit,
     /// Asked too often.
@@ -217,6 +228,14 @@ pub trait Provider: Send + Sync + 'static {
 
     /// Destroys; an instance that is already gone is a success.
     async fn destroy(&self, instance_id: &str) -> Result<(), ProviderError>;
+
+    /// Changes the bid for an interruptible instance. Safe to repeat.
+    async fn raise_bid(&self, _instance_id: &str, _bid: f64) -> Result<(), ProviderError> {
+        Err(ProviderError {
+            class: ErrorClass::Invalid,
+            message: format!("{} has no interruptible machines", self.name()),
+        })
+    }
 
     /// Makes sure the account has this public key (OpenSSH line). Safe to repeat.
     async fn register_key(&self, public_key: &str) -> Result<(), ProviderError>;

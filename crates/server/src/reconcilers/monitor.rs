@@ -282,6 +282,7 @@ async fn ask_provider(app: &App, row: &InstanceRow) -> ProviderWord {
                 ProviderWord::Running
             }
             InstanceStatus::Stopped => ProviderWord::Stopped,
+            InstanceStatus::Outbid => ProviderWord::Outbid,
             InstanceStatus::Offline => ProviderWord::Offline,
         },
         Ok(None) => ProviderWord::Gone,

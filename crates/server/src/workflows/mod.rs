@@ -12,6 +12,7 @@ mod placement;
 mod race;
 mod racer;
 pub mod ready;
+mod regain;
 pub mod search;
 pub mod state;
 mod steps;

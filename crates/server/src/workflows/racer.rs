@@ -134,6 +134,7 @@ impl Racer {
             env: std::collections::BTreeMap::new(),
             ports: self.spec.ports.clone(),
             onstart: String::new(),
+            bid: self.row.offer.bid,
         };
         let error = match market.provider.rent(&request).await {
             Ok(instance_id) => return Ok(instance_id),
@@ -150,6 +151,7 @@ impl Racer {
         }
         Err(match error.class {
             ErrorClass::Auth | ErrorClass::Credit => End::AccountFailed(error),
+            ErrorClass::BidTooLow => self.out(Reason::Outbid, error.to_string()),
             ErrorClass::OfferGone => self.out(Reason::NoSuchAsk, error.to_string()),
             ErrorClass::RateLimited { .. } => self.out(Reason::RateLimited, error.to_string()),
             _ => self.out(Reason::ProviderError, error.to_string()),

@@ -175,6 +175,10 @@ async fn look(
     match instance.status {
         InstanceStatus::Running | InstanceStatus::Starting | InstanceStatus::Unknown => Ok(Some(instance)),
         InstanceStatus::Stopped => Err(failed(stopped_reason(&instance), words(&instance))),
+        InstanceStatus::Outbid => {
+            let words = "a higher bid than ours took it".to_owned();
+            Err(failed(Reason::Outbid, words))
+        }
         InstanceStatus::Offline => Err(failed(Reason::HostOffline, words(&instance))),
     }
 }
@@ -359,6 +363,7 @@ mod tests {
                 disk_gb: 100.0,
                 verified: true,
                 datacenter: false,
+                bid: None,
             },
             disk_bytes: 1_000,
             cuda: None,

@@ -5,7 +5,7 @@
 //! in, and the workflow's log says so.
 
 use super::state::Placement;
-use super::{Flow, Run, StepError, StepResult, named};
+use super::{Flow, Run, StepError, StepResult, named, regain};
 use crate::history::{self, Expected};
 use crate::providers::{ErrorClass, OfferQuery, ProviderError, own};
 use dumont_core::blacklist::{Bar, Selection, select};
@@ -16,6 +16,7 @@ use dumont_core::offer::Offer;
 use dumont_core::rank::{Standing, rank};
 use dumont_core::spec::Providers;
 use dumont_core::time::Timestamp;
+use dumont_core::workflow::Step;
 use dumont_store::Block;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,6 +45,10 @@ pub async fn run(run: &mut Run) -> StepResult {
     let blocked = bars.iter().filter(|b| b.entry.is_some()).count();
     let width = run.workspace.spec.failover.racers.map_or(RACE, |n| n as usize);
     let selection = select(&bars, run.app.config.blacklist.keep(width), now);
+    let elsewhere = selection.usable.first().map(|at| candidates[*at].offer.price);
+    if regain::run(run, &mut state, elsewhere).await? {
+        return Ok(Flow::Goto(Step::Start));
+    }
     if selection.usable.is_empty() {
         return Err(StepError::failed(
             "no_offers",
@@ -190,6 +195,7 @@ pub(super) async fn ask(run: &Run, machine: Option<&MachineRef>) -> Result<Vec<O
         gpu_count: spec.gpu.count,
         min_gpu_ram_mb: spec.gpu.min_ram_gb.map(|gb| (gb * 1000.0) as u64),
         max_price: spec.max_price,
+        interruptible: spec.interruptible,
         disk_gb: spec.disk_gb,
         machine_id: machine.map(|m| m.machine_id.clone()),
         // As the provider writes it: a number.

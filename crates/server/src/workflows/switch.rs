@@ -57,8 +57,10 @@ pub async fn switch(run: &mut Run) -> StepResult {
 
 pub async fn cleanup(run: &mut Run) -> StepResult {
     let state: Placement = run.load();
+    // One that we have back is not the old one.
     if let Some(loss) = state.loss
         && let Some(key) = loss.instance_key
+        && state.winner.as_ref() != Some(&key)
     {
         run.app.watch.notify_one();
         if loss.dead {

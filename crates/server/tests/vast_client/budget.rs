@@ -158,3 +158,64 @@ async fn one_replicas_refusal_is_every_ones() {
     );
     assert_eq!(fake.seen().len(), 1);
 }
+
+fn shown(name: &str, mut took: Vec<Duration>) {
+    took.sort();
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+    println!(
+        "{name}: median {:?}, p99 {:?}, most {:?}",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+}
+
+/// What the account's budget and the client add to a request.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: --run-ignored only --no-capture"]
+async fn what_a_turn_and_a_request_cost() {
+    const N: usize = 300;
+    let fake = Fake::start(|_| Reply::Json(200, json!({"instances": instance(7, LABEL)}))).await;
+    let mut config = fake.config();
+    let (dir, cluster) = (
+        tempfile::tempdir().unwrap(),
+        dumont_temp_postgres::Cluster::start().unwrap(),
+    );
+    let url = cluster.create_database("turns").unwrap();
+    let stores = [
+        ("SQLite", Store::open(dir.path().join("dumont.db")).await.unwrap()),
+        ("PostgreSQL", Store::connect(&url).await.unwrap()),
+    ];
+    config.limits = "create=0.000001".parse().unwrap();
+    for (name, store) in stores {
+        let client = Vast::shared(config.clone(), store).unwrap();
+        let mut took = Vec::new();
+        for _ in 0..N {
+            let begun = std::time::Instant::now();
+            as_class(Class::Urgent, client.rent_turn()).await.unwrap();
+            took.push(begun.elapsed());
+        }
+        shown(&format!("a turn, {name}"), took);
+    }
+    let (client, plain) = (fake.client(), reqwest::Client::new());
+    let path = format!("{}/api/v0/instances/7/?owner=me", fake.url);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..N {
+        let begun = std::time::Instant::now();
+        plain
+            .get(&path)
+            .bearer_auth(crate::fake::KEY)
+            .send()
+            .await
+            .unwrap()
+            .bytes()
+            .await
+            .unwrap();
+        theirs.push(begun.elapsed());
+        let begun = std::time::Instant::now();
+        client.get("7").await.unwrap();
+        ours.push(begun.elapsed());
+    }
+    shown("a request, reqwest alone", theirs);
+    shown("a request, this client", ours);
+}

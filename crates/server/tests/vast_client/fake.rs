@@ -178,6 +178,7 @@ pub fn offer() -> Offer {
         disk_gb: 512.0,
         verified: true,
         datacenter: false,
+        bid: None,
     }
 }
 
@@ -190,6 +191,7 @@ pub fn request() -> RentRequest {
         env: BTreeMap::from([("A".into(), "b".into())]),
         ports: vec![8000],
         onstart: "echo up".into(),
+        bid: None,
     }
 }
 

@@ -59,6 +59,7 @@ impl Scene {
             env: BTreeMap::new(),
             ports: vec![8000],
             onstart: String::new(),
+            bid: None,
         };
         self.client.rent(&request).await
     }

@@ -382,3 +382,23 @@ async fn what_vast_would_refuse_late_is_refused_before_it_is_sent() {
     assert_eq!(offer().offer_id, "12345678");
     assert!(fake.seen().is_empty());
 }
+
+#[tokio::test]
+async fn a_bid_is_sent_and_one_that_is_too_low_leaves_nothing() {
+    let fake = server(|_| Reply::Json(200, created()), |_| listing(vec![])).await;
+    let bid = RentRequest {
+        bid: Some(0.125),
+        ..request()
+    };
+    fake.client().rent(&bid).await.unwrap();
+    assert_eq!(fake.seen()[0].body["price"], json!(0.125));
+    let low = json!({"success": false, "error": "bid_too_low", "msg": "x", "new_contract": 777});
+    let fake = server(move |_| Reply::Json(200, low.clone()), |_| listing(vec![])).await;
+    assert_eq!(class(fake.client().rent(&bid).await), ErrorClass::BidTooLow);
+    assert!(fake.seen().pop().unwrap().is("DELETE", "/api/v0/instances/777/"));
+    let odd = RentRequest {
+        bid: Some(f64::NAN),
+        ..request()
+    };
+    assert_eq!(class(fake.client().rent(&odd).await), ErrorClass::Invalid);
+}

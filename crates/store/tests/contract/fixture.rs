@@ -98,6 +98,7 @@ pub fn offer(n: u32) -> Offer {
         disk_gb: 100.0,
         verified: true,
         datacenter: false,
+        bid: None,
     }
 }
 

@@ -162,6 +162,7 @@ impl Drill<'_> {
             image: "pytorch/pytorch:latest".into(),
             disk_gb: gigabytes.saturating_add(20).min(16_384),
             max_price: None,
+            interruptible: None,
             path: "/workspace".into(),
             start: Some(start),
             env: [("DUMONT_DRILL_READY".to_owned(), self.ready_file.clone())].into(),

@@ -82,6 +82,8 @@ fn by_words(status: u16, code: &str, words: &str) -> Option<ErrorClass> {
         Some(ErrorClass::Auth)
     } else if status == 402 || any(&["insufficient_credit", "insufficient credit", "lacks credit"]) {
         Some(ErrorClass::Credit)
+    } else if any(&["bid_too_low", "bid too low", "bid is too low", "bid is lower"]) {
+        Some(ErrorClass::BidTooLow)
     } else if any(&["no_such_ask", "no longer available"]) {
         Some(ErrorClass::OfferGone)
     } else {

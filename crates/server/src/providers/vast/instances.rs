@@ -146,6 +146,18 @@ impl Vast {
         }
     }
 
+    pub(super) async fn change_bid(&self, id: &str, bid: f64) -> Result<(), ProviderError> {
+        // Checks the id.
+        instance_path(id)?;
+        let path = format!("/api/v0/instances/bid_price/{id}/");
+        let call = Call::new(Method::PUT, &path)
+            .json(json!({"client_id": "me", "price": bid}))
+            .at(Endpoint::Bid)
+            .harmless();
+        let what = format!("raising the bid for instance {id}");
+        self.http.success(call).await.map(drop).map_err(during(&what))
+    }
+
     pub(super) async fn destroy_instance(&self, id: &str) -> Result<(), ProviderError> {
         let path = instance_path(id)?;
         let what = format!("destroying instance {id}");
@@ -218,6 +230,8 @@ fn read_instance(row: &Value) -> Option<ProviderInstance> {
         price: wire::number(row, "dph_total")
             .filter(|p| *p >= 0.0)
             .unwrap_or(0.0),
+        min_bid: wire::number(row, "min_bid")
+            .filter(|bid| *bid > 0.0 && wire::truth(row, "is_bid") == Some(true)),
     })
 }
 
@@ -227,6 +241,12 @@ fn read_status(row: &Value) -> InstanceStatus {
     // No heartbeat beats what the machine was last wanted to do.
     if matches!(actual.as_deref(), Some("offline" | "unknown")) {
         return InstanceStatus::Offline;
+    }
+    // An interruptible one that lost its bid: the service itself wants it stopped, without a word.
+    // So does a person who stops one, and nothing tells the two apart.
+    let all = [&intended, &current, &word("next_state")];
+    if wire::truth(row, "is_bid") == Some(true) && all.iter().all(|w| w.as_deref() == Some("stopped")) {
+        return InstanceStatus::Outbid;
     }
     // Outbid while pulling, an instance still says `loading`. A new one that is stopped only
     // until its start, on the other hand, is wanted running.
@@ -325,6 +345,18 @@ mod tests {
                 Offline,
             ),
             (vec![("actual_status", json!("unknown"))], Offline),
+            (
+                ["intended_status", "cur_state", "next_state"]
+                    .map(|field| (field, json!("stopped")))
+                    .into_iter()
+                    .chain([("is_bid", json!(true)), ("actual_status", json!("loading"))])
+                    .collect(),
+                Outbid,
+            ),
+            (
+                vec![("is_bid", json!(true)), ("cur_state", json!("stopped"))],
+                Running,
+            ),
             (vec![("actual_status", json!("dancing"))], Unknown),
             (vec![("actual_status", json!(17))], Unknown),
         ];

@@ -104,6 +104,10 @@ impl Provider for Vast {
         as_class(Class::Urgent, self.destroy_instance(instance_id)).await
     }
 
+    async fn raise_bid(&self, instance_id: &str, bid: f64) -> Result<(), ProviderError> {
+        self.change_bid(instance_id, bid).await
+    }
+
     async fn register_key(&self, public_key: &str) -> Result<(), ProviderError> {
         self.register_account_key(public_key).await
     }

@@ -185,7 +185,7 @@ fn create_body(request: &RentRequest) -> Result<Value, ProviderError> {
         "client_id": "me",
         "image": request.image,
         "env": env,
-        "price": null,
+        "price": request.bid,
         "disk": f64::from(request.disk_gb),
         "label": request.label,
         "extra": null,
@@ -241,6 +241,10 @@ fn check(request: &RentRequest, onstart: &str) -> Result<(), String> {
     refuse(
         request.ports.len() > MAX_PORTS,
         format!("at most {MAX_PORTS} ports can be opened"),
+    )?;
+    refuse(
+        request.bid.is_some_and(|bid| !(0.001..=128.0).contains(&bid)),
+        "a bid is 0.001 to 128 dollars per hour".into(),
     )?;
     refuse(request.ports.contains(&0), "port 0 cannot be opened".into())?;
     let mut total = 0;

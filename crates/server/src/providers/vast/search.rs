@@ -9,6 +9,7 @@ use super::super::{ErrorClass, OfferQuery, ProviderError};
 use super::error::{during, error};
 use super::http::Call;
 use super::{NAME, Vast, wire};
+use dumont_core::bid::{self, Allowed, Quote};
 use dumont_core::budget::Endpoint;
 use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
@@ -35,6 +36,7 @@ impl Vast {
         let offers = read_offers(&answer).map_err(during("searching offers"))?;
         Ok(offers
             .into_iter()
+            .filter_map(|row| priced(row, query))
             .filter(|row| fits(row, query, verified))
             .map(|r| r.offer)
             .collect())
@@ -47,7 +49,7 @@ fn search_body(query: &OfferQuery, verified: Option<bool>) -> Value {
         "rentable": {"eq": true},
         "num_gpus": {"eq": query.gpu_count},
         "disk_space": {"gte": query.disk_gb},
-        "order": [["dph_total", "asc"]],
+        "order": [[if query.interruptible.is_some() { "min_bid" } else { "dph_total" }, "asc"]],
         "type": "on-demand",
         "limit": LIMIT,
         // What makes dph_total the price of this disk and not of a default one.
@@ -115,6 +117,7 @@ fn lies_in(place: &str, region: &str) -> bool {
 struct Row {
     offer: Offer,
     rentable: bool,
+    quote: Option<Quote>,
     /// `None` when the row does not say.
     verified: Option<bool>,
 }
@@ -170,6 +173,7 @@ fn read_offer(row: &Value) -> Option<Row> {
         disk_gb: rate("disk_space")?,
         verified: verified.unwrap_or(false),
         datacenter: wire::count(row, "hosting_type").is_some_and(|kind| kind >= 1),
+        bid: None,
     };
     let rentable = wire::truth(row, "rentable") != Some(false)
         && wire::truth(row, "rented") != Some(true)
@@ -177,10 +181,40 @@ fn read_offer(row: &Value) -> Option<Row> {
         // An interruptible's price is a bid, not what an on-demand rent costs.
         && wire::truth(row, "is_bid") != Some(true);
     Some(Row {
+        quote: read_quote(row),
         offer,
         rentable,
         verified,
     })
+}
+
+/// What the same machine costs as an interruptible: the row of an on-demand offer says both.
+fn read_quote(row: &Value) -> Option<Quote> {
+    let on_demand = wire::number(row, "dph_base")?;
+    Some(Quote {
+        min_bid: wire::number(row, "min_bid").filter(|bid| *bid > 0.0)?,
+        on_demand,
+        storage: (wire::number(row, "dph_total")? - on_demand).max(0.0),
+    })
+}
+
+/// The offer as the query wants it: on demand, or for a bid that the query allows.
+fn priced(row: Row, query: &OfferQuery) -> Option<Row> {
+    let Some(interruptible) = query.interruptible else {
+        return Some(row);
+    };
+    let allowed = Allowed {
+        fixed: interruptible.bid,
+        max_price: query.max_price,
+    };
+    let quote = row.quote?;
+    let bid = bid::choose(&quote, &allowed)?;
+    let offer = Offer {
+        bid: Some(bid),
+        price: bid + quote.storage,
+        ..row.offer
+    };
+    Some(Row { offer, ..row })
 }
 
 fn fits(row: &Row, query: &OfferQuery, verified: Option<bool>) -> bool {
@@ -205,6 +239,7 @@ fn fits(row: &Row, query: &OfferQuery, verified: Option<bool>) -> bool {
 mod tests {
     use super::super::super::Verified;
     use super::*;
+    use dumont_core::spec::Interruptible;
     use proptest::prelude::*;
 
     fn row() -> Value {
@@ -236,6 +271,7 @@ mod tests {
             min_cuda: Some(12.4),
             verified: Verified::AsConfigured,
             datacenter: Some(true),
+            interruptible: None,
         };
         assert_eq!(found(json!([row()]), &query), 1);
         let spoiled = [
@@ -303,6 +339,36 @@ mod tests {
         );
         assert!(read_offers(&json!({"offers": null})).is_err());
         assert!(read_offers(&json!([])).is_err());
+    }
+
+    #[test]
+    fn an_interruptible_is_priced_by_its_bid() {
+        let mut row = row();
+        row["min_bid"] = json!(0.1);
+        row["dph_base"] = json!(0.48);
+        let found = |row: &Value, interruptible: Interruptible, max_price: Option<f64>| {
+            let query = OfferQuery {
+                interruptible: Some(interruptible),
+                max_price,
+                ..OfferQuery::default()
+            };
+            let row = read_offer(row).and_then(|row| priced(row, &query));
+            row.map(|r| {
+                (
+                    (r.offer.bid.unwrap() * 1e4).round(),
+                    (r.offer.price * 1e4).round(),
+                )
+            })
+        };
+        let auto = Interruptible { bid: None };
+        assert_eq!(found(&row, auto, None), Some((1250.0, 1450.0)));
+        assert_eq!(found(&row, auto, Some(0.11)), None, "not even the lowest bid");
+        assert_eq!(
+            found(&row, Interruptible { bid: Some(0.3) }, None),
+            Some((3000.0, 3200.0))
+        );
+        row["min_bid"] = Value::Null;
+        assert_eq!(found(&row, auto, None), None, "nobody says what to bid");
     }
 
     #[test]
