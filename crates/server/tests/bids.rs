@@ -1,5 +1,8 @@
 //! Interruptible machines: rented for a bid, lost to a higher one, had back or left.
 
+// Helpers of tests are tests, which clippy cannot see.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod world;
 
 use dumont_core::blacklist::LossCause;

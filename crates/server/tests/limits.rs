@@ -1,5 +1,8 @@
 //! Failovers in a row within the limits that Vast.ai documents.
 
+// Helpers of tests are tests, which clippy cannot see.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod world;
 
 use dumont_core::budget::Limits;
