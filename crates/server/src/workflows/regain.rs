@@ -9,12 +9,12 @@ use super::state::{Loss, Placement};
 use super::{Run, StepError};
 use crate::history;
 use crate::link::Link;
-use crate::providers::InstanceStatus;
+use crate::providers::{Access, InstanceStatus};
 use dumont_core::bid::{Allowed, raise};
 use dumont_core::blacklist::LossCause;
 use dumont_core::history::Reason;
 use dumont_core::offer::Offer;
-use dumont_store::{InstanceRow, InstanceState};
+use dumont_store::{Endpoint, InstanceRow, InstanceState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -127,7 +127,11 @@ async fn back(run: &Run, row: &InstanceRow) -> Result<Link, String> {
     loop {
         // A container that is started anew may have new keys: as at its first start, its address
         // is the provider's word.
-        let target = app.target(Vec::new(), None, &run.workspace.spec.path);
+        let access = Access {
+            host_key: None,
+            ..Access::of(row)
+        };
+        let target = app.target(Vec::new(), access, &run.workspace.spec.path);
         match make_ready(market, id, target, &promise, &StageCell::default()).await {
             Ok(link) => return Ok(link),
             Err(not_yet) if not_yet.reason == Reason::Outbid => sleep(AGAIN).await,
@@ -144,15 +148,14 @@ async fn take(
     link: Link,
 ) -> Result<(), StepError> {
     let (app, endpoint) = (run.app.clone(), link.endpoint().clone());
-    app.store
-        .set_instance_endpoint(
-            &row.key,
-            &endpoint.host,
-            endpoint.port,
-            Some(link.host_key()),
-            app.now(),
-        )
-        .await?;
+    let at = Endpoint {
+        host: &endpoint.host,
+        port: endpoint.port,
+        host_key: Some(link.host_key()),
+        user: link.access().user.as_deref(),
+        home: link.access().home.as_deref(),
+    };
+    app.store.set_instance_endpoint(&row.key, &at, app.now()).await?;
     history::interrupted(&app, row, &loss.trigger, LossCause::Outbid, loss.detected_at).await;
     let link = Arc::new(link);
     app.sessions.put(&row.key, link.clone());

@@ -50,6 +50,7 @@ impl Own {
             env: BTreeMap::new(),
             ports: Vec::new(),
             onstart: String::new(),
+            bid: None,
         };
         let instance_id = vast.rent(&request).await.unwrap();
         vast.attach_key(&instance_id, &line).await.unwrap();

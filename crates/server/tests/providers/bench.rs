@@ -111,6 +111,7 @@ impl Bench {
             env: BTreeMap::new(),
             ports: vec![8000],
             onstart: String::new(),
+            bid: None,
         }
     }
 

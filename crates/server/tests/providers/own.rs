@@ -49,6 +49,7 @@ impl Scene {
             env: Default::default(),
             ports: Vec::new(),
             onstart: String::new(),
+            bid: None,
         };
         self.own.rent(&request).await.unwrap()
     }

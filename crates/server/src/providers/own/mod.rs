@@ -200,6 +200,7 @@ impl OwnMachines {
                 host_key: machine.host_key.as_deref().and_then(bare_key),
             },
             price: machine.price,
+            min_bid: None,
         }
     }
 
@@ -295,6 +296,7 @@ fn offer(machine: &OwnMachine, query: &OfferQuery) -> Offer {
         disk_gb: f64::from(query.disk_gb),
         verified: true,
         datacenter: false,
+        bid: None,
     }
 }
 
