@@ -181,7 +181,8 @@ async fn searches(
     assert!(asked <= 2 * pages as u64 + 2, "{asked} queries for {pages} pages");
 }
 
-/// What PostgreSQL says that it did since, in the statements of the history.
+/// What PostgreSQL says that it did since, in the statements that read the history; those that lock
+/// are a writer's.
 struct Statements(Option<PgPool>);
 
 impl Statements {
@@ -200,7 +201,7 @@ impl Statements {
         let Some(pool) = &self.0 else { return 0 };
         let (calls, millis): (i64, f64) = sqlx::query_as(
             "SELECT COALESCE(SUM(calls), 0)::BIGINT, COALESCE(SUM(total_exec_time), 0) FROM pg_stat_statements \
-             WHERE query LIKE 'SELECT%' AND query ~ 'machine_|reliability_sums'",
+             WHERE query LIKE 'SELECT%' AND query ~ 'machine_|reliability_sums' AND query !~ 'FOR NO KEY UPDATE'",
         )
         .fetch_one(pool)
         .await
