@@ -27,7 +27,7 @@ use dumont_store::{MachineRow, Standings};
 use dumont_wire::offers::{self as wire, OfferOrder, OfferPage, OfferVerified};
 use dumont_wire::rest::{ErrorBody, PageQuery};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// As a workspace's specification has it.
@@ -177,20 +177,20 @@ fn provider_failed(provider: &str, error: &ProviderError) -> ApiError {
 
 /// What we know of the machines on offer, by machine id.
 #[derive(Default)]
-struct Known {
-    machines: HashMap<String, MachineRow>,
+struct Known<'a> {
+    machines: HashMap<&'a str, &'a MachineRow>,
     /// Why one is blocked for the CUDA version that was asked for.
-    scoped: HashMap<String, String>,
+    scoped: HashMap<&'a str, &'a str>,
     /// What the ranking goes by, read now.
-    scores: HashMap<String, f64>,
+    scores: HashMap<&'a str, f64>,
     /// Mean seconds to ready by download speed, without the image: nobody has said which.
     ready: [f64; Speed::ALL.len()],
 }
 
-impl Known {
+impl<'a> Known<'a> {
     fn of(
-        offers: &[Offer],
-        standings: &Standings,
+        offers: &'a [Offer],
+        standings: &'a Standings,
         cuda: Option<CudaVersion>,
         curves: &BootCurves,
         now: Timestamp,
@@ -204,32 +204,32 @@ impl Known {
             known.ready[*speed as usize] = curves.curve(stratum).mean();
         }
         for offer in offers {
-            let id = &offer.machine.machine_id;
+            let id = offer.machine.machine_id.as_str();
             let score = standings.posterior(offer, now).score();
-            if known.scores.insert(id.clone(), score).is_some() {
+            if known.scores.insert(id, score).is_some() {
                 continue;
             }
             if let Some(row) = standings.machine(&offer.machine) {
-                known.machines.insert(id.clone(), row.clone());
+                known.machines.insert(id, row);
             }
             // Only a search that says what it needs can be in the way of such a block.
             let scoped = standings.blocks(&offer.machine).iter();
             let mut scoped = scoped.filter(|b| b.entry().1.is_some_and(|s| s.covers(cuda)));
             if let Some(block) = scoped.next() {
-                known.scoped.insert(id.clone(), block.reason.clone());
+                known.scoped.insert(id, &block.reason);
             }
         }
         known
     }
 }
 
-fn annotated(offer: &Offer, known: &Known) -> wire::Offer {
-    let id = &offer.machine.machine_id;
+fn annotated(offer: &Offer, known: &Known<'_>) -> wire::Offer {
+    let id = offer.machine.machine_id.as_str();
     let row = known.machines.get(id);
     let stats = row.map(|r| r.stats).unwrap_or_default();
     let block = row
-        .and_then(|r| r.block.as_ref().map(|b| &b.reason))
-        .or_else(|| known.scoped.get(id));
+        .and_then(|r| r.block.as_ref().map(|b| b.reason.as_str()))
+        .or_else(|| known.scoped.get(id).copied());
     wire::Offer {
         id: offer.offer_id.as_str().into(),
         provider: offer.machine.provider.clone(),
@@ -249,7 +249,7 @@ fn annotated(offer: &Offer, known: &Known) -> wire::Offer {
         datacenter: offer.datacenter,
         reliability: offer.provider_reliability,
         is_blacklisted: block.is_some(),
-        blacklist_reason: block.cloned(),
+        blacklist_reason: block.map(str::to_owned),
         success_rate: stats.success_rate(),
         total_attempts: stats.total,
         successful_attempts: stats.successful,
@@ -275,8 +275,9 @@ fn arranged(mut offers: Vec<wire::Offer>, query: &wire::OfferQuery) -> OfferPage
     }
     offers.sort_by(|a, b| order(query.order.unwrap_or_default(), a, b));
     if !query.all_offers.unwrap_or(false) {
-        let mut seen = BTreeSet::new();
-        offers.retain(|o| seen.insert((o.provider.clone(), o.machine_id.clone())));
+        let mut seen = HashSet::new();
+        let first = |o: &wire::Offer| seen.insert((o.provider.clone(), o.machine_id.clone()));
+        offers.retain(first);
     }
     OfferPage {
         items: offers,

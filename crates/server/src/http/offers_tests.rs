@@ -52,16 +52,16 @@ fn record(machine: u32, successful: i64, failed: i64, blocked: bool) -> (String,
     (machine.to_string(), row)
 }
 
-fn knowing<const N: usize>(rows: [(String, MachineRow); N]) -> Known {
+fn knowing(rows: &[(String, MachineRow)]) -> Known<'_> {
     let score = |r: &MachineRow| (r.stats.successful as f64 + 2.55) / (r.stats.counted() as f64 + 3.0);
     Known {
-        scores: rows.iter().map(|(id, row)| (id.clone(), score(row))).collect(),
-        machines: HashMap::from(rows),
+        scores: rows.iter().map(|(id, row)| (id.as_str(), score(row))).collect(),
+        machines: rows.iter().map(|(id, row)| (id.as_str(), row)).collect(),
         ..Known::default()
     }
 }
 
-fn page(offers: &[Offer], known: &Known, query: &wire::OfferQuery) -> OfferPage {
+fn page(offers: &[Offer], known: &Known<'_>, query: &wire::OfferQuery) -> OfferPage {
     arranged(offers.iter().map(|o| annotated(o, known)).collect(), query)
 }
 
@@ -71,7 +71,8 @@ fn ids(page: &OfferPage) -> Vec<String> {
 
 #[test]
 fn the_example_of_the_document() {
-    let known = knowing([record(12345, 17, 3, false)]);
+    let records = [record(12345, 17, 3, false)];
+    let known = knowing(&records);
     let shown = annotated(&offer(29_102_584, 12345, 0.25), &known);
     let json = serde_json::to_value(&shown).unwrap();
     let document = serde_json::json!({
@@ -92,7 +93,8 @@ fn the_example_of_the_document() {
 #[test]
 fn blacklisted_are_hidden_unless_asked_for_and_never_first() {
     let offers = [offer(1, 1, 0.1), offer(2, 1, 0.2), offer(3, 2, 0.3)];
-    let known = knowing([record(1, 50, 0, true)]);
+    let records = [record(1, 50, 0, true)];
+    let known = knowing(&records);
     let hidden = page(&offers, &known, &wire::OfferQuery::default());
     assert_eq!(
         (ids(&hidden), hidden.found, hidden.blacklisted_hidden),
@@ -113,8 +115,9 @@ fn blacklisted_are_hidden_unless_asked_for_and_never_first() {
 
 #[test]
 fn a_block_for_the_asked_cuda_version_hides_too() {
-    let mut known = knowing([record(1, 9, 1, false)]);
-    known.scoped.insert("1".into(), "driver_mismatch".into());
+    let records = [record(1, 9, 1, false)];
+    let mut known = knowing(&records);
+    known.scoped.insert("1", "driver_mismatch");
     let hidden = page(&[offer(1, 1, 0.1)], &known, &wire::OfferQuery::default());
     assert_eq!((hidden.items.len(), hidden.blacklisted_hidden), (0, 1));
     let shown = annotated(&offer(1, 1, 0.1), &known);
@@ -132,7 +135,8 @@ fn orders_and_several_offers_of_one_machine() {
     ];
     offers[0].inet_down_mbps = 100.0;
     offers[1].inet_down_mbps = 100.0;
-    let mut known = knowing([record(1, 19, 1, false), record(3, 0, 2, false)]);
+    let records = [record(1, 19, 1, false), record(3, 0, 2, false)];
+    let mut known = knowing(&records);
     known.ready = [300.0, 90.0, 60.0];
     let by = |order, all_offers| wire::OfferQuery {
         order: Some(order),
@@ -180,7 +184,8 @@ fn seconds_to_ready_are_the_mean_of_the_curve_that_the_race_uses() {
         slow.inet_down_mbps = 100.0;
         slow
     }];
-    let known = Known::of(&offers, &Standings::default(), None, &curves, Timestamp(0));
+    let nothing = Standings::default();
+    let known = Known::of(&offers, &nothing, None, &curves, Timestamp(0));
     for (offer, about) in offers.iter().zip([40.0, 200.0]) {
         let stratum = Stratum::of(offer.inet_down_mbps, false);
         let shown = annotated(offer, &known).predicted_ready_seconds;
@@ -244,7 +249,8 @@ proptest! {
     ) {
         let offers: Vec<_> = rows.iter().enumerate()
             .map(|(id, (machine, price))| offer(id as u32, *machine, f64::from(*price))).collect();
-        let known = knowing([record(1, 3, 0, false), record(2, 0, 3, false), record(3, 1, 0, true)]);
+        let records = [record(1, 3, 0, false), record(2, 0, 3, false), record(3, 1, 0, true)];
+    let known = knowing(&records);
         let query = wire::OfferQuery { order: ready.then_some(OfferOrder::Ready), ..Default::default() };
         let plain = page(&offers, &known, &query);
         let mut turned = offers.clone();
