@@ -226,6 +226,20 @@ fn answers_that_are_almost_right_are_typed_errors() {
         .unwrap();
 }
 
+/// Only `null` says that an instance is gone, and that a listing has come to its end.
+#[tokio::test]
+async fn pythons_nan_is_no_null() {
+    for body in [
+        br#"{"instances": NaN}"#.as_slice(),
+        br#"{"success": true, "instances": [], "next_token": NaN}"#,
+    ] {
+        let fake = Fake::start(move |_| Reply::Bytes(200, body.to_vec())).await;
+        let client = fake.client();
+        assert!(client.get("7").await.is_err());
+        assert!(client.list().await.is_err());
+    }
+}
+
 /// Each of these was seen to break some client of Vast.ai.
 #[tokio::test]
 async fn rows_that_broke_others_are_read() {

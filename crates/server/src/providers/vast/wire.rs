@@ -10,7 +10,8 @@ use serde_json::Value;
 pub const MAX_TEXT: usize = 300;
 
 /// The body as JSON. Python writes `NaN` and `Infinity` where JSON has no word; they become
-/// `null`, so that one bad price does not hide every other offer.
+/// texts that are no numbers, so that one bad price does not hide every other offer. They do not become
+/// `null`: in some places that is a word of the service's own, for what is gone or at its end.
 pub fn parse(body: &[u8]) -> Option<Value> {
     serde_json::from_slice(body)
         .ok()
@@ -23,7 +24,7 @@ fn without_nan(body: &[u8]) -> Option<Vec<u8>> {
     let mut rest = body;
     while let Some((&byte, tail)) = rest.split_first() {
         if !in_string && let Some(after) = WORDS.iter().find_map(|w| rest.strip_prefix(*w)) {
-            out.extend_from_slice(b"null");
+            out.extend_from_slice(br#""NaN""#);
             (rest, changed) = (after, true);
             continue;
         }
@@ -138,11 +139,11 @@ mod tests {
     }
 
     #[test]
-    fn pythons_nan_becomes_null_outside_of_strings() {
+    fn pythons_nan_becomes_a_text_outside_of_strings() {
         let body = br#"{"p":NaN,"q":-Infinity,"r":[Infinity],"s":"NaN \" Infinity"}"#;
         assert_eq!(
             parse(body).unwrap(),
-            json!({"p":null,"q":null,"r":[null],"s":"NaN \" Infinity"})
+            json!({"p":"NaN","q":"NaN","r":["NaN"],"s":"NaN \" Infinity"})
         );
         for broken in ["", "{", "NaN\"", "{\"a\":NaN", "\"\\"] {
             let _ = parse(broken.as_bytes());
