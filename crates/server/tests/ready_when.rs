@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 use world::World;
 use world::bucket::InProcess;
 
-fn noise(bytes: u32) -> Vec<u8> {
-    (0..bytes)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 9) as u8)
-        .collect()
+/// Without an end that repeats: what repeats is stored once, and nothing would be left to come late.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes];
+    blake3::Hasher::new().finalize_xof().fill(&mut out);
+    out
 }
 
 /// The rest comes long after what the workload needs, however fast this machine is.
