@@ -60,6 +60,25 @@ async fn the_only_machine_is_had_back_by_a_higher_bid_with_all_its_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bid_is_not_raised_over_a_cap() {
+    let world = World::with(0.0, 1).await;
+    let (id, _) = deployed(&world, json!({})).await;
+    let price = world.get("/workspaces/train").await["instance"]["price"]
+        .as_f64()
+        .unwrap();
+    let world = world.reconfigured(|w| w.caps.per_day = price * 1.001).await;
+    outbid(&world, &id).await;
+    let event = world.failed_over("train").await;
+    assert_eq!(event["success"], false, "{event:#}");
+    let workflow = world
+        .get(&format!("/workflows/{}", event["id"].as_str().unwrap()))
+        .await;
+    let log = workflow["log"].to_string();
+    assert!(log.contains("the bid is not raised: $"), "{log}");
+    assert!(!log.contains("raising the bid"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_others_are_cheaper_it_moves_and_the_machine_is_not_blamed() {
     let world = World::instant().await;
     let (id, row) = deployed(&world, json!({"bid": 0.9})).await;

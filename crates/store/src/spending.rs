@@ -41,6 +41,17 @@ record!(SpentBy {
     per_hour
 });
 
+impl SpentBy {
+    /// Dollars of all of them.
+    pub fn total(rows: &[Self]) -> Spent {
+        rows.iter().fold(Spent::default(), |sum, row| Spent {
+            today: sum.today + row.today,
+            this_month: sum.this_month + row.this_month,
+            per_hour: sum.per_hour + row.per_hour,
+        })
+    }
+}
+
 impl Store {
     /// Dollars by workspace, the most expensive first.
     pub async fn spending(&self, now: Timestamp) -> Result<Vec<SpentBy>> {
@@ -51,11 +62,6 @@ impl Store {
 
     /// Dollars of everything.
     pub async fn spent(&self, now: Timestamp) -> Result<Spent> {
-        let rows = self.spending(now).await?;
-        Ok(rows.iter().fold(Spent::default(), |sum, row| Spent {
-            today: sum.today + row.today,
-            this_month: sum.this_month + row.this_month,
-            per_hour: sum.per_hour + row.per_hour,
-        }))
+        Ok(SpentBy::total(&self.spending(now).await?))
     }
 }

@@ -79,7 +79,7 @@ pub async fn run(globals: &Globals, args: &InstancesArgs) -> Result<()> {
 
 async fn orphans(globals: &Globals, args: &InstancesArgs) -> Result<()> {
     let client = globals.client()?;
-    let found: Vec<Orphan> = client.get("/instances/orphans").await?;
+    let found: Vec<Orphan> = client.list("/instances/orphans").await?;
     if !args.destroy {
         return show(globals, &found, "Every instance belongs to a workspace.");
     }
@@ -93,7 +93,15 @@ async fn orphans(globals: &Globals, args: &InstancesArgs) -> Result<()> {
             ));
         }
     }
-    let gone: Vec<Orphan> = client.delete("/instances/orphans").await?;
+    let mut gone: Vec<Orphan> = Vec::new();
+    loop {
+        let some: Vec<Orphan> = client.delete("/instances/orphans").await?;
+        if some.is_empty() {
+            break;
+        }
+        gone.extend(some);
+        output::note(&format!("{} of {} destroyed", gone.len(), found.len()));
+    }
     show(globals, &gone, "There was nothing to destroy.")?;
     if gone.len() < found.len() {
         output::note("Not all are gone yet: the server goes on, or run this again.");

@@ -11,6 +11,10 @@ use axum::http::StatusCode;
 use dumont_store::InstanceRow;
 use dumont_wire::rest::{Instance, Orphan, Page, PageQuery};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Orphans destroyed for one request.
+const AT_ONCE: usize = 10;
 
 /// Everything that is rented now and costs money.
 #[utoipa::path(
@@ -45,14 +49,26 @@ pub async fn list(
     get,
     path = "/instances/orphans",
     tag = "instances",
-    responses((status = 200, description = "All of them", body = Vec<Orphan>)),
+    params(PageQuery),
+    responses((status = 200, description = "One page", body = Page<Orphan>)),
 )]
-pub async fn orphans(State(app): State<Arc<App>>) -> ApiResult<Json<Vec<Orphan>>> {
-    Ok(Json(found(&app).await?))
+pub async fn orphans(
+    State(app): State<Arc<App>>,
+    Params(page): Params<PageQuery>,
+) -> ApiResult<Json<Page<Orphan>>> {
+    let limit = limit(&page)? as usize;
+    let mut items = found(&app).await?;
+    if let Some(after) = &page.after {
+        items.retain(|o| place(o) > *after);
+    }
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).map(place);
+    Ok(Json(Page { items, next }))
 }
 
-/// Destroys them, however many they are: the reaper's own rounds stop at a ceiling. Answers with
-/// those that were destroyed; safe to repeat.
+/// Destroys them, though they be more than the reaper's ceiling: the first ten, as providers allow
+/// few requests a second. Answers with those that are gone; to be repeated until there are none.
 #[utoipa::path(
     delete,
     path = "/instances/orphans",
@@ -61,7 +77,7 @@ pub async fn orphans(State(app): State<Arc<App>>) -> ApiResult<Json<Vec<Orphan>>
 )]
 pub async fn destroy_orphans(State(app): State<Arc<App>>) -> ApiResult<Json<Vec<Orphan>>> {
     let mut gone = Vec::new();
-    for orphan in found(&app).await? {
+    for orphan in found(&app).await?.into_iter().take(AT_ONCE) {
         if reaper::destroy(&app, &orphan.provider, &orphan.instance_id).await {
             gone.push(orphan);
         }
@@ -84,7 +100,14 @@ async fn found(app: &App) -> Result<Vec<Orphan>, ApiError> {
             price: i.price,
         }));
     }
+    app.orphans.store(all.len() as u64, Relaxed);
+    all.sort_by_cached_key(place);
     Ok(all)
+}
+
+/// Where it stands in the list. Not its label: two of a doubled rent share theirs.
+fn place(orphan: &Orphan) -> String {
+    format!("{}:{}", orphan.provider, orphan.instance_id)
 }
 
 /// `None` while the provider has not given it an id.

@@ -4,6 +4,7 @@ use super::error::ApiResult;
 use crate::app::App;
 use axum::Json;
 use axum::extract::State;
+use dumont_store::SpentBy;
 use dumont_wire::rest::{Spending, WorkspaceSpending};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -21,11 +22,11 @@ const NAMED: usize = 500;
 )]
 pub async fn show(State(app): State<Arc<App>>) -> ApiResult<Json<Spending>> {
     let rows = app.store.spending(app.now()).await?;
-    let sum = |of: fn(&dumont_store::SpentBy) -> f64| rows.iter().fold(0.0, |sum, row| sum + of(row));
+    let total = SpentBy::total(&rows);
     Ok(Json(Spending {
-        today: sum(|r| r.today),
-        this_month: sum(|r| r.this_month),
-        per_hour: sum(|r| r.per_hour),
+        today: total.today,
+        this_month: total.this_month,
+        per_hour: total.per_hour,
         cap_per_day: app.config.caps.per_day,
         cap_per_month: app.config.caps.per_month,
         orphans: app.orphans.load(Relaxed),

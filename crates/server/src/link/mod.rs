@@ -180,6 +180,17 @@ impl Link {
         &self.endpoint
     }
 
+    /// Where the machine is and how one gets in, to be kept with its instance.
+    pub fn reached_at(&self) -> dumont_store::Endpoint<'_> {
+        dumont_store::Endpoint {
+            host: &self.endpoint.host,
+            port: self.endpoint.port,
+            host_key: Some(self.host_key()),
+            user: self.access.user.as_deref(),
+            home: self.access.home.as_deref(),
+        }
+    }
+
     /// Who was logged in as, and where.
     pub fn access(&self) -> &Access {
         &self.access

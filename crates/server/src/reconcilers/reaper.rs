@@ -109,13 +109,12 @@ async fn sweep(app: &App) {
     for market in app.markets.values() {
         match orphans(app, market).await {
             Ok(found) => {
-                count += found.len() as u64;
-                destroy_some(app, market, &found).await;
+                count += found.len() - destroy_some(app, market, &found).await;
             }
             Err(error) => tracing::warn!(%error, "cannot list instances; nothing is concluded from that"),
         }
     }
-    app.orphans.store(count, Relaxed);
+    app.orphans.store(count as u64, Relaxed);
 }
 
 /// Instances that carry this controller's label and are nobody's.
@@ -158,7 +157,8 @@ async fn unknown(app: &App, label: &RentLabel, listed_id: &str) -> Result<bool, 
 }
 
 /// Many at once mean that we are wrong, e.g. look at the database of yesterday: a person decides.
-async fn destroy_some(app: &App, market: &Market, orphans: &[ProviderInstance]) {
+/// How many are gone.
+async fn destroy_some(app: &App, market: &Market, orphans: &[ProviderInstance]) -> usize {
     let ceiling = app.config.reaper_ceiling;
     if orphans.len() > ceiling {
         tracing::error!(
@@ -166,11 +166,13 @@ async fn destroy_some(app: &App, market: &Market, orphans: &[ProviderInstance]) 
             ceiling,
             "too many instances carry our label without a row; nothing is destroyed: see `dumont instances --orphans`"
         );
-        return;
+        return 0;
     }
+    let mut gone = 0;
     for orphan in orphans {
-        destroy(app, market.provider.name(), &orphan.instance_id).await;
+        gone += usize::from(destroy(app, market.provider.name(), &orphan.instance_id).await);
     }
+    gone
 }
 
 /// Destroys one and sees that it is gone. What is not gone is found again by the next look.

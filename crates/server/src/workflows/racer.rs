@@ -10,7 +10,7 @@ use crate::link::Link;
 use crate::providers::{Access, ErrorClass, ProviderError, RentRequest};
 use dumont_core::history::Reason;
 use dumont_core::spec::WorkspaceSpec;
-use dumont_store::{Endpoint, InstanceRow, InstanceState};
+use dumont_store::{InstanceRow, InstanceState};
 use std::sync::Arc;
 use tokio::select;
 use tokio_util::sync::CancellationToken;
@@ -159,17 +159,10 @@ impl Racer {
     }
 
     async fn keep_endpoint(&self, link: &Link) -> Result<(), String> {
-        let (endpoint, store, now) = (link.endpoint(), &self.app.store, self.app.now());
-        let at = Endpoint {
-            host: &endpoint.host,
-            port: endpoint.port,
-            host_key: Some(link.host_key()),
-            user: link.access().user.as_deref(),
-            home: link.access().home.as_deref(),
-        };
+        let (store, now) = (&self.app.store, self.app.now());
         let failed = |e: dumont_store::Error| format!("the database failed: {e}");
         store
-            .set_instance_endpoint(&self.row.key, &at, now)
+            .set_instance_endpoint(&self.row.key, &link.reached_at(), now)
             .await
             .map_err(failed)?;
         store

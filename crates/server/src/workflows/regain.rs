@@ -14,7 +14,7 @@ use dumont_core::bid::{Allowed, raise};
 use dumont_core::blacklist::LossCause;
 use dumont_core::history::Reason;
 use dumont_core::offer::Offer;
-use dumont_store::{Endpoint, InstanceRow, InstanceState};
+use dumont_store::{InstanceRow, InstanceState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -40,6 +40,12 @@ pub async fn run(run: &mut Run, state: &mut Placement, elsewhere: Option<f64>) -
     let Some(offer) = worth_it(run, &row, elsewhere).await? else {
         return Ok(false);
     };
+    let spent = run.app.store.spent(run.app.now()).await?;
+    // What it costs already is in the sum.
+    if let Err(over) = run.app.config.caps.allow(&spent, offer.price - row.price) {
+        run.say(format!("the bid is not raised: {over}")).await;
+        return Ok(false);
+    }
     let bid = offer.bid.unwrap_or_default();
     run.say(format!("raising the bid for {} to ${bid:.4}/h", offer.machine))
         .await;
@@ -147,15 +153,10 @@ async fn take(
     row: &InstanceRow,
     link: Link,
 ) -> Result<(), StepError> {
-    let (app, endpoint) = (run.app.clone(), link.endpoint().clone());
-    let at = Endpoint {
-        host: &endpoint.host,
-        port: endpoint.port,
-        host_key: Some(link.host_key()),
-        user: link.access().user.as_deref(),
-        home: link.access().home.as_deref(),
-    };
-    app.store.set_instance_endpoint(&row.key, &at, app.now()).await?;
+    let app = run.app.clone();
+    app.store
+        .set_instance_endpoint(&row.key, &link.reached_at(), app.now())
+        .await?;
     history::interrupted(&app, row, &loss.trigger, LossCause::Outbid, loss.detected_at).await;
     let link = Arc::new(link);
     app.sessions.put(&row.key, link.clone());
