@@ -181,17 +181,34 @@ async fn the_bucket_that_is_set_is_looked_at() {
 #[test]
 fn what_is_wrong_is_named_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
-    // No key at all.
+    // No key: enough for machines of one's own, and it says that this is all.
     let output = dumont(dir.path()).args(["--json", "doctor"]).output().unwrap();
+    let found = report(&output);
+    assert_eq!(output.status.code(), Some(0), "{found:#}");
+    assert_eq!(level(&found, "provider key"), ["warning"], "{found:#}");
+    let checks = found["checks"].as_array().unwrap();
+    let key = checks.iter().find(|c| c["name"] == "provider key").unwrap();
+    let text = |field: &str| key[field].as_str().unwrap().to_owned();
+    assert!(text("detail").contains("machines of your own only"), "{key:#}");
+    assert!(text("hint").contains("export VAST_API_KEY"), "{key:#}");
+    // An address without a key is a slip.
+    let mut slip = dumont(dir.path());
+    slip.args(["--json", "doctor"])
+        .env("VAST_URL", "http://127.0.0.1:9");
+    let output = slip.output().unwrap();
     let found = report(&output);
     assert_eq!(output.status.code(), Some(1), "{found:#}");
     assert_eq!(level(&found, "settings"), ["failed"], "{found:#}");
+    // What rents needs an account.
+    let mut rents = dumont(dir.path());
+    let output = rents
+        .args(["doctor", "--provider", "vast", "--spend", "1"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(
-        found["checks"][0]["hint"]
-            .as_str()
-            .unwrap()
-            .contains("VAST_API_KEY"),
-        "{found:#}"
+        String::from_utf8_lossy(&output.stderr).contains("VAST_API_KEY"),
+        "{output:?}"
     );
 
     // A provider that is not there, and a file that is no database.

@@ -35,7 +35,6 @@ pub struct Market {
 pub struct Searched {
     pub offers: Vec<Offer>,
     pub failed: Vec<(&'static str, ProviderError)>,
-    pub asked: usize,
 }
 
 /// Handles to everything, shared by routes, workflows and reconcilers.
@@ -87,13 +86,17 @@ impl App {
         self.markets.get(provider)
     }
 
+    /// Whether any of them is known here.
+    pub fn knows(&self, among: Providers) -> bool {
+        self.markets.keys().any(|name| among.allow(name))
+    }
+
     /// Asks all of them at once: what they offer, and who of them failed.
     pub async fn search(&self, among: Providers, query: &OfferQuery) -> Searched {
         let asked = self.markets.values().filter(|m| among.allow(m.provider.name()));
         let answers = asked.map(async |m| (m.provider.name(), m.provider.search(query).await));
         let mut out = Searched::default();
         for (name, answer) in futures::future::join_all(answers).await {
-            out.asked += 1;
             match answer {
                 Ok(offers) => out.offers.extend(offers),
                 Err(error) => out.failed.push((name, error)),

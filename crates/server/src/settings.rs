@@ -27,7 +27,8 @@ pub struct ServerConfig {
     pub agent: AgentBinary,
     /// The bucket for objects; none keeps them in the data directory.
     pub s3: Option<S3Config>,
-    pub vast: VastConfig,
+    /// The account at Vast.ai; none knows only machines of the user's own.
+    pub vast: Option<VastConfig>,
     /// `VAST_WEBHOOK_SECRET`: what Vast.ai's notifications are signed with; none takes none.
     pub vast_webhook_secret: Option<WebhookSecret>,
     /// `SSH_INVENTORY`: a file of the user's own machines, read again at each use.

@@ -52,6 +52,10 @@ pub enum ServerError {
     Store(#[from] dumont_store::Error),
     #[error("provider: {0}")]
     Provider(String),
+    #[error(
+        "{count} of this installation's contracts at {provider} have not ended, and it has no key for it"
+    )]
+    Unreachable { provider: String, count: usize },
     #[error("the inventory of machines cannot be used: {0}")]
     Inventory(String),
     #[error(transparent)]
@@ -79,21 +83,22 @@ pub struct Server {
 pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
     let vast = config.vast.clone();
     begin(config, |store| {
+        let Some(vast) = vast else { return Ok(None) };
         let vast = Vast::shared(vast, store).map_err(|e| ServerError::Provider(e.to_string()))?;
-        Ok(Arc::new(vast))
+        Ok(Some(Arc::new(vast)))
     })
     .await
 }
 
 /// `start` with another marketplace: a measurement of the server must not time a provider.
 pub async fn start_with(config: ServerConfig, provider: Arc<dyn Provider>) -> Result<Server, ServerError> {
-    begin(config, |_| Ok(provider)).await
+    begin(config, |_| Ok(Some(provider))).await
 }
 
 /// Replicas share a provider's limits through the database, so that comes first.
 async fn begin(
     config: ServerConfig,
-    provider: impl FnOnce(Store) -> Result<Arc<dyn Provider>, ServerError>,
+    provider: impl FnOnce(Store) -> Result<Option<Arc<dyn Provider>>, ServerError>,
 ) -> Result<Server, ServerError> {
     crate::metrics::install();
     let lock = open_data_dir(&config.data_dir)?;
@@ -180,8 +185,7 @@ impl Server {
     /// Contracts that cost money or may: everything not yet seen to be gone.
     pub async fn owes(&self) -> Result<u64, ServerError> {
         let open = self.app.store.list_open_instances().await?;
-        let may_cost = |row: &&InstanceRow| row.state != InstanceState::Failed || row.instance_id.is_some();
-        Ok(open.iter().filter(may_cost).count() as u64)
+        Ok(open.iter().filter(|row| may_cost(row)).count() as u64)
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -229,7 +233,7 @@ fn open_data_dir(dir: &Path) -> Result<fs::File, ServerError> {
 
 async fn assemble(
     config: ServerConfig,
-    provider: impl FnOnce(Store) -> Result<Arc<dyn Provider>, ServerError>,
+    provider: impl FnOnce(Store) -> Result<Option<Arc<dyn Provider>>, ServerError>,
     addr: SocketAddr,
 ) -> Result<App, ServerError> {
     let dir = config.data_dir.clone();
@@ -269,11 +273,17 @@ async fn assemble(
         let listing = Listing::new(provider.clone(), config.timing.listing);
         (provider.name(), Market { provider, listing })
     };
+    let markets: BTreeMap<_, _> = provider
+        .into_iter()
+        .chain([own.clone() as _])
+        .map(market)
+        .collect();
+    nothing_is_left_elsewhere(&store, &markets).await?;
     Ok(App {
         object_routes,
         objects,
         store,
-        markets: BTreeMap::from([market(provider), market(own.clone())]),
+        markets,
         own,
         ssh_key: key,
         public_key,
@@ -294,6 +304,29 @@ async fn assemble(
         stopping: CancellationToken::new(),
         config,
     })
+}
+
+/// What is rented costs money until somebody with the account's key ends it.
+async fn nothing_is_left_elsewhere(
+    store: &Store,
+    markets: &BTreeMap<&'static str, Market>,
+) -> Result<(), ServerError> {
+    let open = store.list_open_instances().await?;
+    let elsewhere = |row: &&InstanceRow| !markets.contains_key(row.machine.provider.as_str());
+    let mut left = open
+        .iter()
+        .filter(elsewhere)
+        .filter(|row| may_cost(row))
+        .peekable();
+    let Some(first) = left.peek() else { return Ok(()) };
+    Err(ServerError::Unreachable {
+        provider: first.machine.provider.clone(),
+        count: left.count(),
+    })
+}
+
+fn may_cost(row: &InstanceRow) -> bool {
+    row.state != InstanceState::Failed || row.instance_id.is_some()
 }
 
 /// As it was said, else the address that is listened on; on all addresses, the nearest one.

@@ -68,6 +68,16 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
         ..config(globals, listen)?
     };
     super::log_to_stderr(&settings);
+    let (rents, next) = match config.vast {
+        Some(_) => (
+            "at Vast.ai, and machines of your own",
+            "dumont workspace create NAME --from DIR",
+        ),
+        None => (
+            "machines of your own only; at Vast.ai too with VAST_API_KEY",
+            "dumont machine add ssh:NAME --host HOST, then dumont deploy NAME --provider ssh --from DIR",
+        ),
+    };
     let stop = super::until_stopped()?;
     let mut server = dumont_server::start(config).await.map_err(refused)?;
     if globals.json {
@@ -76,6 +86,7 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
         output::facts(&[
             ("server", server.url().to_owned()),
             ("data", data_dir.display().to_string()),
+            ("rents", rents.into()),
             (
                 "token",
                 format!(
@@ -83,7 +94,7 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
                     data_dir.join("admin.token").display()
                 ),
             ),
-            ("next", "dumont workspace create NAME --from DIR".into()),
+            ("next", next.into()),
         ]);
     }
     tokio::select! {
@@ -217,6 +228,10 @@ fn refused(e: ServerError) -> anyhow::Error {
             "correct the file that SSH_INVENTORY names: [[machines]] with machine = \"ssh:NAME\" and host",
         ),
         ServerError::Provider(_) => ("provider", "check VAST_URL and VAST_API_KEY"),
+        ServerError::Unreachable { .. } => (
+            "provider_not_configured",
+            "they cost money until they are ended: set VAST_API_KEY to the key of that account and start again",
+        ),
         ServerError::Objects(e) => return fail(e.code(), e.to_string(), e.hint().to_owned()),
         ServerError::Setting(e) => return fail("bad_store_settings", e.message.clone(), e.hint.clone()),
         ServerError::Store(StoreError::Unavailable(_)) => (

@@ -151,7 +151,10 @@ pub const SETTINGS: &[Setting] = &[
     ),
     whole("DB_PORT", 1..=65_535, "PostgreSQL's port [5432]"),
     text("DB_NAME", "the database's name"),
-    secret("VAST_API_KEY", "the marketplace's key"),
+    secret(
+        "VAST_API_KEY",
+        "the marketplace's key; without it only machines of your own are used",
+    ),
     url("VAST_URL", "the marketplace's address").or("https://console.vast.ai"),
     secret(
         "VAST_WEBHOOK_SECRET",

@@ -28,7 +28,7 @@ const HIDDEN: [&str; 8] = [
 
 pub struct World {
     pub dir: TempDir,
-    market: Child,
+    market: Option<Child>,
     server: Option<Child>,
     pub admin_url: String,
     pub market_url: String,
@@ -72,9 +72,21 @@ impl World {
             admin_url: at["admin_url"].as_str().unwrap().to_owned(),
             market_url: at["url"].as_str().unwrap().to_owned(),
             dir,
-            market,
+            market: Some(market),
             server: None,
             env: all,
+        }
+    }
+
+    /// A server by itself, without an account anywhere.
+    pub fn without_market() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            market: None,
+            server: None,
+            admin_url: String::new(),
+            market_url: String::new(),
+            env: Vec::new(),
         }
     }
 
@@ -82,6 +94,12 @@ impl World {
     pub fn set_env(&mut self, name: &str, value: String) {
         self.env.retain(|(n, _)| n != name);
         self.env.push((name.to_owned(), value));
+    }
+
+    /// What it was.
+    pub fn forget_env(&mut self, name: &str) -> String {
+        let at = self.env.iter().position(|(n, _)| n == name).expect("it is set");
+        self.env.swap_remove(at).1
     }
 
     pub fn serve(&mut self) {
@@ -136,7 +154,7 @@ impl World {
     }
 
     pub fn market_pid(&self) -> u32 {
-        self.market.id()
+        self.market.as_ref().expect("a market").id()
     }
 
     /// What one of the two has written.
@@ -178,7 +196,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for child in self.server.iter_mut().chain([&mut self.market]) {
+        for child in self.server.iter_mut().chain(&mut self.market) {
             // The market ends its machines when it is told to end, not when it is killed.
             if let Some(pid) = i32::try_from(child.id())
                 .ok()

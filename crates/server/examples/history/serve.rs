@@ -3,7 +3,6 @@
 use crate::client::Client;
 use async_trait::async_trait;
 use dumont_core::offer::Offer;
-use dumont_server::providers::vast::{ApiKey, VastConfig};
 use dumont_server::providers::{OfferQuery, Provider, ProviderError, ProviderInstance, RentRequest};
 use dumont_server::{AgentBinary, Database, Server, ServerConfig};
 use std::path::Path;
@@ -29,7 +28,7 @@ impl Served {
                 digest: dumont_agent_embed::AGENT_DIGEST,
             },
             s3: None,
-            vast: VastConfig::new("http://127.0.0.1:1", ApiKey::new("unused").unwrap()).unwrap(),
+            vast: None,
             vast_webhook_secret: None,
             ssh_inventory: None,
             race: Default::default(),

@@ -1,7 +1,7 @@
 //! The provider: key, money, clock, and whether our SSH key is let in.
 
 use super::{Check, clock};
-use crate::providers::vast::Vast;
+use crate::providers::vast::{KEY_HINT, Vast};
 use crate::providers::{ErrorClass, ProviderError};
 use crate::settings::ServerConfig;
 use crate::ssh;
@@ -9,7 +9,18 @@ use dumont_core::time::Timestamp;
 use std::time::SystemTime;
 
 pub async fn examine(config: &ServerConfig) -> Vec<Check> {
-    let vast = match Vast::new(config.vast.clone()) {
+    let Some(account) = &config.vast else {
+        return vec![Check::warning(
+            "provider key",
+            "VAST_API_KEY is not set: workspaces can live on machines of your own only",
+            format!(
+                "add machines with `dumont machine add` and say --provider ssh, or {KEY_HINT}; \
+                 `dumont market` is one to try it with (VAST_URL)"
+            ),
+        )];
+    };
+    let base_url = account.base_url.clone();
+    let vast = match Vast::new(account.clone()) {
         Ok(vast) => vast,
         Err(e) => return vec![Check::failed("provider", e.message, e.hint)],
     };
@@ -17,10 +28,7 @@ pub async fn examine(config: &ServerConfig) -> Vec<Check> {
         Ok(account) => account,
         Err(e) => return vec![failed("provider key", &e)],
     };
-    let mut checks = vec![Check::ok(
-        "provider key",
-        format!("{} takes it", config.vast.base_url),
-    )];
+    let mut checks = vec![Check::ok("provider key", format!("{base_url} takes it"))];
     checks.push(balance(account.credit));
     if let Some(date) = account.date {
         let off = Timestamp::from_system(date).millis_since(Timestamp::from_system(SystemTime::now()));

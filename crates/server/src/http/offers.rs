@@ -10,8 +10,8 @@ use super::error::{ApiError, ApiResult};
 use super::params::{Params, limit};
 use crate::app::App;
 use crate::history::recent_curves;
-use crate::providers::{OfferQuery, ProviderError, Verified};
-use crate::workflows::search::provider_words;
+use crate::providers::{OfferQuery, ProviderError, Verified, own};
+use crate::workflows::search::{NO_VAST, provider_words};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -41,9 +41,8 @@ const DEFAULT_DISK_GB: u32 = 20;
     params(wire::OfferQuery),
     responses(
         (status = 200, description = "One page", body = OfferPage),
-        (status = 409, description = "The offer that `after` names is gone", body = ErrorBody),
+        (status = 409, description = "The offer that `after` names is gone, or the server has no account with the provider", body = ErrorBody),
         (status = 502, description = "The provider refuses or does not answer", body = ErrorBody),
-        (status = 503, description = "No provider is configured", body = ErrorBody),
     ),
 )]
 pub async fn list(
@@ -57,14 +56,6 @@ pub async fn list(
     };
     let most = limit(&page)? as usize;
     let found = app.search(among(&app, &query)?, &wanted).await;
-    if found.asked == 0 {
-        return Err(ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "provider_not_configured",
-            "no such provider is configured on this server",
-            "start the server with VAST_API_KEY in its environment",
-        ));
-    }
     match found.failed.first() {
         // What others offer is worth showing.
         Some((provider, error)) if found.offers.is_empty() => return Err(provider_failed(provider, error)),
@@ -92,16 +83,23 @@ pub async fn list(
 /// Whose offers are meant; a machine says it by itself.
 fn among(app: &App, query: &wire::OfferQuery) -> ApiResult<Providers> {
     let machine: Option<MachineRef> = query.machine.as_deref().map(str::parse).transpose()?;
-    let Some(machine) = machine else {
-        return Ok(query.provider.unwrap_or_default());
+    let among = match &machine {
+        Some(machine) => Providers::of(&machine.provider).ok_or_else(|| no_provider(machine))?,
+        None => query.provider.unwrap_or_default(),
     };
-    match Providers::of(&machine.provider) {
-        Some(one) if app.market(&machine.provider).is_some() => Ok(one),
-        _ => Err(no_provider(&machine)),
-    }
+    known(app, among).map(|()| among)
 }
 
-fn no_provider(machine: &MachineRef) -> ApiError {
+/// Refuses what this server has no account for.
+pub fn known(app: &App, among: Providers) -> ApiResult<()> {
+    if app.knows(among) {
+        return Ok(());
+    }
+    let (code, message, hint) = NO_VAST;
+    Err(ApiError::conflict(code, message, hint))
+}
+
+pub fn no_provider(machine: &MachineRef) -> ApiError {
     ApiError::invalid(
         format!("{:?} is not a provider of this server", machine.provider),
         "write the machine as vast:12345 or ssh:NAME",
@@ -187,6 +185,11 @@ struct Known<'a> {
     ready: [f64; Speed::ALL.len()],
 }
 
+/// Nothing is pulled on a machine of one's own.
+fn pulls_nothing(offers: &[Offer]) -> bool {
+    offers.iter().all(|o| o.machine.provider == own::NAME)
+}
+
 impl<'a> Known<'a> {
     fn of(
         offers: &'a [Offer],
@@ -196,11 +199,9 @@ impl<'a> Known<'a> {
         now: Timestamp,
     ) -> Self {
         let mut known = Self::default();
+        let warm = pulls_nothing(offers);
         for speed in Speed::ALL {
-            let stratum = Stratum {
-                speed: *speed,
-                warm: false,
-            };
+            let stratum = Stratum { speed: *speed, warm };
             known.ready[*speed as usize] = curves.curve(stratum).mean();
         }
         for offer in offers {

@@ -3,6 +3,7 @@
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
 use super::instances::shown as shown_instance;
+use super::offers::{known, no_provider};
 use super::params::{Params, Path, limit};
 use super::snapshots;
 use crate::app::App;
@@ -17,7 +18,7 @@ use axum::http::StatusCode;
 use dumont_core::id::WorkspaceName;
 use dumont_core::key::WorkspaceKey;
 use dumont_core::schedule::Standing;
-use dumont_core::spec::WorkspaceSpec;
+use dumont_core::spec::{Providers, WorkspaceSpec};
 use dumont_core::workflow::Kind;
 use dumont_store::{
     Effect, Error as StoreError, InstanceRow, NewWorkflow, NewWorkspace, WorkspaceRow, WorkspaceState,
@@ -64,7 +65,7 @@ pub async fn list(
     request_body = CreateWorkspace,
     responses(
         (status = 201, description = "The workspace, with the workflow that deploys it", body = Workspace),
-        (status = 409, description = "There is one of that name already", body = ErrorBody),
+        (status = 409, description = "There is one of that name already, the machine is blacklisted, or the server has no account with the provider", body = ErrorBody),
     ),
 )]
 pub async fn create(
@@ -83,7 +84,10 @@ pub async fn create(
         ));
     }
     // Before anything is made: a refusal leaves nothing behind.
-    let placement = placement(&app, target, &wanted.spec).await?;
+    let placement = match wanted.deploy {
+        true => placement(&app, target, &wanted.spec).await?,
+        false => Placement::default(),
+    };
     let name = wanted.spec.name.clone();
     let encrypt = wanted.spec.snapshot.encrypt;
     let new = NewWorkspace {
@@ -160,7 +164,7 @@ pub async fn key(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiRe
     request_body = DeployWorkspace,
     responses(
         (status = 202, description = "The workflow", body = Started),
-        (status = 409, description = "It lives on a machine already, another workflow works on it, or the machine is blacklisted", body = ErrorBody),
+        (status = 409, description = "It lives on a machine already, another workflow works on it, the machine is blacklisted, or the server has no account with the provider", body = ErrorBody),
     ),
 )]
 pub async fn deploy(
@@ -314,6 +318,11 @@ async fn find(app: &App, name: WorkspaceName) -> ApiResult<WorkspaceRow> {
 /// by a workflow that failed, helps nobody.
 async fn placement(app: &App, target: DeployWorkspace, spec: &WorkspaceSpec) -> ApiResult<Placement> {
     let cuda = spec.gpu.cuda;
+    let among = match &target.machine {
+        Some(machine) => Providers::of(&machine.provider).ok_or_else(|| no_provider(machine))?,
+        None => spec.provider,
+    };
+    known(app, among)?;
     let Some(machine) = &target.machine else {
         if target.allow_blacklisted {
             return Err(ApiError::invalid(
@@ -323,14 +332,6 @@ async fn placement(app: &App, target: DeployWorkspace, spec: &WorkspaceSpec) -> 
         }
         return Ok(Placement::default());
     };
-    if app.market(&machine.provider).is_none() {
-        return Err(ApiError::new(
-            StatusCode::BAD_REQUEST,
-            "unknown_provider",
-            format!("{:?} is not a provider of this server", machine.provider),
-            "write the machine as vast:12345 or ssh:NAME",
-        ));
-    }
     if !target.allow_blacklisted
         && let Some(block) = app.store.block_for(machine, cuda, app.now()).await?
     {

@@ -20,6 +20,7 @@ mod switch;
 
 use crate::app::{App, Market};
 use crate::link::{Link, LinkError, Note};
+use crate::workflows::search::NO_VAST;
 use dumont_core::snapshot::RestoreReport;
 use dumont_core::workflow::Kind;
 use dumont_store::{Effect, Error as StoreError, WorkflowRow, WorkspaceRow};
@@ -155,11 +156,8 @@ impl Run {
 
     pub fn market(&self, provider: &str) -> Result<&Market, StepError> {
         self.app.market(provider).ok_or_else(|| {
-            StepError::failed(
-                "provider_not_configured",
-                format!("the provider {provider:?} is not configured on this server"),
-                "start the server with that provider's key in its environment",
-            )
+            let (code, message, hint) = NO_VAST;
+            StepError::failed(code, format!("{provider}: {message}"), hint)
         })
     }
 }

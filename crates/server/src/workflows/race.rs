@@ -577,8 +577,11 @@ impl Race<'_> {
             .iter()
             .filter_map(|lane| match &lane.state {
                 LaneState::Out(Some(why)) => Some(format!(
-                    "{}: {} at {}",
-                    lane.row.offer.machine, why.reason, why.stage
+                    "{}: {} at {} ({})",
+                    lane.row.offer.machine,
+                    why.reason,
+                    why.stage,
+                    why.message.chars().take(120).collect::<String>()
                 )),
                 _ => None,
             })

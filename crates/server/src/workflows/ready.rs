@@ -287,8 +287,15 @@ fn check(facts: &Facts, promise: &Promise) -> Result<(), NotReady> {
         return failed(
             Reason::GpuNotReady,
             format!(
-                "{found} of {} promised {} are there",
-                offer.gpu_count, offer.gpu_name
+                "{found} of {} promised {} are there, it shows {}",
+                offer.gpu_count,
+                offer.gpu_name,
+                facts
+                    .gpus
+                    .iter()
+                    .map(|g| g.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ),
         );
     }

@@ -29,6 +29,9 @@ const RACE: usize = 3;
 /// Tries when the provider itself fails, with doubling pauses.
 const TRIES: u32 = 6;
 
+/// Where the market has nothing that fits.
+const WIDEN: &str = "raise the price, take another GPU (names as the marketplace writes them, e.g. \"RTX 4090\") or less disk, or try again in a minute; `dumont history blacklist list` shows what is blocked";
+
 pub async fn run(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     if let Some(machine) = state.machine.clone() {
@@ -50,10 +53,16 @@ pub async fn run(run: &mut Run) -> StepResult {
         return Ok(Flow::Goto(Step::Start));
     }
     if selection.usable.is_empty() {
+        let hint = match run.workspace.spec.provider {
+            Providers::Ssh => {
+                "`dumont machine list` shows which of your machines are free and what they have; add one (`dumont machine add`), or ask for less"
+            }
+            _ => WIDEN,
+        };
         return Err(StepError::failed(
             "no_offers",
             format!("no offer fits: {found} found, {blocked} of their machines blacklisted"),
-            "raise the price, take another GPU (names as the marketplace writes them, e.g. \"RTX 4090\") or less disk, or try again in a minute; `dumont history blacklist list` shows what is blocked",
+            hint,
         ));
     }
     run.say(format!(
@@ -206,16 +215,13 @@ pub(super) async fn ask(run: &Run, machine: Option<&MachineRef>) -> Result<Vec<O
         Some(machine) => Providers::of(&machine.provider).unwrap_or(Providers::Any),
         None => spec.provider,
     };
+    if !run.app.knows(among) {
+        let (code, message, hint) = NO_VAST;
+        return Err(StepError::failed(code, message, hint));
+    }
     let mut pause = Duration::from_millis(500);
     for attempt in 1.. {
         let found = run.app.search(among, &query).await;
-        if found.asked == 0 {
-            return Err(StepError::failed(
-                "provider_not_configured",
-                format!("no provider of this server is called {among}"),
-                "say with --provider whose machines are meant: vast, ssh or any",
-            ));
-        }
         let again = attempt < TRIES && found.failed.iter().any(|(_, e)| passing(e));
         for (provider, error) in &found.failed {
             let and = if again && found.offers.is_empty() {
@@ -256,6 +262,13 @@ pub fn provider_failure(provider: &str, error: &ProviderError) -> StepError {
     let (code, hint) = provider_words(provider, error);
     StepError::failed(code, error.to_string(), hint)
 }
+
+/// What a server says that was started without a key, asked for what only Vast.ai has.
+pub const NO_VAST: (&str, &str, &str) = (
+    "provider_not_configured",
+    "this server has no key of Vast.ai, and knows only machines of your own",
+    "say --provider ssh to use those (`dumont machine add` makes them known), or set VAST_API_KEY and start the server again",
+);
 
 /// The code and the next step of a provider error.
 pub fn provider_words(provider: &str, error: &ProviderError) -> (&'static str, &'static str) {

@@ -35,7 +35,7 @@ impl Own {
     async fn new(world: &World, name: &str) -> Self {
         let key = dumont_server::ssh::load_or_create(&world.data_dir().join("id_ed25519")).unwrap();
         let line = dumont_server::ssh::public_line(key.public_key()).unwrap();
-        let vast = Vast::new(world.server_config().vast).unwrap();
+        let vast = Vast::new(world.vast()).unwrap();
         let query = OfferQuery {
             gpu_count: 1,
             disk_gb: 20,

@@ -4,7 +4,7 @@ use super::bench::{Bench, machine, query};
 use super::sshd::Sshd;
 use dumont_core::time::Timestamp;
 use dumont_server::providers::own::OwnMachines;
-use dumont_server::providers::{ErrorClass, InstanceStatus, Provider};
+use dumont_server::providers::{ErrorClass, InstanceStatus, Provider, ProviderInstance};
 use dumont_store::Store;
 use std::fs;
 use std::path::Path;
@@ -254,4 +254,23 @@ async fn silence_of_all_is_not_the_word_of_any() {
     b.stop();
     let silent = scene.own.get(&id).await.unwrap_err();
     assert_eq!(silent.class, ErrorClass::Transient);
+}
+
+/// A lease is where its machine is now, not where it was when it was given.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_follows_its_machine_to_another_address() {
+    let scene = scene(false).await;
+    let (before, after) = (Sshd::new(), Sshd::new());
+    for sshd in [&before, &after] {
+        sshd.let_in(&scene.line);
+    }
+    scene.add("a", &before).await;
+    let id = scene.rent("dumont/c/w/1").await;
+    let at = |instance: &ProviderInstance| instance.ssh[0].port;
+    assert_eq!(at(&scene.own.get(&id).await.unwrap().unwrap()), before.port);
+    scene.add("a", &after).await;
+    let seen = scene.own.get(&id).await.unwrap().unwrap();
+    assert_eq!((seen.status, at(&seen)), (InstanceStatus::Running, after.port));
+    let found = scene.own.find_by_label("dumont/c/w/1").await.unwrap().unwrap();
+    assert_eq!(at(&found), after.port);
 }

@@ -134,7 +134,7 @@ impl World {
             database: self.database.clone(),
             agent: self.agent,
             s3: self.s3.clone(),
-            vast: self.vast(),
+            vast: Some(self.vast()),
             vast_webhook_secret: Some(dumont_server::WebhookSecret(WEBHOOK_SECRET.into())),
             ssh_inventory: None,
             race: self.race.clone(),
@@ -150,7 +150,7 @@ impl World {
     }
 
     /// The market of these tests allows everything, unless a test says otherwise.
-    fn vast(&self) -> VastConfig {
+    pub fn vast(&self) -> VastConfig {
         let key = ApiKey::new("test-key").expect("a key");
         let mut vast = VastConfig::new(&self.market.url(), key).expect("a URL");
         vast.limits = self.limits.clone();

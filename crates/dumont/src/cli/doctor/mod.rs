@@ -4,11 +4,12 @@ mod live;
 
 use super::serve;
 use crate::config::{Globals, SERVER_FILE, read_if_there};
-use crate::fail::{body_of, silent};
+use crate::fail::{body_of, fail, silent};
 use crate::output;
 use anyhow::Result;
 use clap::Args;
 use dumont_server::doctor::{Check, Level};
+use dumont_server::providers::vast::KEY_HINT;
 use dumont_wire::rest::{Page, Token};
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -45,6 +46,13 @@ struct Report {
 pub async fn run(globals: &Globals, args: DoctorArgs) -> Result<()> {
     // The settings of `serve` itself: what it would find is what is looked at.
     let config = serve::config(globals, SocketAddr::from(([127, 0, 0, 1], 0)));
+    if args.spend.is_some() && config.as_ref().is_ok_and(|config| config.vast.is_none()) {
+        return Err(fail(
+            "provider_not_configured",
+            "VAST_API_KEY is not set, and the try rents at Vast.ai",
+            KEY_HINT,
+        ));
+    }
     let mut checks = match &config {
         Ok(config) => dumont_server::doctor::examine(config).await,
         Err(e) => {

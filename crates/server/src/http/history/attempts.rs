@@ -35,7 +35,7 @@ pub async fn list(
     Params(query): Params<AttemptsQuery>,
 ) -> ApiResult<Json<Page<MachineAttempt>>> {
     let machine = match (&query.provider, &query.machine_id) {
-        (Some(provider), Some(id)) => Some(machine(&app, provider, id)?),
+        (Some(provider), Some(id)) => Some(machine(provider, id)?),
         (None, Some(_)) => {
             return Err(ApiError::invalid(
                 "machine_id without provider names no machine",
@@ -82,7 +82,7 @@ pub async fn report(
     Extension(caller): Extension<Caller>,
     Body(wanted): Body<ReportAttempt>,
 ) -> ApiResult<(StatusCode, Json<Reported>)> {
-    let machine = machine(&app, &wanted.provider, &wanted.machine_id)?;
+    let machine = machine(&wanted.provider, &wanted.machine_id)?;
     let reason = reason(&wanted)?;
     let now = app.now();
     // The keys make "so many a day" hold however many requests come at once. This server's own

@@ -69,7 +69,7 @@ pub async fn add(
     Extension(caller): Extension<Caller>,
     Body(wanted): Body<AddBlacklist>,
 ) -> ApiResult<(StatusCode, Json<BlacklistEntry>)> {
-    let machine = machine(&app, &wanted.provider, &wanted.machine_id)?;
+    let machine = machine(&wanted.provider, &wanted.machine_id)?;
     let blacklist_type = wanted
         .blacklist_type
         .as_deref()
@@ -122,7 +122,7 @@ pub async fn check(
     Path((provider, machine_id)): Path<(String, String)>,
     Params(query): Params<CheckQuery>,
 ) -> ApiResult<Json<BlacklistCheck>> {
-    let machine = machine(&app, &provider, &machine_id)?;
+    let machine = machine(&provider, &machine_id)?;
     let now = app.now();
     let blocks = app.store.blocks_of(&machine, now).await?;
     let block = in_the_way(&blocks, query.cuda);
@@ -159,7 +159,7 @@ pub async fn remove(
     Extension(caller): Extension<Caller>,
     Path((provider, machine_id)): Path<(String, String)>,
 ) -> ApiResult<Json<Removed>> {
-    let machine = machine(&app, &provider, &machine_id)?;
+    let machine = machine(&provider, &machine_id)?;
     let now = app.now();
     match app.store.remove_blacklist(&machine, &caller.name, now).await {
         Ok(rows) => Ok(Json(Removed {

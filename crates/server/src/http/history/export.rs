@@ -29,7 +29,7 @@ const PAGE: u32 = 500;
 )]
 pub async fn export(State(app): State<Arc<App>>, Params(query): Params<ExportQuery>) -> ApiResult<Response> {
     let place = Place {
-        provider: provider(&app, query.provider.as_ref())?,
+        provider: provider(query.provider.as_ref())?,
         since: since(&app, query.period.as_ref())?,
         next: Some(Next::Rollups(None)),
         app,

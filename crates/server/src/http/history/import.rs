@@ -137,7 +137,7 @@ fn parse(app: &App, caller: &Caller, bytes: &[u8]) -> ApiResult<Parsed> {
             }
             ExportLine::Blacklist(b) => {
                 all.blocks
-                    .push(block(app, caller, b).map_err(|e| wrong(e.body.message))?);
+                    .push(block(caller, b).map_err(|e| wrong(e.body.message))?);
             }
         }
     }
@@ -167,7 +167,7 @@ fn past(app: &App, what: &str, at: Timestamp) -> ApiResult<Timestamp> {
 
 fn rollup(app: &App, r: ExportedRollup) -> ApiResult<ForeignRollup> {
     let machine = MachineRef::new(&r.provider, &r.machine_id)?;
-    known(app, &r.provider)?;
+    known(&r.provider)?;
     let last_at = past(app, "last_at", r.last_at)?;
     let until = past(app, "until", r.until)?;
     let day = last_at.0.div_euclid(86_400_000_000);
@@ -201,7 +201,7 @@ fn rollup(app: &App, r: ExportedRollup) -> ApiResult<ForeignRollup> {
 
 fn attempt(app: &App, caller: &Caller, a: ExportedAttempt) -> ApiResult<NewAttempt> {
     let machine = MachineRef::new(&a.provider, &a.machine_id)?;
-    known(app, &a.provider)?;
+    known(&a.provider)?;
     let short = |what: &str, t: String| text(what, &t);
     let optional = |what: &str, t: Option<String>| t.map(|t| text(what, &t)).transpose();
     let seconds = 0.0..=LONGEST.as_secs_f64();
@@ -258,9 +258,9 @@ fn attempt(app: &App, caller: &Caller, a: ExportedAttempt) -> ApiResult<NewAttem
     })
 }
 
-fn block(app: &App, caller: &Caller, b: ExportedBlock) -> ApiResult<NewBlacklist> {
+fn block(caller: &Caller, b: ExportedBlock) -> ApiResult<NewBlacklist> {
     let machine = MachineRef::new(&b.provider, &b.machine_id)?;
-    known(app, &b.provider)?;
+    known(&b.provider)?;
     let scope = b
         .scope
         .map(|s| s.parse::<dumont_core::blacklist::Scope>().map(|s| s.to_string()))

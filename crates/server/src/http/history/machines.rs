@@ -37,7 +37,7 @@ pub async fn stats(
     State(app): State<Arc<App>>,
     Path((provider, machine_id)): Path<(String, String)>,
 ) -> ApiResult<Json<MachineHistory>> {
-    let machine = machine(&app, &provider, &machine_id)?;
+    let machine = machine(&provider, &machine_id)?;
     let now = app.now();
     let row = app.store.machine(&machine, now).await?.ok_or_else(|| {
         ApiError::not_found(

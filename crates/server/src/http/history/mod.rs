@@ -15,6 +15,7 @@ use super::params::limit;
 use crate::app::App;
 use axum::http::StatusCode;
 use dumont_core::id::MachineRef;
+use dumont_core::spec::Providers;
 use dumont_core::time::Timestamp;
 use dumont_store::Page as Rows;
 use dumont_wire::rest::{Page, PageQuery};
@@ -26,29 +27,29 @@ const LONGEST: Duration = Duration::from_secs(3_650 * 86_400);
 const TEXT: usize = 1_000;
 
 /// A machine of a provider that this server knows.
-fn machine(app: &App, provider: &str, machine_id: &str) -> ApiResult<MachineRef> {
+fn machine(provider: &str, machine_id: &str) -> ApiResult<MachineRef> {
     let machine = MachineRef::new(provider, machine_id)?;
-    known(app, provider)?;
+    known(provider)?;
     Ok(machine)
 }
 
-fn known(app: &App, provider: &str) -> ApiResult<()> {
-    if app.markets.contains_key(provider) {
+fn known(provider: &str) -> ApiResult<()> {
+    // What was learnt of a provider's machines stays known without an account there.
+    if Providers::of(provider).is_some() {
         return Ok(());
     }
-    let names: Vec<_> = app.markets.keys().copied().collect();
     let given: String = provider.chars().take(80).collect();
     Err(ApiError::new(
         StatusCode::BAD_REQUEST,
         "unknown_provider",
         format!("{given:?} is not a provider of this server"),
-        format!("use one of: {}", names.join(", ")),
+        "use one of: ssh, vast",
     ))
 }
 
 /// A provider given as a filter.
-fn provider(app: &App, given: Option<&String>) -> ApiResult<Option<String>> {
-    given.map(|p| known(app, p).map(|()| p.clone())).transpose()
+fn provider(given: Option<&String>) -> ApiResult<Option<String>> {
+    given.map(|p| known(p).map(|()| p.clone())).transpose()
 }
 
 /// `48h`, `7d`, `90m`: more than nothing, at most ten years.
@@ -125,7 +126,7 @@ impl<C: std::str::FromStr> Listed<C> {
         page: &PageQuery,
     ) -> ApiResult<Self> {
         Ok(Self {
-            provider: provider(app, provider_given)?,
+            provider: provider(provider_given)?,
             since: since(app, period)?,
             after: after(page.after.as_ref())?,
             limit: limit(page)?,

@@ -24,7 +24,7 @@ pub async fn summary(
     State(app): State<Arc<App>>,
     Params(query): Params<SummaryQuery>,
 ) -> ApiResult<Json<HistorySummary>> {
-    let provider = provider(&app, query.provider.as_ref())?;
+    let provider = provider(query.provider.as_ref())?;
     let from = since(&app, query.period.as_ref())?;
     let s = app
         .store

@@ -143,27 +143,29 @@ impl OwnMachines {
 
     /// The lease as an instance; an error where the machine's silence says nothing.
     async fn seen(&self, lease: &LeaseRow) -> Result<ProviderInstance, ProviderError> {
+        let machine = self.reached(lease).await;
+        let shown = |status, home, words| shown(lease, &machine, status, home, words);
         if lease.releasing {
             let words = "it is given back and not cleaned up yet";
-            return Ok(self.shown(lease, InstanceStatus::Stopped, None, Some(words.into())));
+            return Ok(shown(InstanceStatus::Stopped, None, Some(words.into())));
         }
         let fresh = lease.home.is_none();
         let answer = if fresh {
             self.home(lease).await
-        } else if answers(&self.reached(lease).await).await {
+        } else if answers(&machine).await {
             Ok(lease.home.clone().unwrap_or_default())
         } else {
             let words = format!("{} takes no connection", lease.machine.machine);
             Err(failed(ErrorClass::Transient, words))
         };
         match answer {
-            Ok(home) => Ok(self.shown(lease, InstanceStatus::Running, Some(home), None)),
+            Ok(home) => Ok(shown(InstanceStatus::Running, Some(home), None)),
             Err(e) if e.class == ErrorClass::Auth || e.class == ErrorClass::Invalid => {
-                Ok(self.shown(lease, InstanceStatus::Stopped, None, Some(e.message)))
+                Ok(shown(InstanceStatus::Stopped, None, Some(e.message)))
             }
             // Nobody waits for a machine that cannot even be begun on.
             Err(e) if fresh || self.another_answers(&lease.machine).await => {
-                Ok(self.shown(lease, InstanceStatus::Offline, None, Some(e.message)))
+                Ok(shown(InstanceStatus::Offline, None, Some(e.message)))
             }
             Err(e) => Err(e),
         }
@@ -179,43 +181,54 @@ impl OwnMachines {
         join_all(knocks).await.contains(&true)
     }
 
-    fn shown(
-        &self,
-        lease: &LeaseRow,
-        status: InstanceStatus,
-        home: Option<String>,
-        status_message: Option<String>,
-    ) -> ProviderInstance {
-        let machine = &lease.machine;
-        ProviderInstance {
-            instance_id: lease.id.clone(),
-            machine_id: machine.name().to_owned(),
-            label: Some(lease.label.clone()),
-            status,
-            status_message,
-            ssh: vec![endpoint(machine)],
-            access: Access {
-                user: Some(machine.user.clone()),
-                home,
-                host_key: machine.host_key.as_deref().and_then(bare_key),
-            },
-            price: machine.price,
-            min_bid: None,
-        }
-    }
-
     /// Each lease is certain, whatever its machine says.
     async fn all_seen(&self, leases: &[LeaseRow]) -> Vec<ProviderInstance> {
-        let seen = leases.iter().map(async |lease| {
-            let unknown = InstanceStatus::Unknown;
-            let seen = self.seen(lease).await;
-            seen.unwrap_or_else(|e| self.shown(lease, unknown, lease.home.clone(), Some(e.message)))
+        let seen = leases.iter().map(async |lease| match self.seen(lease).await {
+            Ok(seen) => seen,
+            Err(e) => self.unseen(lease, Some(e.message)).await,
         });
         join_all(seen).await
     }
 
+    /// The lease, of whose machine nothing is said.
+    async fn unseen(&self, lease: &LeaseRow, words: Option<String>) -> ProviderInstance {
+        let machine = self.reached(lease).await;
+        shown(
+            lease,
+            &machine,
+            InstanceStatus::Unknown,
+            lease.home.clone(),
+            words,
+        )
+    }
+
     async fn held(&self, instance_id: &str) -> Result<Option<LeaseRow>, ProviderError> {
         self.store.lease_by_id(instance_id).await.map_err(database)
+    }
+}
+
+/// A lease on its machine, as that one is reached now.
+fn shown(
+    lease: &LeaseRow,
+    machine: &OwnMachine,
+    status: InstanceStatus,
+    home: Option<String>,
+    status_message: Option<String>,
+) -> ProviderInstance {
+    ProviderInstance {
+        instance_id: lease.id.clone(),
+        machine_id: machine.name().to_owned(),
+        label: Some(lease.label.clone()),
+        status,
+        status_message,
+        ssh: vec![endpoint(machine)],
+        access: Access {
+            user: Some(machine.user.clone()),
+            home,
+            host_key: machine.host_key.as_deref().and_then(bare_key),
+        },
+        price: machine.price,
+        min_bid: None,
     }
 }
 
@@ -380,7 +393,10 @@ impl Provider for OwnMachines {
 
     async fn find_by_label(&self, label: &str) -> Result<Option<ProviderInstance>, ProviderError> {
         let lease = self.store.lease_by_label(label).await.map_err(database)?;
-        Ok(lease.map(|l| self.shown(&l, InstanceStatus::Unknown, l.home.clone(), None)))
+        match lease {
+            Some(lease) => Ok(Some(self.unseen(&lease, None).await)),
+            None => Ok(None),
+        }
     }
 
     async fn get(&self, instance_id: &str) -> Result<Option<ProviderInstance>, ProviderError> {

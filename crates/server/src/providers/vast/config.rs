@@ -13,6 +13,9 @@ use url::{Host, Url};
 /// Where the real service lives.
 pub const DEFAULT_URL: &str = "https://console.vast.ai";
 
+/// How an account comes to be known.
+pub const KEY_HINT: &str = "export VAST_API_KEY=… with a key from https://console.vast.ai/manage-keys/";
+
 /// The account's key. Shown nowhere, not even in debug output.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey(String);
@@ -98,20 +101,19 @@ impl VastConfig {
         })
     }
 
-    /// `VAST_URL` (default the real service), `VAST_API_KEY` and `VAST_LIMITS`.
-    pub fn from_env() -> Result<Self, ConfigError> {
-        Self::from_vars(|name| std::env::var(name).ok())
-    }
-
-    /// The same from any source of variables.
-    pub fn from_vars(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    /// `VAST_URL` (default the real service), `VAST_API_KEY` and `VAST_LIMITS`. Without a key
+    /// there is no account; an address without one is a slip.
+    pub fn from_vars(get: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, ConfigError> {
         let set = |name| get(name).filter(|v| !v.trim().is_empty());
-        let key = set("VAST_API_KEY").ok_or_else(|| ConfigError {
-            message: "VAST_API_KEY is not set".into(),
-            hint: "export VAST_API_KEY=… with a key from https://console.vast.ai/manage-keys/, or start \
-                   `dumont market` and point VAST_URL at it"
-                .into(),
-        })?;
+        let Some(key) = set("VAST_API_KEY") else {
+            return match set("VAST_URL").filter(|url| url != DEFAULT_URL) {
+                None => Ok(None),
+                Some(_) => Err(ConfigError {
+                    message: "VAST_URL is set and VAST_API_KEY is not".into(),
+                    hint: format!("{KEY_HINT}; `dumont market` takes any. Without VAST_URL no key is needed"),
+                }),
+            };
+        };
         let mut config = Self::new(
             set("VAST_URL").as_deref().unwrap_or(DEFAULT_URL),
             ApiKey::new(&key)?,
@@ -122,7 +124,7 @@ impl VastConfig {
                 hint: "leave it out for the documented limits".into(),
             })?;
         }
-        Ok(config)
+        Ok(Some(config))
     }
 
     pub(super) fn budget(&self) -> Limits {
@@ -176,8 +178,12 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 mod tests {
     use super::*;
 
-    fn from(vars: &[(&str, &str)]) -> Result<VastConfig, ConfigError> {
+    fn read(vars: &[(&str, &str)]) -> Result<Option<VastConfig>, ConfigError> {
         VastConfig::from_vars(|n| vars.iter().find(|(k, _)| *k == n).map(|(_, v)| (*v).to_owned()))
+    }
+
+    fn from(vars: &[(&str, &str)]) -> Result<VastConfig, ConfigError> {
+        read(vars).map(|config| config.expect("there is a key"))
     }
 
     #[test]
@@ -190,8 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_key_says_what_to_do() {
-        let error = from(&[("VAST_API_KEY", " ")]).unwrap_err();
+    fn without_a_key_there_is_no_account_and_an_address_alone_is_a_slip() {
+        assert!(
+            read(&[("VAST_API_KEY", " "), ("VAST_LIMITS", "off")])
+                .unwrap()
+                .is_none()
+        );
+        let error = read(&[("VAST_URL", "http://127.0.0.1:9")]).unwrap_err();
         assert!(error.to_string().contains("export VAST_API_KEY"), "{error}");
     }
 

@@ -24,7 +24,7 @@ mod search;
 mod wire;
 
 pub use account::Account;
-pub use config::{ApiKey, ConfigError, VastConfig};
+pub use config::{ApiKey, ConfigError, KEY_HINT, VastConfig};
 pub use error::classify;
 
 use super::budget::{Budget, as_class};
