@@ -60,7 +60,7 @@ async fn market(State(inner): Shared) -> Json<Value> {
 async fn ledger(State(inner): Shared) -> Json<Value> {
     let (state, now) = (inner.state(), now_ms());
     let all = || state.instances.values();
-    let sum = |what: fn(&Instance, i64) -> f64| -> f64 { all().map(|i| what(i, now)).sum() };
+    let sum = |what: fn(&Instance, i64) -> f64| -> f64 { total(all().map(|i| what(i, now))) };
     let alive = all().filter(|i| i.alive()).count();
     let (gpu, storage) = (sum(gpu_cost), sum(storage_cost));
     let bandwidth = sum(|i, _| i.bandwidth_cost());
@@ -86,14 +86,14 @@ fn labels(state: &MarketState, now: i64) -> Value {
         labels.entry(label).or_default().push(instance);
     }
     let row = |(label, all): (&str, Vec<&Instance>)| {
-        let sum = |what: fn(&Instance, i64) -> f64| -> f64 { all.iter().map(|i| what(i, now)).sum() };
+        let sum = |what: fn(&Instance, i64) -> f64| -> f64 { total(all.iter().map(|i| what(i, now))) };
         let alive: Vec<&&Instance> = all.iter().filter(|i| i.alive()).collect();
         let row = json!({
             "created": all.len(), "destroyed": all.len() - alive.len(),
             "alive": alive.iter().map(|i| i.id).collect::<Vec<_>>(),
             "oldest_alive_ms": alive.iter().map(|i| i.created_ms).min(),
-            "costs_per_hour": alive.iter().map(|i| i.price.storage_total_cost
-                + if i.status == Status::Running { i.price.dph_base } else { 0.0 }).sum::<f64>(),
+            "costs_per_hour": total(alive.iter().map(|i| i.price.storage_total_cost
+                + if i.status == Status::Running { i.price.dph_base } else { 0.0 })),
             "gpu_cost": sum(gpu_cost), "storage_cost": sum(storage_cost),
             "bandwidth_cost": sum(|i, _| i.bandwidth_cost()), "cost": sum(Instance::cost),
         });
@@ -108,6 +108,11 @@ fn volumes(state: &MarketState, now: i64) -> Value {
             "deleted_ms": v.deleted_ms, "cost": v.cost(&state.universe, now)})
     };
     state.volumes.all().map(entry).collect()
+}
+
+/// Of nothing it is 0; `sum` makes that -0.
+fn total(dollars: impl Iterator<Item = f64>) -> f64 {
+    dollars.fold(0.0, |sum, more| sum + more)
 }
 
 fn gpu_cost(i: &Instance, now: i64) -> f64 {

@@ -178,6 +178,18 @@ async fn a_rented_offer_is_gone_for_the_next_one() {
     world.shutdown().await;
 }
 
+/// Sums of nothing are 0 to whoever reads them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_of_an_empty_market_is_plain_zeros() {
+    let world = world().await;
+    let ledger = world.ledger().await.to_string();
+    assert!(
+        ledger.contains(r#""cost":0.0"#) && !ledger.contains("-0"),
+        "{ledger}"
+    );
+    world.shutdown().await;
+}
+
 #[tokio::test]
 async fn the_admin_port_is_for_loopback_only() {
     let dir = tempfile::tempdir().unwrap();
