@@ -13,7 +13,8 @@
 //! with eight writers), so all writes go through a pool of one connection, which queues fairly, and
 //! begin with `BEGIN IMMEDIATE`; reads have connections of their own, which WAL never
 //! blocks. `synchronous=FULL`: a committed intent to rent must survive a power cut, else an
-//! instance is paid for that nobody knows; at our rates the extra sync costs nothing.
+//! instance is paid for that nobody knows; at our rates the extra sync costs nothing. Turns of a
+//! provider's budget alone do without it ([`Db::change_unsynced`]).
 //!
 //! PostgreSQL lets everybody write, so what the one writer gave for nothing is asked for by
 //! name. A transaction first locks the row that decides (`FOR_UPDATE`) and reads after that:
@@ -283,6 +284,29 @@ impl Db {
         }
     }
 
+    /// [`Self::change`] for what may be lost with the power, though not with the process: SQLite does
+    /// not wait for the disk. The next commit that does takes it along.
+    pub(crate) async fn change_unsynced<T: Record>(&self, sql: Sql, args: Vec<Arg>) -> Result<Vec<T>> {
+        let Self::Sqlite { write, .. } = self else {
+            return self.change(sql, args).await;
+        };
+        let write = write.clone();
+        // Never left half way, though nobody waits for it any more: whoever writes next relies on
+        // the connection as it was.
+        let work = tokio::spawn(async move {
+            let mut connection = write.acquire().await?;
+            sqlx::query(DO_NOT_WAIT).execute(&mut *connection).await?;
+            let rows = bound!(sql.sqlite, args).fetch_all(&mut *connection).await;
+            if let Err(error) = sqlx::query(WAIT).execute(&mut *connection).await {
+                connection.close().await?;
+                return Err(error);
+            }
+            rows
+        });
+        let rows = work.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
+        rows.into_iter().map(|row| T::read(&Row::Sqlite(row))).collect()
+    }
+
     /// For [`transact`] alone.
     pub(crate) async fn begin(&self) -> Result<Tx> {
         match self {
@@ -299,6 +323,10 @@ impl Db {
         }
     }
 }
+
+/// For the disk. In WAL mode the file stays whole either way.
+const DO_NOT_WAIT: &str = "PRAGMA synchronous = NORMAL";
+const WAIT: &str = "PRAGMA synchronous = FULL";
 
 /// How often a transaction is begun anew that PostgreSQL undid for the sake of another.
 pub(crate) const COLLISIONS: u32 = 10;

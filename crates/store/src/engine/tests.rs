@@ -1,4 +1,5 @@
 use super::*;
+use crate::column::args;
 use dumont_temp_postgres::Cluster;
 use sqlx::{Executor as _, SqlStr};
 use std::path::{Path, PathBuf};
@@ -241,4 +242,45 @@ async fn who_is_not_there_and_who_is_not_let_in_are_told_apart() {
     cluster.stop(dumont_temp_postgres::Stop::Fast);
     let refused = crate::Store::connect(&cluster.tcp_url("dumont")).await;
     assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+}
+
+/// Whoever writes after a turn waits for the disk again, though nobody waited for the turn's end.
+#[tokio::test]
+async fn a_write_that_does_not_wait_for_the_disk_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open_sqlite(&dir.path().join("dumont.db")).await.unwrap();
+    let Db::Sqlite { write, .. } = &db else {
+        unreachable!();
+    };
+    let level = async || -> i64 {
+        let asked = sqlx::query_scalar("PRAGMA synchronous").fetch_one(write);
+        asked.await.unwrap()
+    };
+    let full = level().await;
+    assert_eq!(full, 2, "FULL");
+    let add = Sql {
+        sqlite: "INSERT INTO meta (key, value) VALUES ($1, 'x') RETURNING value",
+        postgres: "",
+    };
+    for n in 0..50 {
+        let turn = db.change_unsynced::<Value>(add, args![format!("k{n}")]);
+        if n % 2 == 0 {
+            assert_eq!(turn.await.unwrap().len(), 1);
+        } else {
+            let impatient = std::time::Duration::from_micros(n * 20);
+            let _ = tokio::time::timeout(impatient, turn).await;
+        }
+        assert_eq!(level().await, full, "after {n}");
+    }
+    // A statement that fails is no exception.
+    assert!(db.change_unsynced::<Value>(add, args!["k0"]).await.is_err());
+    assert_eq!(level().await, full);
+}
+
+struct Value;
+
+impl Record for Value {
+    fn read(row: &Row) -> Result<Self> {
+        row.get::<String>("value").map(|_| Self)
+    }
 }
