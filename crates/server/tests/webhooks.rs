@@ -38,21 +38,53 @@ async fn instance(world: &World, name: &str) -> String {
     workspace["instance"]["instance_id"].as_str().unwrap().to_owned()
 }
 
-/// Its host goes silent: without a hint that takes six seconds to notice.
+/// Questions about single instances.
+async fn asked(world: &World) -> u64 {
+    let counts = world.admin("GET", "/admin/requests", None).await["counts"].clone();
+    let all = counts.as_object().unwrap().iter();
+    let of = all.filter(|(route, _)| route.starts_with("GET /api/v0/instances/{id}"));
+    of.filter_map(|(_, n)| n.as_u64()).sum()
+}
+
+/// A host goes silent. Untold, nothing but six seconds of silence decides. Told by the market, dumont
+/// asks at once and leaves before they are over.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_goes_offline_is_left_at_the_markets_hint() {
+async fn a_notification_is_worth_the_rest_of_the_silence() {
     let world = World::instant().await;
     world.deployed("told").await;
+    let first = instance(&world, "told").await;
+    let offline = async |id: &str| {
+        let path = format!("/admin/instances/{id}/offline");
+        world.admin("POST", &path, None).await;
+    };
+    offline(&first).await;
+    let untold = world.failed_over_since("told", &first).await;
+    assert_eq!(untold["success"], true, "{untold:#}");
+    world.settles_at(1).await;
+
     subscribed(&world).await;
-    let lost = instance(&world, "told").await;
-    world
-        .admin("POST", &format!("/admin/instances/{lost}/offline"), None)
-        .await;
-    let event = world.failed_over("told").await;
-    assert_eq!(event["success"], true, "{event:#}");
-    assert_eq!(event["trigger"], "provider_says_offline", "{event:#}");
-    println!("from the loss to the decision: {} ms", event["detection_ms"]);
-    assert_ne!(instance(&world, "told").await, lost);
+    let second = instance(&world, "told").await;
+    let before = asked(&world).await;
+    offline(&second).await;
+    world.working_on("told").await;
+    let questions = asked(&world).await - before;
+    let told = world.failed_over_since("told", &second).await;
+    assert_eq!(
+        (&told["success"], &told["trigger"]),
+        (&json!(true), &json!("provider_says_offline")),
+        "{told:#}"
+    );
+    let ms = |event: &Value| event["detection_ms"].as_i64().unwrap();
+    println!(
+        "from the loss to the decision: {} ms untold, {} ms told, after {questions} questions",
+        ms(&untold),
+        ms(&told)
+    );
+    let silence = i64::try_from(dumont_core::detect::SILENCE.as_millis()).unwrap();
+    assert!(ms(&untold) >= silence, "{untold:#}");
+    assert!(ms(&told) < silence, "it waited as if nobody had told: {told:#}");
+    // At the hint, and while the second heartbeat is missing.
+    assert!((1..=6).contains(&questions), "{questions}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,15 +117,7 @@ async fn a_hint_is_never_the_truth_by_itself() {
     let world = World::instant().await;
     world.deployed("well").await;
     let lives = instance(&world, "well").await;
-    let path = format!("GET /api/v0/instances/{lives}");
-    let asked = async || {
-        let counts = world.admin("GET", "/admin/requests", None).await["counts"].clone();
-        let all = counts.as_object().unwrap().iter();
-        let of =
-            all.filter(|(endpoint, _)| endpoint.contains("instances/{id}") || endpoint.starts_with(&path));
-        of.filter_map(|(_, n)| n.as_u64()).sum::<u64>()
-    };
-    let before = asked().await;
+    let before = asked(&world).await;
     let about = |id: &str, event: &str| {
         json!({ "event_id": event, "notif_type": "outbid", "data": { "instance_id": id } }).to_string()
     };
@@ -118,7 +142,7 @@ async fn a_hint_is_never_the_truth_by_itself() {
         (&json!("running"), lives.clone())
     );
     assert_eq!(world.get("/failovers").await["items"], json!([]));
-    let more = asked().await - before;
+    let more = asked(&world).await - before;
     assert!(
         (1..=6).contains(&more),
         "{more} questions for two events, each at most three times"
