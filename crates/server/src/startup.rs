@@ -15,6 +15,7 @@ use crate::providers::vast::Vast;
 use crate::sessions::Sessions;
 use crate::settings::{Database, ServerConfig};
 use crate::tls::Tls;
+use crate::workflows::taken::Taken;
 use crate::{reconcilers, ssh, tls, workflows};
 use dumont_store::{InstanceRow, InstanceState, Store};
 use std::collections::BTreeMap;
@@ -299,6 +300,7 @@ async fn assemble(
         reap: Notify::new(),
         watch: Notify::new(),
         orphans: std::sync::atomic::AtomicU64::new(0),
+        taken: Taken::default(),
         hints: Hints::default(),
         public_url: public_url(&config, addr),
         stopping: CancellationToken::new(),

@@ -106,3 +106,24 @@ async fn an_account_without_credit_stops_at_once_and_says_so() {
         .sum::<u64>();
     assert_eq!(creates, 1, "one refusal is enough: {metrics}");
 }
+
+/// All see the same best machine, and a refused create costs the account as long as another.
+#[tokio::test(flavor = "multi_thread")]
+async fn deploys_at_once_do_not_ask_for_the_same_offer() {
+    let world = World::with(0.0, 60).await;
+    let deploy = async |n: usize| {
+        let mut spec = world::spec(&format!("w{n}"));
+        spec["failover"] = serde_json::json!({ "racers": 1 });
+        let created = world
+            .post("/workspaces", serde_json::json!({ "spec": spec }))
+            .await;
+        world.done(&created["workflow_id"]).await;
+    };
+    futures::future::join_all((0..8).map(deploy)).await;
+    let requests = world.admin("GET", "/admin/requests", None).await;
+    let ledger = world.admin("GET", "/admin/ledger", None).await;
+    assert_eq!(
+        requests["counts"]["PUT /api/v0/asks/{id}/"], ledger["totals"]["created"],
+        "{requests:#}"
+    );
+}

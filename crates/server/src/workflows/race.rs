@@ -20,6 +20,7 @@ use dumont_core::offer::Offer;
 use dumont_core::plan::adaptive::{self, AdaptiveSettings, Bet};
 use dumont_core::plan::{self, Move, RaceSettings};
 use dumont_core::spending::Over;
+use dumont_core::time::Timestamp;
 use dumont_store::{Conditions, InstanceRow, InstanceState, NewAttempt, NewInstance};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -120,8 +121,9 @@ struct Race<'a> {
     /// Waiting until the account may rent again, and whose account.
     turn: Option<(String, ReusableBoxFuture<'static, Result<(), ProviderError>>)>,
     lanes: Vec<Lane>,
-    /// Best promise first.
+    /// Best promise first, and when they were asked for.
     offers: Vec<Offer>,
+    searched_at: Timestamp,
     tried: HashSet<MachineRef>,
     disk_bytes: u64,
     ended: mpsc::Sender<Ended>,
@@ -146,6 +148,7 @@ pub async fn run(run: &mut Run) -> StepResult {
         turn: None,
         lanes: Vec::new(),
         offers: state.offers.clone(),
+        searched_at: state.searched_at,
         tried: HashSet::new(),
         disk_bytes,
         ended,
@@ -201,13 +204,22 @@ impl Race<'_> {
     }
 
     fn next_move(&self) -> Move {
-        let open = |o: &&Offer| self.may_rent(o);
         match &self.plan {
             Plan::Fixed(settings) => {
-                let left = self.offers.iter().filter(open).count();
-                plan::next(settings, &self.view(), left)
+                let left = self.offers.iter().filter(|o| self.may_rent(o)).count();
+                let max_rents = settings.max_rents + self.gone();
+                let settings = RaceSettings {
+                    max_rents,
+                    ..settings.clone()
+                };
+                plan::next(&settings, &self.view(), left)
             }
             Plan::Adaptive(settings) => {
+                let max_rents = settings.max_rents + self.gone();
+                let settings = &AdaptiveSettings {
+                    max_rents,
+                    ..*settings
+                };
                 let racers = self.view();
                 let bets: Vec<Bet> = racers
                     .iter()
@@ -217,11 +229,21 @@ impl Race<'_> {
                         odds: self.expected_of(&lane.row.offer).odds(&self.curves),
                     })
                     .collect();
-                let best = self.offers.iter().find(open);
+                let best = self.best_offer();
                 let best = best.map(|o| self.expected_of(o).odds(&self.curves));
                 adaptive::next(settings, &bets, best, self.last_rent.map(|at| at.elapsed()))
             }
         }
+    }
+
+    /// Offers that were not there any more when they were asked for: nothing was rented, so they do
+    /// not use up what a race may rent.
+    fn gone(&self) -> usize {
+        let gone = |lane: &&Lane| {
+            matches!(&lane.state, LaneState::Out(Some(why)) if matches!(why.reason, Reason::NoSuchAsk | Reason::Outbid)
+                && why.stage == Stage::Rent)
+        };
+        self.lanes.iter().filter(gone).count()
     }
 
     /// Untried, and neither of an account that is out of credit nor over the cap.
@@ -229,6 +251,14 @@ impl Race<'_> {
         (self.capped.is_none() || offer.price <= 0.0)
             && !self.account.contains_key(&offer.machine.provider)
             && !self.tried.contains(&offer.machine)
+    }
+
+    /// The best that no other race has asked for since, or the best.
+    fn best_offer(&self) -> Option<&Offer> {
+        let open = || self.offers.iter().filter(|o| self.may_rent(o));
+        open()
+            .find(|o| !self.run.app.taken.since(o, self.searched_at))
+            .or_else(|| open().next())
     }
 
     fn expected_of(&self, offer: &Offer) -> Expected {
@@ -250,7 +280,7 @@ impl Race<'_> {
     /// Rents as soon as the account may, unless something happens before: then the race is
     /// judged anew. A race that is won meanwhile has not rented in vain.
     async fn rent_when_due(&mut self) -> Result<(), StepError> {
-        let Some(offer) = self.offers.iter().find(|o| self.may_rent(o)).cloned() else {
+        let Some(offer) = self.best_offer().cloned() else {
             return Ok(());
         };
         let app = &self.run.app;
@@ -279,7 +309,12 @@ impl Race<'_> {
         };
         self.turn = None;
         match due {
-            Ok(()) => self.rent(offer).await,
+            Ok(()) => {
+                // Somebody may have asked for it while we waited.
+                let best = self.best_offer().filter(|o| o.machine.provider == name);
+                let offer = best.cloned().unwrap_or(offer);
+                self.rent(offer).await
+            }
             Err(error) => {
                 self.run.say(format!("cannot rent yet: {error}")).await;
                 sleep(RETHINK).await;
@@ -290,6 +325,7 @@ impl Race<'_> {
 
     async fn rent(&mut self, offer: Offer) -> Result<(), StepError> {
         let app = &self.run.app;
+        app.taken.take(&offer, app.now());
         self.tried.insert(offer.machine.clone());
         self.last_rent = Some(Instant::now());
         let key = Ulid::generate().to_string();

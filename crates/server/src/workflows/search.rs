@@ -37,6 +37,7 @@ pub async fn run(run: &mut Run) -> StepResult {
     if let Some(machine) = state.machine.clone() {
         return named::run(run, state, &machine).await;
     }
+    state.searched_at = run.app.now();
     let mut offers = ask(run, None).await?;
     let found = offers.len();
     if let Some(lost) = state.loss.as_ref().and_then(|l| l.machine.as_ref()) {

@@ -20,6 +20,8 @@ pub struct Placement {
     pub allow_blacklisted: bool,
     /// Ranked, best first; one per machine.
     pub offers: Vec<Offer>,
+    /// When they were asked for.
+    pub searched_at: Timestamp,
     /// What was expected of their machines then, by machine.
     pub expected: BTreeMap<MachineRef, Expected>,
     /// Key of the instance that won the race.
