@@ -101,3 +101,17 @@ async fn where_others_are_cheaper_it_moves_and_the_machine_is_not_blamed() {
     assert!(losses.iter().all(|l| !l.cause.counts()));
     world.settles_at(1).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bid_that_nobody_takes_is_named_as_the_likely_reason() {
+    let world = World::instant().await;
+    let mut wanted = spec("train");
+    wanted["interruptible"] = json!({ "bid": 0.001 });
+    let created = world.post("/workspaces", json!({ "spec": wanted })).await;
+    let ended = world.ended(created["workflow_id"].as_str().unwrap()).await;
+    assert_eq!(ended["error"]["code"], "no_offers", "{ended:#}");
+    assert!(
+        ended["error"]["hint"].as_str().unwrap().contains("--bid"),
+        "{ended:#}"
+    );
+}

@@ -264,6 +264,13 @@ async fn show(globals: &Globals, client: &Client, name: &WorkspaceName) -> Resul
         pairs.push(("rented", output::ago(i.created_at)));
     }
     pairs.push(("provider", w.spec.provider.to_string()));
+    if let Some(wish) = &w.spec.interruptible {
+        let bid = wish.bid.map_or_else(
+            || "yes; the bid is chosen for each machine".to_owned(),
+            |bid| format!("yes; the bid is ${bid:.3} per hour without storage"),
+        );
+        pairs.push(("interruptible", bid));
+    }
     pairs.push(("path", w.spec.path.clone()));
     if let Some(start) = &w.spec.start {
         pairs.push(("start", start.clone()));

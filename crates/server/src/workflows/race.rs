@@ -347,8 +347,12 @@ impl Race<'_> {
                 app.now(),
             )
             .await?;
+        let bid = row
+            .offer
+            .bid
+            .map_or_else(String::new, |bid| format!(", bid ${bid:.3}"));
         let line = format!(
-            "renting {} ({}, ${:.3}/h)",
+            "renting {} ({}, ${:.3}/h{bid})",
             row.offer.machine, row.offer.gpu_name, row.offer.price
         );
         // First the request, then the talk: every write costs the racer its time.

@@ -29,6 +29,8 @@ const RACE: usize = 3;
 /// Tries when the provider itself fails, with doubling pauses.
 const TRIES: u32 = 6;
 
+/// Where a bid is fixed, that is the likeliest reason.
+const BID: &str = "bid more with --bid, or leave it out and the bid is chosen for each machine; else raise the price, or take another GPU or less disk";
 /// Where the market has nothing that fits.
 const WIDEN: &str = "raise the price, take another GPU (names as the marketplace writes them, e.g. \"RTX 4090\") or less disk, or try again in a minute; `dumont history blacklist list` shows what is blocked";
 
@@ -54,7 +56,9 @@ pub async fn run(run: &mut Run) -> StepResult {
         return Ok(Flow::Goto(Step::Start));
     }
     if selection.usable.is_empty() {
-        let hint = match run.workspace.spec.provider {
+        let spec = &run.workspace.spec;
+        let hint = match spec.provider {
+            _ if spec.interruptible.is_some_and(|wish| wish.bid.is_some()) => BID,
             Providers::Ssh => {
                 "`dumont machine list` shows which of your machines are free and what they have; add one (`dumont machine add`), or ask for less"
             }
