@@ -68,6 +68,7 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
         ..config(globals, listen)?
     };
     super::log_to_stderr(&settings);
+    let told = config.vast_webhook_secret.is_some();
     let (rents, next) = match config.vast {
         Some(_) => (
             "at Vast.ai, and machines of your own",
@@ -83,7 +84,7 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
     if globals.json {
         output::json(&serde_json::json!({ "url": server.url(), "data_dir": data_dir }))?;
     } else if !globals.quiet {
-        output::facts(&[
+        let mut facts = vec![
             ("server", server.url().to_owned()),
             ("data", data_dir.display().to_string()),
             ("rents", rents.into()),
@@ -95,7 +96,15 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
                 ),
             ),
             ("next", next.into()),
-        ]);
+        ];
+        if told {
+            let webhook = format!(
+                "{}/api/v1/providers/vast/webhook (for Vast.ai's notifications)",
+                server.url()
+            );
+            facts.insert(1, ("webhook", webhook));
+        }
+        output::facts(&facts);
     }
     tokio::select! {
         ended = server.wait() => return ended.map_err(refused),
