@@ -3,7 +3,7 @@
 use crate::home::{Home, private_dir};
 use crate::hooks;
 use crate::job::{Job, cancelled};
-use crate::lock::{take_over, try_hold};
+use crate::lock::{Held, take_over, try_hold};
 use crate::objects::{Sink, Source};
 use crate::out::failure;
 use crate::workload::io_failure;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub fn take_snapshot(job: &Job, home: &Home, request: SnapshotRequest) -> Result<Outcome, Failure> {
     let (path, cache_path) = prepare(home, &request.path)?;
-    let _alone = take_over(&home.session_lock(), &|| job.is_cancelled())?;
+    let _alone = alone(job, home)?;
     hooks::close(home, &hooks::line(job));
     let quiet = match &request.hooks {
         Some(asked) => hooks::open(job, home, &request.path, asked),
@@ -39,6 +39,11 @@ pub fn take_snapshot(job: &Job, home: &Home, request: SnapshotRequest) -> Result
     Ok(Outcome::Snapshot(Box::new(report?)))
 }
 
+/// The directory to ourselves. This very session may be ending the pause that a dead one left.
+fn alone(job: &Job, home: &Home) -> Result<Held, Failure> {
+    take_over(&home.session_lock(), hooks::owed(home), &|| job.is_cancelled())
+}
+
 /// Ends a pause that an earlier session left behind, unless one still works there.
 pub fn after_a_death(home: &Home) {
     if home.owed_hook().exists()
@@ -50,7 +55,7 @@ pub fn after_a_death(home: &Home) {
 
 pub fn do_restore(job: &Job, home: &Home, request: &RestoreRequest) -> Result<Outcome, Failure> {
     let (path, cache_path) = prepare(home, &request.path)?;
-    let _alone = take_over(&home.session_lock(), &|| job.is_cancelled())?;
+    let _alone = alone(job, home)?;
     let options = RestoreOptions {
         delete: request.delete,
         cache_path: Some(cache_path),

@@ -67,6 +67,13 @@ pub fn close(home: &Home, log: &dyn Fn(String)) {
     }
 }
 
+/// How long the `after` that is owed may take: whoever runs it has the directory meanwhile.
+pub fn owed(home: &Home) -> Duration {
+    let text = fs::read(home.owed_hook()).ok();
+    let owed = text.and_then(|t| serde_json::from_slice::<Owed>(&t).ok());
+    Duration::from_millis(owed.map_or(0, |o| o.timeout_ms))
+}
+
 pub fn line(job: &Job) -> impl Fn(String) {
     |line| job.out.send(job.id, Event::Log { line })
 }

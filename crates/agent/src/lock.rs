@@ -70,8 +70,10 @@ pub fn holder(path: &Path) -> Option<Process> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// Waits for the lock of a session, and ends an older session that keeps it.
-pub fn take_over(path: &Path, stop: &dyn Fn() -> bool) -> Result<Held, Failure> {
+/// Waits for the lock of a session, `longer` than usual where that is known to be needed, and ends
+/// an older session that keeps it.
+pub fn take_over(path: &Path, longer: Duration, stop: &dyn Fn() -> bool) -> Result<Held, Failure> {
+    let wait = WAIT + longer;
     let began = Instant::now();
     loop {
         let held = try_hold(path);
@@ -87,9 +89,9 @@ pub fn take_over(path: &Path, stop: &dyn Fn() -> bool) -> Result<Held, Failure> 
             None => {}
         }
         let older = holder(path);
-        if began.elapsed() >= WAIT {
+        if began.elapsed() >= wait {
             let who = older.map_or("an unknown process".into(), |p| format!("process {}", p.pid));
-            let message = format!("{who} still works on the directory after {} s", WAIT.as_secs());
+            let message = format!("{who} still works on the directory after {} s", wait.as_secs());
             return Err(failure(
                 FailureCode::Busy,
                 message,

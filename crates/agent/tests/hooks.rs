@@ -86,18 +86,39 @@ fn without_quiet_there_is_no_snapshot_but_the_pause_ends() {
     assert_eq!(store.keys(), Vec::<String>::new());
 }
 
-#[test]
-fn a_pause_whose_agent_died_is_ended_by_the_next_session() {
-    let (machine, store, mut agent) = scene();
+/// An agent that died in the middle of a snapshot, after `touch paused` and before `after`.
+fn died_in_a_pause(machine: &Machine, store: &Store, mut agent: Agent, after: &str) {
     store.fail_next(&[Fault::Stall; 16]);
-    let paused = machine.workspace().join("paused");
-    agent.begin(request(&machine.workspace(), 1, "touch paused", "rm paused"));
+    agent.begin(request(&machine.workspace(), 1, "touch paused", after));
     while store.requests.lock().unwrap().is_empty() {
         let _ = agent.frame_within(Duration::from_millis(20));
     }
     agent.child.kill().unwrap();
     agent.child.wait().unwrap();
-    assert!(paused.exists());
+    store.faults.lock().unwrap().clear();
+    assert!(machine.workspace().join("paused").exists());
+}
+
+#[test]
+fn a_pause_whose_agent_died_is_ended_by_the_next_session() {
+    let (machine, store, agent) = scene();
+    died_in_a_pause(&machine, &store, agent, "rm paused");
     let _next = Agent::ready(machine.path());
-    assert!(eventually(PATIENCE, || !paused.exists()));
+    assert!(eventually(PATIENCE, || !machine
+        .workspace()
+        .join("paused")
+        .exists()));
+}
+
+/// A trainer that takes its time to start again is no reason to refuse the next snapshot.
+#[test]
+fn a_snapshot_waits_for_the_end_of_the_pause_that_a_dead_agent_left() {
+    let (machine, store, agent) = scene();
+    died_in_a_pause(&machine, &store, agent, "sleep 12; rm paused");
+    let mut next = Agent::ready(machine.path()).with_store(&store);
+    // The session's own end of the pause goes first.
+    std::thread::sleep(Duration::from_millis(500));
+    let before = "test ! -e paused";
+    let report = ask(&mut next, request(&machine.workspace(), 2, before, "true"));
+    assert_eq!(report.unwrap().files_total, 1);
 }

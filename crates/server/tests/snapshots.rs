@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use world::World;
-use world::agents::kill_agents;
 use world::bucket::InProcess;
 
 async fn snapshot(world: &World, name: &str) -> Value {
@@ -305,32 +304,4 @@ async fn a_restore_that_cannot_be_leaves_everything_as_it_was() {
         "its workload works on"
     );
     snapshot(&world, "wrong").await;
-}
-
-/// An agent that was killed says nothing about its machine.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_restore_outlives_the_agent_that_it_began_with() {
-    let world = World::instant().await;
-    let spec = json!({
-        "name": "stubborn",
-        // Its end takes the supervisor's whole patience.
-        "start": "trap '' TERM; while true; do sleep 1; done",
-    });
-    let made = world.post("/workspaces", json!({ "spec": spec })).await;
-    world.done(&made["workflow_id"]).await;
-    let workspace = world.get("/workspaces/stubborn").await;
-    let instance = workspace["instance"]["instance_id"].as_str().unwrap().to_owned();
-    let dir = world.workspace_dir(&instance).await;
-    fs::write(dir.join("a"), "as it was").unwrap();
-    snapshot(&world, "stubborn").await;
-    fs::write(dir.join("a"), "changed").unwrap();
-
-    let back = world.post("/workspaces/stubborn/restore", json!({})).await;
-    world.reaches(&back["workflow_id"], "stop").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(kill_agents(std::process::id()) > 0);
-    world.done(&back["workflow_id"]).await;
-    assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "as it was");
-    let workspace = world.get("/workspaces/stubborn").await;
-    assert_eq!(workspace["instance"]["instance_id"], *instance);
 }

@@ -10,7 +10,7 @@ use super::placement::{connect, suspect_the_store};
 use super::state::Capture;
 use super::{Flow, Run, StepError, StepResult, link_failure};
 use crate::app::App;
-use crate::link::{Fence, Granter, prefix};
+use crate::link::{Fence, Granter, Link, LinkError, prefix};
 use async_trait::async_trait;
 use dumont_core::snapshot::{ObjectRef, SnapshotHead, SnapshotReport, SnapshotType};
 use dumont_core::spec::SnapshotPolicy;
@@ -22,6 +22,8 @@ use dumont_wire::agent::{Hooks, SnapshotRequest, objects_of};
 use dumont_wire::rest::ErrorBody;
 use futures::future::try_join_all;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
 
 /// Only the machine that the workspace lives on may write its snapshots.
 pub struct HomeFence {
@@ -46,66 +48,119 @@ pub async fn capture(run: &mut Run) -> StepResult {
     Ok(Flow::Next)
 }
 
+/// A session that ends in the middle says nothing about its machine: its agent may have been
+/// killed. So the snapshot is taken again after each of these pauses. Whether the machine is lost
+/// is for the monitor to say, whose failover takes the workflow away from us. None is shorter than the
+/// second that stamps count.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+
 /// Has the machine upload a snapshot; nobody can see it before `commit`.
 async fn take(run: &Run, full: bool, as_it_is: bool) -> Result<Capture, StepError> {
     if let Some(refused) = half(&run.workspace, as_it_is) {
         return Err(StepError::Failed(refused));
     }
-    let began_at = run.app.now();
     let row = home(run).await?;
     let instance = row.instance_id.clone().unwrap_or_else(|| "none".into());
-    let stamp = free_stamp(&run.app.store, &instance, began_at.unix_seconds()).await?;
-
-    let link = connect(run, &row)
-        .await
-        .map_err(|e| StepError::Failed(link_failure(&e)))?;
     let (parent, full_because) = base_of(&run.app, &row).await?;
     if let Some(why) = &full_because {
         run.say(format!("Full snapshot: {why}")).await;
     }
+    let mut request = SnapshotRequest {
+        key: run.app.store.workspace_key(&run.workspace).await?,
+        model_files: run.workspace.spec.snapshot.model_files.clone(),
+        path: String::new(),
+        stamp: String::new(),
+        parent: parent.clone(),
+        full,
+        hooks: hooks(&run.workspace.spec.snapshot),
+    };
+    let mut pauses = PAUSES.iter();
+    let mut broke = None;
+    loop {
+        let began_at = run.app.now();
+        // One of its own: what the agent of a broken session still sends lies under another one.
+        request.stamp = free_stamp(&run.app.store, &instance, began_at.unix_seconds()).await?;
+        let link = connect(run, &row)
+            .await
+            .map_err(|e| StepError::Failed(unreachable(run, broke.as_ref(), &e)))?;
+        request.path = link.path().to_owned();
+        let granter = granter(run, &row, &link, &request.stamp);
+        match link.snapshot(request.clone(), &granter, &run.notes()).await {
+            Ok(report) => {
+                return Ok(Capture {
+                    full,
+                    as_it_is,
+                    instance_key: row.key,
+                    parent,
+                    full_because,
+                    stamp: request.stamp,
+                    began_at,
+                    report: Some(report),
+                });
+            }
+            Err(error) => {
+                again(run, &link, &error, pauses.next()).await?;
+                broke = Some(error);
+            }
+        }
+    }
+}
+
+/// What this machine may upload for one try of a snapshot.
+fn granter(run: &Run, row: &InstanceRow, link: &Link, stamp: &str) -> Granter {
     let fence = HomeFence {
         store: run.app.store.clone(),
         workspace_id: run.workspace.id.clone(),
         instance_key: row.key.clone(),
         fence: run.workspace.fence,
     };
-    let objects = run.app.objects.clone();
-    let granter = Granter::writing(
-        objects,
+    Granter::writing(
+        run.app.objects.clone(),
         link.base_url(),
         &run.workspace.id,
-        &stamp,
+        stamp,
         budget(run.workspace.spec.disk_gb),
         Arc::new(fence),
-    );
-    let key = run.app.store.workspace_key(&run.workspace).await?;
-    let request = SnapshotRequest {
-        key,
-        model_files: run.workspace.spec.snapshot.model_files.clone(),
-        path: link.path().to_owned(),
-        stamp: stamp.clone(),
-        parent: parent.clone(),
-        full,
-        hooks: hooks(&run.workspace.spec.snapshot),
+    )
+}
+
+/// Waits until another try may begin, or says why there is none.
+async fn again(run: &Run, link: &Link, error: &LinkError, pause: Option<&Duration>) -> Result<(), StepError> {
+    if !matches!(error, LinkError::Closed(_) | LinkError::Timeout(_)) {
+        suspect_the_store(run, error).await?;
+        return Err(StepError::Failed(link_failure(error)));
+    }
+    let Some(pause) = pause else {
+        return Err(StepError::failed(
+            "agent_failed",
+            format!(
+                "the snapshot broke off {} times; the last time: {error}",
+                PAUSES.len() + 1
+            ),
+            "try again; if it repeats, look at the machine with `dumont ssh`, or move the workspace with \
+             `dumont failover run`",
+        ));
     };
-    let report = link.snapshot(request, &granter, &run.notes()).await;
-    let report = match report {
-        Ok(report) => report,
-        Err(error) => {
-            suspect_the_store(run, &error).await?;
-            return Err(StepError::Failed(link_failure(&error)));
-        }
+    run.say(format!("the snapshot broke off, taking it again: {error}"))
+        .await;
+    // It may be half-open. What its agent still does ends when the next one wants the directory.
+    link.close().await;
+    sleep(*pause).await;
+    Ok(run.still_ours().await?)
+}
+
+/// Why there is no session; `broke` is the end of the last one, if this workflow had one.
+fn unreachable(run: &Run, broke: Option<&LinkError>, error: &LinkError) -> ErrorBody {
+    let Some(broke) = broke else {
+        return link_failure(error);
     };
-    Ok(Capture {
-        full,
-        as_it_is,
-        instance_key: row.key,
-        parent,
-        full_because,
-        stamp,
-        began_at,
-        report: Some(report),
-    })
+    let mut body = link_failure(broke);
+    body.message = format!("{broke}; there is no new one: {error}");
+    if !run.workspace.spec.failover.automatic {
+        let name = &run.workspace.name;
+        body.hint = format!("`dumont failover run {name}` moves the workspace to another machine");
+    }
+    body
 }
 
 /// Why what is on the machine is not worth a snapshot: a restore that broke off left a mixture,
