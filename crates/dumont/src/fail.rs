@@ -16,12 +16,7 @@ struct Leave(u8);
 
 /// An error with a stable word, a message and the next step.
 pub fn fail(code: &str, message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
-    ErrorBody {
-        code: code.into(),
-        message: message.into(),
-        hint: hint.into(),
-    }
-    .into()
+    ErrorBody::new(code, message, hint).into()
 }
 
 /// Something in the command line or in a file it names is wrong.
@@ -47,11 +42,7 @@ pub fn body_of(error: &anyhow::Error) -> ErrorBody {
             message,
             ..body.clone()
         },
-        None => ErrorBody {
-            code: "failed".into(),
-            message,
-            hint: String::new(),
-        },
+        None => ErrorBody::new("failed", message, ""),
     }
 }
 

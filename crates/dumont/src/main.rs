@@ -9,6 +9,7 @@ mod fail;
 mod output;
 mod progress;
 mod settings;
+mod turn;
 
 use std::process::ExitCode;
 

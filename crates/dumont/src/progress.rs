@@ -165,6 +165,15 @@ fn new_lines<'a>(before: &[String], now: &'a [String]) -> &'a [String] {
 /// The workflow's own error, under the name of the step it failed in; a server that stays
 /// away for half a minute; Ctrl-C, which only stops the waiting.
 pub async fn follow(client: &Client, id: &str, quiet: bool) -> Result<Workflow> {
+    let wf = until_ended(client, id, quiet).await?;
+    match wf.status {
+        WorkflowStatus::Failed => Err(error_of(&wf)),
+        WorkflowStatus::Running | WorkflowStatus::Done => Ok(wf),
+    }
+}
+
+/// The same for whoever only needs it out of the way: its own error is none.
+pub async fn until_ended(client: &Client, id: &str, quiet: bool) -> Result<Workflow> {
     let interrupted = tokio::signal::ctrl_c();
     tokio::select! {
         biased;
@@ -215,10 +224,8 @@ async fn watch(client: &Client, id: &str, quiet: bool) -> Result<Workflow> {
             Ok(wf) => {
                 away = None;
                 show.workflow(&wf);
-                match wf.status {
-                    WorkflowStatus::Running => {}
-                    WorkflowStatus::Done => return Ok(wf),
-                    WorkflowStatus::Failed => return Err(error_of(&wf)),
+                if wf.status != WorkflowStatus::Running {
+                    return Ok(wf);
                 }
             }
             Err(e) if is_unreachable(&e) => {

@@ -194,3 +194,34 @@ fn escape_leaves_the_wizard_and_rents_nothing() {
     assert_eq!(terminal.exit_code(), 1);
     assert_eq!(world.json(&["instances"]), serde_json::json!([]));
 }
+
+/// Snapshots are taken unasked as well: nobody should have to come back when one is done.
+#[test]
+fn a_snapshot_in_the_way_is_waited_for() {
+    let world = World::start(12);
+    let start = ["--start", "echo x > a; exec sleep 1000", "--before", "sleep 5"];
+    let run = world.run(&[&["deploy", "turns"], &start[..]].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+    let begin = || {
+        let run = world.run(&["snapshot", "create", "turns", "--no-wait"]);
+        assert_eq!(run.code, 0, "{run:?}");
+        run.out.trim().to_owned()
+    };
+    let id = begin();
+    let refused = world.run(&["snapshot", "create", "turns", "--no-wait", "--json"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let body: serde_json::Value = serde_json::from_str(&refused.err).unwrap();
+    assert_eq!(body["code"], "workspace_busy", "{body:#}");
+    let way = serde_json::json!({ "id": id, "kind": "snapshot" });
+    assert_eq!(body["workflow"], way, "{body:#}");
+    let waits = |args: &[&str], id: &str| {
+        let run = world.run(args);
+        assert_eq!(run.code, 0, "{run:?}");
+        assert!(run.err.contains(&format!("({id}); waiting for it")), "{run:?}");
+    };
+    waits(&["snapshot", "create", "turns"], &id);
+    let list = world.json(&["snapshot", "list", "turns"]);
+    assert_eq!(list.as_array().unwrap().len(), 2, "{list:#}");
+    waits(&["snapshot", "restore", "turns"], &begin());
+    waits(&["snapshot", "repair", "turns"], &begin());
+}

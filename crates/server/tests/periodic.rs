@@ -122,6 +122,7 @@ async fn a_mixture_is_never_taken_unasked() {
             break world.ended(back["workflow_id"].as_str().unwrap()).await;
         }
         assert_eq!(back["code"], "workspace_busy", "{back:#}");
+        assert_eq!(back["workflow"]["kind"], "snapshot", "{back:#}");
     };
     assert_eq!(failed["status"], "failed", "{failed:#}");
     problem(&world, "half", "half_restored").await;

@@ -23,6 +23,28 @@ pub struct ErrorBody {
     pub message: String,
     /// What to try next.
     pub hint: String,
+    /// With `workspace_busy`: what works on the workspace already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<InTheWay>,
+}
+
+impl ErrorBody {
+    pub fn new(code: impl Into<String>, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            code: code.into(),
+            message: message.into(),
+            hint: hint.into(),
+            workflow: None,
+        }
+    }
+}
+
+/// A workflow that another one has to wait for.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InTheWay {
+    pub id: String,
+    pub kind: WorkflowKind,
 }
 
 /// One page of a list.

@@ -8,7 +8,7 @@ use super::workspace::path_of;
 use crate::client::{Client, encode};
 use crate::config::Globals;
 use crate::fail::silent;
-use crate::{output, progress};
+use crate::{output, progress, turn};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use dumont_core::id::WorkspaceName;
@@ -113,7 +113,7 @@ async fn with_server(globals: &Globals, command: SnapshotCommand) -> Result<()> 
         } => {
             let wanted = CreateSnapshot { full, as_it_is };
             if no_wait {
-                return started(globals, &start(&client, &name, &wanted).await?);
+                return started(globals, &client.post(&snapshots_of(&name), &wanted).await?);
             }
             let snapshot = create(&client, &name, &wanted, globals.quiet).await?;
             if globals.json {
@@ -137,11 +137,10 @@ async fn with_server(globals: &Globals, command: SnapshotCommand) -> Result<()> 
                 include,
                 exclude,
             };
-            let began: Started = client.post(&format!("{}/restore", path_of(&name)), &body).await?;
             if no_wait {
-                return started(globals, &began);
+                return started(globals, &client.post(&restore_of(&name), &body).await?);
             }
-            let wf = progress::follow(&client, &began.workflow_id, globals.quiet).await?;
+            let wf = restore(&client, &name, &body, globals.quiet).await?;
             restored(globals, &name, &wf)
         }
         SnapshotCommand::Prune { name, dry_run } => {
@@ -249,8 +248,23 @@ fn started(globals: &Globals, started: &Started) -> Result<()> {
     Ok(())
 }
 
-async fn start(client: &Client, name: &WorkspaceName, wanted: &CreateSnapshot) -> Result<Started> {
-    client.post(&format!("{}/snapshots", path_of(name)), wanted).await
+fn snapshots_of(name: &WorkspaceName) -> String {
+    format!("{}/snapshots", path_of(name))
+}
+
+fn restore_of(name: &WorkspaceName) -> String {
+    format!("{}/restore", path_of(name))
+}
+
+/// Restores in place and waits until it is done.
+pub async fn restore(
+    client: &Client,
+    name: &WorkspaceName,
+    wanted: &RestoreSnapshot,
+    quiet: bool,
+) -> Result<Workflow> {
+    let began: Started = turn::post(client, &restore_of(name), wanted, quiet).await?;
+    progress::follow(client, &began.workflow_id, quiet).await
 }
 
 /// Takes a snapshot and waits until it is visible.
@@ -260,7 +274,7 @@ pub async fn create(
     wanted: &CreateSnapshot,
     quiet: bool,
 ) -> Result<Snapshot> {
-    let began = start(client, name, wanted).await?;
+    let began: Started = turn::post(client, &snapshots_of(name), wanted, quiet).await?;
     let wf = progress::follow(client, &began.workflow_id, quiet).await?;
     let result = wf
         .result
@@ -308,7 +322,7 @@ fn report(s: &Snapshot) {
 }
 
 async fn list(globals: &Globals, client: &Client, name: &WorkspaceName) -> Result<()> {
-    let all: Vec<Snapshot> = client.list(&format!("{}/snapshots", path_of(name))).await?;
+    let all: Vec<Snapshot> = client.list(&snapshots_of(name)).await?;
     if globals.json {
         return output::json(&all);
     }

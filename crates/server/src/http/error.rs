@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use dumont_core::id::InvalidName;
 use dumont_core::spec::InvalidSpec;
 use dumont_store::Error as StoreError;
-use dumont_wire::rest::ErrorBody;
+use dumont_wire::rest::{ErrorBody, InTheWay, WorkflowKind};
 
 /// An error with its HTTP status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,11 +21,7 @@ impl ApiError {
     pub fn new(status: StatusCode, code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             status,
-            body: ErrorBody {
-                code: code.into(),
-                message: message.into(),
-                hint: hint.into(),
-            },
+            body: ErrorBody::new(code, message, hint),
         }
     }
 
@@ -45,6 +41,18 @@ impl ApiError {
 
     pub fn conflict(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, code, message, hint)
+    }
+
+    /// Another workflow works on the workspace: which, for whoever wants to wait.
+    pub fn busy(workspace: &str, id: &str, kind: WorkflowKind) -> Self {
+        let mut error = Self::conflict(
+            "workspace_busy",
+            format!("a {kind} works on workspace {workspace:?} already ({id})"),
+            format!("wait for it: GET /api/v1/workflows/{id}"),
+        );
+        let id = id.to_owned();
+        error.body.workflow = Some(InTheWay { id, kind });
+        error
     }
 
     pub fn internal(message: impl Into<String>) -> Self {

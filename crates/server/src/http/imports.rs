@@ -76,14 +76,10 @@ pub async fn begin(
         ));
     }
     if let Some(running) = app.store.running_workflow(&workspace.id).await? {
-        return Err(ApiError::conflict(
-            "workspace_busy",
-            format!(
-                "a {} works on workspace {name:?} already ({})",
-                running.kind, running.id
-            ),
-            "import before the workspace is deployed: dumont workspace create NAME --from DIR",
-        ));
+        let mut busy = ApiError::busy(&name, &running.id, running.kind);
+        busy.body.hint =
+            "import before the workspace is deployed: dumont workspace create NAME --from DIR".into();
+        return Err(busy);
     }
     let now = app.now();
     let import_id = Ulid::generate().to_string();

@@ -238,11 +238,7 @@ pub async fn prune(
 pub async fn repair(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<Json<Repaired>> {
     let workspace = named(&app, &name).await?;
     if let Some(running) = app.store.running_workflow(&workspace.id).await? {
-        return Err(ApiError::conflict(
-            "workspace_busy",
-            format!("a {} works on workspace {name:?} ({})", running.kind, running.id),
-            format!("wait for it: GET /api/v1/workflows/{}", running.id),
-        ));
+        return Err(ApiError::busy(&name, &running.id, running.kind));
     }
     let repaired = crate::repair::run(&app, &workspace).await;
     repaired.map(Json).map_err(|e| {

@@ -406,19 +406,9 @@ pub async fn started_or_busy(
             Ok(id)
         }
         Err(StoreError::Conflict { id, .. }) => {
-            let what = app
-                .store
-                .workflow(&id)
-                .await?
-                .map_or_else(|| "workflow".to_owned(), |w| w.kind.to_string());
-            Err(ApiError::conflict(
-                "workspace_busy",
-                format!(
-                    "a {what} works on workspace {:?} already ({id})",
-                    row.name.as_str()
-                ),
-                format!("wait for it: GET /api/v1/workflows/{id}"),
-            ))
+            let running = app.store.workflow(&id).await?;
+            let running = running.ok_or_else(|| ApiError::internal(format!("there is no workflow {id}")))?;
+            Err(ApiError::busy(row.name.as_str(), &id, running.kind))
         }
         Err(other) => Err(other.into()),
     }

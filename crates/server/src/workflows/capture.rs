@@ -168,14 +168,14 @@ fn unreachable(run: &Run, broke: Option<&LinkError>, error: &LinkError) -> Error
 pub fn half(workspace: &WorkspaceRow, as_it_is: bool) -> Option<ErrorBody> {
     let snapshot = workspace.half_restored.as_ref().filter(|_| !as_it_is)?;
     let name = &workspace.name;
-    Some(ErrorBody {
-        code: "half_restored".into(),
-        message: format!("the restore of {snapshot} broke off: what lies on the machine is a mixture"),
-        hint: format!(
+    Some(ErrorBody::new(
+        "half_restored",
+        format!("the restore of {snapshot} broke off: what lies on the machine is a mixture"),
+        format!(
             "restore again (`dumont snapshot restore {name}`) or move it (`dumont failover run {name}`); \
              `dumont snapshot create {name} --as-it-is` keeps what is there"
         ),
-    })
+    ))
 }
 
 fn hooks(policy: &SnapshotPolicy) -> Option<Hooks> {

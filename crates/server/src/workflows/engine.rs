@@ -131,11 +131,11 @@ fn passing(error: &StoreError) -> bool {
 }
 
 fn unexpected(error: &StoreError) -> ErrorBody {
-    ErrorBody {
-        code: "internal".into(),
-        message: error.to_string(),
-        hint: "look at the workspace's state and at the server's log, then try again".into(),
-    }
+    ErrorBody::new(
+        "internal",
+        error.to_string(),
+        "look at the workspace's state and at the server's log, then try again",
+    )
 }
 
 /// The end is written under the fence first; what must be destroyed follows, and is found by

@@ -57,11 +57,7 @@ impl From<StoreError> for StepError {
 
 impl StepError {
     pub fn failed(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Failed(ErrorBody {
-            code: code.into(),
-            message: message.into(),
-            hint: hint.into(),
-        })
+        Self::Failed(ErrorBody::new(code, message, hint))
     }
 }
 
@@ -187,16 +183,8 @@ pub fn link_failure(error: &LinkError) -> ErrorBody {
         LinkError::Failed(failure) => {
             let code = serde_json::to_value(failure.code).ok();
             let code = code.as_ref().and_then(Value::as_str).unwrap_or("internal");
-            return ErrorBody {
-                code: code.to_owned(),
-                message: failure.message.clone(),
-                hint: failure.hint.clone(),
-            };
+            return ErrorBody::new(code, &failure.message, &failure.hint);
         }
     };
-    ErrorBody {
-        code: code.into(),
-        message: error.to_string(),
-        hint,
-    }
+    ErrorBody::new(code, error.to_string(), hint)
 }

@@ -14,7 +14,6 @@ use crate::client::Client;
 use crate::config::{Globals, TOKEN_FILE, private_dir, read_if_there};
 use crate::fail::{body_of, fail};
 use crate::output;
-use crate::progress;
 use anyhow::{Context, Result};
 use dumont_core::id::WorkspaceName;
 use dumont_core::spec::WorkspaceSpec;
@@ -220,9 +219,7 @@ impl Trial<'_> {
             delete: true,
             ..RestoreSnapshot::default()
         };
-        let path = format!("{}/restore", workspace::path_of(&name));
-        let started: Started = self.client.post(&path, &wanted).await?;
-        progress::follow(&self.client, &started.workflow_id, self.quiet).await?;
+        snapshot::restore(&self.client, &name, &wanted, self.quiet).await?;
         self.did(
             "restore",
             began,

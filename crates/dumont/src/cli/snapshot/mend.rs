@@ -9,6 +9,7 @@ use crate::cli::workspace::path_of;
 use crate::cli::workspace_key::KeyArgs;
 use crate::config::Globals;
 use crate::fail::{body_of, fail, usage};
+use crate::turn;
 use anyhow::Result;
 use clap::Args;
 use dumont_core::id::{Digest, WorkspaceName};
@@ -47,7 +48,7 @@ pub async fn repair(globals: &Globals, args: &RepairArgs) -> Result<Repaired> {
         )
     })?;
     let path = format!("{}/repair", path_of(&name));
-    globals.client()?.post(&path, &json!({})).await
+    turn::post(&globals.client()?, &path, &json!({}), globals.quiet).await
 }
 
 fn in_directory(dir: &Path, key: Option<&WorkspaceKey>) -> Result<Repaired> {

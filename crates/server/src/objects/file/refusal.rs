@@ -17,11 +17,7 @@ impl Refusal {
     pub fn new(status: StatusCode, code: &str, message: String, hint: &str) -> Self {
         Self {
             status,
-            body: ErrorBody {
-                code: code.into(),
-                message,
-                hint: hint.into(),
-            },
+            body: ErrorBody::new(code, message, hint),
         }
     }
 
