@@ -285,7 +285,8 @@ async fn a_restore_that_gave_way_to_a_move_that_failed_left_a_mixture() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_cannot_be_leaves_everything_as_it_was() {
     let world = World::instant().await;
-    let spec = json!({ "name": "wrong", "start": "while true; do date +%N > beat; sleep 0.1; done" });
+    let start = "echo >> starts; while true; do date +%N > beat; sleep 0.1; done";
+    let spec = json!({ "name": "wrong", "start": start });
     let made = world.post("/workspaces", json!({ "spec": spec })).await;
     world.done(&made["workflow_id"]).await;
     let workspace = world.get("/workspaces/wrong").await;
@@ -295,7 +296,21 @@ async fn a_restore_that_cannot_be_leaves_everything_as_it_was() {
     let nothing = json!({ "include": ["no/such/**"] });
     let back = world.post("/workspaces/wrong/restore", nothing).await;
     let back = world.ended(back["workflow_id"].as_str().unwrap()).await;
-    assert_eq!(back["error"]["code"], "invalid", "{back:#}");
+    let error = &back["error"];
+    assert_eq!(error["code"], "invalid", "{back:#}");
+    assert!(
+        error["message"].as_str().unwrap().contains("no/such/**"),
+        "{error:#}"
+    );
+    assert!(
+        error["hint"]
+            .as_str()
+            .unwrap()
+            .contains("dumont snapshot ls wrong"),
+        "{error:#}"
+    );
+    let starts = fs::read_to_string(beat.with_file_name("starts")).unwrap();
+    assert_eq!(starts.lines().count(), 1, "its workload was stopped for nothing");
     let before = fs::read_to_string(&beat).unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_ne!(

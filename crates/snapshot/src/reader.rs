@@ -92,6 +92,15 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Only what a restore of this part would bring.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if that is nothing.
+    pub fn part(mut self, include: &[String], exclude: &[String]) -> Result<Self, Error> {
+        self.manifest.keep(include, exclude)?;
+        Ok(self)
+    }
+
     /// Files and symlinks, and the bytes of files.
     pub fn totals(&self) -> (u64, u64) {
         (self.manifest.files, self.manifest.bytes)

@@ -8,6 +8,7 @@ mod detect;
 pub mod dispose;
 pub mod engine;
 mod named;
+mod part;
 mod placement;
 mod race;
 mod racer;

@@ -201,6 +201,14 @@ fn machine_is_to_blame(error: &LinkError) -> bool {
 pub async fn stop(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     choose_snapshot(run, &mut state).await?;
+    if state.is_part()
+        && let Some(snapshot) = snapshot(run, &state).await?
+        && let Err(refused) = super::part::check(run, &snapshot, &state).await
+    {
+        state.untouched = true;
+        run.keep(&state);
+        return Err(refused);
+    }
     let row = machine(run, &state).await?;
     let stopped = on_machine(run, &row, |link| async move { link.stop_workload().await }).await;
     stopped.map_err(|e| StepError::Failed(link_failure(&e)))?;

@@ -49,6 +49,8 @@ pub struct Placement {
     pub half_before: Option<String>,
     /// What was asked for cannot be, which was clear before a file changed.
     pub refused: bool,
+    /// The same, before anything was stopped.
+    pub untouched: bool,
 }
 
 impl Placement {

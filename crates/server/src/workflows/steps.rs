@@ -95,6 +95,7 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, St
                 run.effects = vec![Effect::Detach, state(WorkspaceState::Failed, message)];
             }
         }
+        Kind::Restore if run.load::<Placement>().untouched => {}
         Kind::Restore if run.load::<Placement>().refused => {
             placement::go_on_there(run).await;
             let half = Effect::HalfRestored {
