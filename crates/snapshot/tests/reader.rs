@@ -175,6 +175,37 @@ fn a_pack_that_was_cut_short_costs_what_lay_behind() {
     }
 }
 
+/// Two lines of snapshots may have a chunk each in a pack of its own.
+#[test]
+fn damage_to_one_copy_is_none_to_who_has_another() {
+    let (mut world, _) = furnished();
+    fs::write(world.work().join("late"), noise(500_000, 5)).unwrap();
+    let (report, with, _) = world.snapshot();
+    let pack = report.packs.iter().max_by_key(|p| p.size).unwrap();
+    // One that builds on nothing stores all of it again.
+    world.parent = None;
+    world.indexes.clear();
+    let (_, without, _) = world.snapshot();
+    let path = world.store.dir.path_of(&pack.key).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let heads = [with.clone(), without.clone()];
+    let found = check(&heads, &world.store, None, &NEVER).unwrap().damaged;
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(
+        (&found[0].object, &found[0].snapshots),
+        (&pack.key, &vec![with.snapshot_id])
+    );
+    let out = world.temp.path().join("out");
+    restore(
+        &RestoreOptions::new(&out, &NEVER),
+        &without,
+        &world.store,
+        &Lines::default(),
+    )
+    .unwrap();
+}
+
 #[test]
 fn damage_is_named_by_object_and_file() {
     let (mut world, first) = furnished();

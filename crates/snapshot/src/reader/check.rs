@@ -8,7 +8,7 @@
 use crate::error::Error;
 use crate::events::Abort;
 use crate::format::digest;
-use crate::index::ChunkMap;
+use crate::index::{ChunkMap, ChunkPlace};
 use crate::printable::printable;
 use crate::restore::fetch::{Fetcher, parallel};
 use crate::restore::load::{self, LeafBody, Manifest};
@@ -124,7 +124,7 @@ fn unopened(head: &SnapshotHead, e: Error) -> Result<Damage, Error> {
 /// A pack and the chunks in it that somebody needs.
 struct Pack {
     object: ObjectRef,
-    chunks: HashMap<Digest, crate::index::ChunkPlace>,
+    chunks: HashMap<Digest, ChunkPlace>,
 }
 
 fn packs(opened: &[Opened<'_>]) -> BTreeMap<String, Pack> {
@@ -214,11 +214,15 @@ fn one_by_one(pack: &Pack, problem: String, fetcher: &Fetcher<'_>) -> Result<Bad
     Ok(Bad { problem, chunks })
 }
 
-/// What of `bad` a snapshot gets from nowhere else.
-fn lost(s: &Opened<'_>, bad: &Bad, fetcher: &Fetcher<'_>) -> Result<HashSet<Digest>, Error> {
+/// What of `bad` a snapshot gets from nowhere else. Another line of snapshots may have the same chunk
+/// in a pack of its own, which is looked at for itself.
+fn lost(s: &Opened<'_>, pack: &Pack, bad: &Bad, fetcher: &Fetcher<'_>) -> Result<HashSet<Digest>, Error> {
     let (mut opener, mut lost) = (fetcher.opener()?, HashSet::new());
+    let here = |place: &ChunkPlace| s.map.pack(place).is_ok_and(|o| o.key == pack.object.key);
     for id in &bad.chunks {
-        let Some(place) = s.map.get(id) else { continue };
+        let Some(place) = s.map.get(id).filter(|p| here(p)) else {
+            continue;
+        };
         if s.map.places(id).nth(1).is_some() {
             match fetcher.chunk_anywhere(&s.map, place, &mut opener, &String::new) {
                 Ok(_) => continue,
@@ -234,7 +238,7 @@ fn lost(s: &Opened<'_>, bad: &Bad, fetcher: &Fetcher<'_>) -> Result<HashSet<Dige
 fn name(pack: &Pack, bad: &Bad, opened: &[Opened<'_>], fetcher: &Fetcher<'_>) -> Result<Damage, Error> {
     let (mut snapshots, mut files) = (BTreeSet::new(), Vec::new());
     for s in opened {
-        let lost = lost(s, bad, fetcher)?;
+        let lost = lost(s, pack, bad, fetcher)?;
         if s.manifest.chunks.iter().any(|id| lost.contains(id)) {
             snapshots.insert(s.head.snapshot_id.clone());
         }
