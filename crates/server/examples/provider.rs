@@ -50,7 +50,8 @@ async fn main() {
         race(if small { 2 } else { 30 }).await;
     }
     if wanted("idle") {
-        let (contracts, workspaces, seconds) = if small { (60, 2, 8) } else { (1_000, 10, 180) };
+        // Long enough for one look at the whole account and the rest after it.
+        let (contracts, workspaces, seconds) = if small { (60, 2, 8) } else { (1_000, 10, 520) };
         idle(contracts, workspaces, seconds).await;
     }
     if parts.contains(&"deploys") {
