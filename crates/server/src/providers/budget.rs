@@ -154,7 +154,11 @@ impl Budget {
     async fn ask(&self, endpoint: Endpoint, ask: &Ask) -> Result<Verdict, ProviderError> {
         match &self.gates {
             Gates::Shared(store, account) => {
-                let gate = store.ask_gate(account, endpoint, ask).await;
+                // In a task of its own: a race looks at its turn only now and then, and the
+                // database's one writer must not wait for that.
+                let (store, account, asked) = (store.clone(), account.clone(), *ask);
+                let gate = tokio::spawn(async move { store.ask_gate(&account, endpoint, &asked).await });
+                let gate = gate.await.map_err(|e| away(&e.to_string()))?;
                 Ok(gate.map_err(|e| away(&e.to_string()))?.verdict(ask))
             }
             Gates::Own(gates) => {
@@ -261,6 +265,25 @@ mod tests {
             .await
             .unwrap()
             .unwrap();
+    }
+
+    /// Whoever waits for a turn may look away in the middle of it, and then needs the database itself.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_turn_that_nobody_looks_at_holds_up_no_writer() {
+        let store = Store::open_in_memory().await.unwrap();
+        let account = |name: &str| Account {
+            provider: "vast".into(),
+            name: name.into(),
+        };
+        let budget = Budget::shared(limits(), store.clone(), account("ours"));
+        let mut turn = Box::pin(budget.turn(Endpoint::Create));
+        assert!(futures::poll!(turn.as_mut()).is_pending());
+        let rule = limits().rule(Endpoint::Create);
+        let refusal = Refusal::TooOften { retry_after: None };
+        let other = account("another");
+        let write = store.gate_refused(&other, Endpoint::Create, rule, refusal);
+        timeout(Duration::from_secs(5), write).await.unwrap().unwrap();
+        turn.await.unwrap();
     }
 
     #[tokio::test]
