@@ -5,6 +5,7 @@
 //! `next` over the same state.
 
 pub mod adaptive;
+pub mod spread;
 
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use std::time::Duration;
 pub struct RaceSettings {
     /// Machines to keep in the race.
     pub width: usize,
-    /// Rents in all, so that a broken image cannot rent the whole market.
+    /// Rents in all, so that a broken image cannot rent the whole market. Refused ones rented
+    /// nothing; with them it may be twice as many.
     pub max_rents: usize,
     /// How long one machine may take from rent to ready.
     pub racer_timeout: Duration,
@@ -38,8 +40,16 @@ pub enum Racer {
         elapsed: Duration,
     },
     Ready,
-    /// Failed, refused or given up.
+    /// Failed or given up.
     Out,
+    /// Nothing was rented: the offer was gone, or the bid too low.
+    Refused,
+}
+
+/// Whether the race may rent another one after these.
+fn may_rent(max_rents: usize, racers: impl Iterator<Item = Racer> + Clone) -> bool {
+    let rented = racers.clone().filter(|r| *r != Racer::Refused).count();
+    rented < max_rents && racers.count() < 2 * max_rents
 }
 
 /// What to do now.
@@ -77,7 +87,7 @@ pub fn next(settings: &RaceSettings, racers: &[Racer], offers_left: usize) -> Mo
             racing += 1;
         }
     }
-    let may_rent = offers_left > 0 && racers.len() < settings.max_rents;
+    let may_rent = offers_left > 0 && may_rent(settings.max_rents, racers.iter().copied());
     match (racing < settings.width, may_rent, racing) {
         (true, true, _) => Move::Rent,
         (_, _, 0) => Move::Exhausted,
@@ -116,17 +126,37 @@ mod tests {
         assert_eq!(next(&s, &[Racer::Out, racing(300)], 0), Move::GiveUp(1));
     }
 
+    #[test]
+    fn what_was_refused_was_not_rented() {
+        let s = RaceSettings::default();
+        let mut racers = vec![racing(1)];
+        racers.extend([Racer::Refused; 28]);
+        assert_eq!(next(&s, &racers, 9), Move::Rent);
+        racers.push(Racer::Refused);
+        assert_eq!(
+            next(&s, &racers, 9),
+            Move::Wait(Duration::from_secs(299)),
+            "but not for ever"
+        );
+    }
+
     fn any_racer() -> impl Strategy<Value = Racer> {
-        prop_oneof![(0u64..400).prop_map(racing), Just(Racer::Ready), Just(Racer::Out)]
+        prop_oneof![
+            (0u64..400).prop_map(racing),
+            Just(Racer::Ready),
+            Just(Racer::Out),
+            Just(Racer::Refused),
+        ]
     }
 
     proptest! {
         #[test]
-        fn never_rents_past_its_limits(racers in prop::collection::vec(any_racer(), 0..20), left in 0usize..5) {
+        fn never_rents_past_its_limits(racers in prop::collection::vec(any_racer(), 0..40), left in 0usize..5) {
             let s = RaceSettings::default();
+            let rented = racers.iter().filter(|r| **r != Racer::Refused).count();
             let active = racers.iter().filter(|r| matches!(r, Racer::Racing { .. })).count();
             match next(&s, &racers, left) {
-                Move::Rent => prop_assert!(left > 0 && active < s.width && racers.len() < s.max_rents),
+                Move::Rent => prop_assert!(left > 0 && active < s.width && rented < s.max_rents && racers.len() < 30),
                 Move::Win(i) => prop_assert_eq!(racers[i], Racer::Ready),
                 Move::GiveUp(i) => {
                     let late = matches!(racers[i], Racer::Racing { elapsed } if elapsed >= s.racer_timeout);

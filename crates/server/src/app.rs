@@ -10,7 +10,6 @@ use crate::providers::own::OwnMachines;
 use crate::providers::{Access, OfferQuery, Provider, ProviderError, SshEndpoint};
 use crate::sessions::Sessions;
 use crate::settings::ServerConfig;
-use crate::workflows::taken::Taken;
 use axum::Router;
 use dumont_core::offer::Offer;
 use dumont_core::snapshot::Progress;
@@ -70,8 +69,8 @@ pub struct App {
     pub orphans: AtomicU64,
     /// A workspace began or ceased to live on a machine.
     pub watch: Notify,
-    /// Offers that races have asked for.
-    pub taken: Taken,
+    /// Held by the race that chooses its next machine and writes its intent.
+    pub renting: tokio::sync::Mutex<()>,
     /// What providers tell by themselves.
     pub hints: Hints,
     /// Where the API is reached, for URLs of the embedded store that a CLI uses.

@@ -15,7 +15,6 @@ use crate::providers::vast::Vast;
 use crate::sessions::Sessions;
 use crate::settings::{Database, ServerConfig};
 use crate::tls::Tls;
-use crate::workflows::taken::Taken;
 use crate::{reconcilers, ssh, tls, workflows};
 use dumont_store::{InstanceRow, InstanceState, Store};
 use std::collections::BTreeMap;
@@ -300,7 +299,7 @@ async fn assemble(
         reap: Notify::new(),
         watch: Notify::new(),
         orphans: std::sync::atomic::AtomicU64::new(0),
-        taken: Taken::default(),
+        renting: tokio::sync::Mutex::default(),
         hints: Hints::default(),
         public_url: public_url(&config, addr),
         stopping: CancellationToken::new(),

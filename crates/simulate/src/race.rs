@@ -280,7 +280,10 @@ impl Race<'_> {
                 continue;
             }
             match lane.fate.clone() {
-                Fate::Gone => lane.out(now, Outcome::NotHost, Some(Reason::NoSuchAsk)),
+                Fate::Gone => {
+                    lane.out(now, Outcome::NotHost, Some(Reason::NoSuchAsk));
+                    lane.state = Racer::Refused;
+                }
                 Fate::Fails(_, reason) => lane.out(now, Outcome::Failed, Some(reason)),
                 Fate::Ready(_) => lane.state = Racer::Ready,
                 Fate::Hangs => {}

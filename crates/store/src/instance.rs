@@ -23,6 +23,10 @@ statements! {
     OPEN: ["SELECT * FROM instances WHERE state <> 'destroyed' \
             AND NOT (state = 'failed' AND instance_id IS NULL) ORDER BY key"];
     OF_WORKSPACE: ["SELECT * FROM instances WHERE workspace_id = $1 ORDER BY key"];
+    ASKED_AFTER: ["SELECT provider, machine_id, \
+                   MAX(CASE WHEN state IN ('destroyed', 'failed') THEN 0 ELSE 1 END) = 1 AS held \
+                   FROM instances WHERE key > $1 AND COALESCE(workflow_id, '') <> $2 \
+                   GROUP BY provider, machine_id"];
     SET_RENTED: ["UPDATE instances SET instance_id = $2, rented_at = COALESCE(rented_at, $3), \
                   state = CASE WHEN state = 'intended' THEN 'rented' ELSE state END, updated_at = $3 \
                   WHERE key = $1 RETURNING *"];
@@ -151,6 +155,15 @@ record!(InstanceRow {
     updated_at
 });
 
+/// A machine that somebody has asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    pub machine: MachineRef,
+    /// Neither refused nor given back, as far as we know.
+    pub held: bool,
+}
+record!(Asked { machine, held });
+
 /// For the commit of a snapshot.
 pub(crate) async fn set_last_snapshot(tx: &mut Tx, key: &str, snapshot_id: &str) -> Result<u64> {
     tx.run(SET_LAST_SNAPSHOT, args![key, snapshot_id]).await
@@ -276,6 +289,11 @@ impl Store {
     /// All that may cost money: not destroyed, nor failed before there was a contract.
     pub async fn list_open_instances(&self) -> Result<Vec<InstanceRow>> {
         self.db.all(OPEN, args![]).await
+    }
+
+    /// Machines that other workflows have asked for under keys after `key`, whatever came of it.
+    pub async fn asked_after(&self, key: &str, workflow_id: &str) -> Result<Vec<Asked>> {
+        self.db.all(ASKED_AFTER, args![key, workflow_id]).await
     }
 
     /// Oldest first, destroyed ones too.

@@ -49,7 +49,7 @@ pub use error::{Error, Result};
 pub use extreme::{Extreme, MachineFilter, ScoreCursor};
 pub use failover_event::FailoverEventRow;
 pub use gate::Account;
-pub use instance::{Endpoint, InstanceRow, InstanceState, NewInstance};
+pub use instance::{Asked, Endpoint, InstanceRow, InstanceState, NewInstance};
 pub use interrupt::Interrupt;
 pub use machine::{Block, MachineRow};
 pub use own_machine::{LeaseRow, NewLease, OwnMachineRow};

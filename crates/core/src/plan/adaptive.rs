@@ -10,12 +10,14 @@
 //! where S(t) is the chance that nobody is ready by then, from each racer's score and boot
 //! curve *given how long it has waited already*, and `c` the price of a racer's second over the
 //! value of a waiting second. It rents when the best machine that is left lowers J by more than
-//! a second, and drops a racer when J is lower without it. A racer that hangs is thus hedged
-//! as soon as it is late, long before any timeout.
+//! a second, beside the racers or in the place of one, and drops a racer when J is lower without
+//! it. A racer that hangs is thus hedged as soon as it is late, long before any timeout, and also
+//! where only machines are left that are not worth their price beside it. Where nothing is left to
+//! rent, the last one is waited for as long as good boots take.
 //!
 //! Everything else is the fixed plan's: the first that is ready wins, and there are hard limits.
 
-use super::{Move, Racer};
+use super::{Move, Racer, may_rent};
 use crate::boot::{Curve, HORIZON_SECONDS};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -37,7 +39,7 @@ const PROMISE_SECONDS: f64 = 300.0;
 pub struct AdaptiveSettings {
     /// Machines in the race at one time.
     pub max_active: usize,
-    /// Rents in all.
+    /// Rents in all; refused ones rented nothing, with them it may be twice as many.
     pub max_rents: usize,
     /// `c`: price of a racer's second over the value of a waiting second.
     pub racer_cost: f64,
@@ -127,11 +129,14 @@ pub fn next(
         return Move::GiveUp(late.at);
     }
     let now = cost(settings, active.iter().map(|a| &a.missing));
-    let best = best.filter(|_| active.len() < settings.max_active && racers.len() < settings.max_rents);
+    let out = to_drop(settings, &active, now);
+    let may_rent = may_rent(settings.max_rents, racers.iter().map(|r| r.racer));
+    let best = best.filter(|_| may_rent && active.len() < settings.max_active);
     if let Some(odds) = best {
         let new = odds.missing(0.0);
         let with = cost(settings, active.iter().map(|a| &a.missing).chain([&new]));
-        if active.is_empty() || with < now - GAIN_SECONDS {
+        let pays = with < now - GAIN_SECONDS || (out.is_none() && replaces(settings, &active, &new, now));
+        if active.is_empty() || pays {
             let early = since_rent.and_then(|s| settings.stagger.checked_sub(s));
             return match early.filter(|d| !d.is_zero()) {
                 Some(left) => Move::Wait(left),
@@ -142,10 +147,16 @@ pub fn next(
     if active.is_empty() {
         return Move::Exhausted;
     }
-    match to_drop(settings, &active, now) {
+    match out {
         Some(a) if a.elapsed >= racers[a.at].odds.curve.patience() => Move::GiveUp(a.at),
         Some(a) => Move::Drop(a.at),
-        None => Move::Wait(settings.every),
+        None => match &active[..] {
+            // Nobody else is to come: an end lets others begin anew, who search again.
+            [last] if best.is_none() && last.elapsed >= racers[last.at].odds.curve.patience() => {
+                Move::GiveUp(last.at)
+            }
+            _ => Move::Wait(settings.every),
+        },
     }
 }
 
@@ -153,6 +164,12 @@ struct Active {
     at: usize,
     elapsed: f64,
     missing: Missing,
+}
+
+impl Active {
+    fn is_old(&self, settings: &AdaptiveSettings) -> bool {
+        self.elapsed > settings.drop_after.as_secs_f64()
+    }
 }
 
 fn active(racers: &[Bet]) -> Vec<Active> {
@@ -165,9 +182,18 @@ fn active(racers: &[Bet]) -> Vec<Active> {
                 missing: bet.odds.missing(elapsed),
             })
         }
-        Racer::Ready | Racer::Out => None,
+        Racer::Ready | Racer::Out | Racer::Refused => None,
     };
     racers.iter().enumerate().filter_map(one).collect()
+}
+
+/// Whether the new one pays in the place of a racer that may be dropped. By twice the gain, so that
+/// the one it replaces is dropped next, and the race does not grow.
+fn replaces(settings: &AdaptiveSettings, active: &[Active], new: &Missing, now: f64) -> bool {
+    active.iter().filter(|a| a.is_old(settings)).any(|out| {
+        let rest = active.iter().filter(|a| a.at != out.at).map(|a| &a.missing);
+        cost(settings, rest.chain([new])) < now - 2.0 * GAIN_SECONDS
+    })
 }
 
 /// The racer that the race is cheapest without, if it is old enough and that gains enough.
@@ -181,7 +207,7 @@ fn to_drop<'a>(settings: &AdaptiveSettings, active: &'a [Active], now: f64) -> O
     };
     active
         .iter()
-        .filter(|a| a.elapsed > settings.drop_after.as_secs_f64())
+        .filter(|a| a.is_old(settings))
         .map(|a| (without(a), a))
         .filter(|(j, _)| *j < now - GAIN_SECONDS)
         .min_by(|(a, _), (b, _)| a.total_cmp(b))

@@ -104,12 +104,47 @@ fn a_late_racer_is_hedged_then_given_up() {
     let slow = racing(odds(0.2), 200.0);
     let sure = [slow, racing(quick(0.99), 10.0)];
     assert_eq!(judge(&sure, None), Move::Drop(0));
-    // Alone it is waited for up to the horizon.
+    // Alone, with nothing left to rent, it is waited for as long as good boots take.
+    let alone = |seconds| judge(&[racing(known, seconds)], None);
+    assert_eq!(alone(60.0), Move::Wait(Duration::from_secs(5)));
+    assert_eq!(alone(80.0), Move::GiveUp(0));
+}
+
+/// The machines that are left are so doubtful that none pays beside the racer, however hopeless
+/// that one is. One in its place does.
+#[test]
+fn a_lone_racer_that_hangs_is_replaced_by_a_poor_one() {
+    let poor = odds(0.1);
+    let hangs = |seconds| [out(odds(0.5)), out(odds(0.5)), racing(odds(0.5), seconds)];
+    let fresh = racing(poor, 0.0);
     assert_eq!(
-        judge(&[racing(known, 80.0)], None),
+        judge(&hangs(20.0), Some(poor)),
         Move::Wait(Duration::from_secs(5))
     );
-    assert_eq!(judge(&[racing(known, 900.0)], None), Move::GiveUp(0));
+    assert_eq!(judge(&hangs(240.0), Some(poor)), Move::Rent);
+    let [a, b, hung] = hangs(240.0);
+    assert_eq!(judge(&[a, b, hung, fresh], Some(poor)), Move::Drop(2));
+    assert_eq!(
+        judge(&[hung], None),
+        Move::Wait(Duration::from_secs(5)),
+        "nobody is left"
+    );
+}
+
+#[test]
+fn what_was_refused_was_not_rented() {
+    let refused = Bet {
+        racer: Racer::Refused,
+        odds: odds(0.9),
+    };
+    let mut racers = vec![refused; 29];
+    assert_eq!(judge(&racers, Some(odds(0.9))), Move::Rent);
+    racers.push(refused);
+    assert_eq!(
+        judge(&racers, Some(odds(0.9))),
+        Move::Exhausted,
+        "but not for ever"
+    );
 }
 
 #[test]
@@ -145,6 +180,7 @@ fn any_bet() -> impl Strategy<Value = Bet<'static>> {
         6 => (0_u64..1_000).prop_map(|s| Racer::Racing { elapsed: Duration::from_secs(s) }),
         1 => Just(Racer::Ready),
         3 => Just(Racer::Out),
+        2 => Just(Racer::Refused),
     ];
     (racer, any_odds()).prop_map(|(racer, odds)| Bet { racer, odds })
 }
@@ -158,7 +194,7 @@ fn alive(bets: &[Bet]) -> usize {
 proptest! {
     #[test]
     fn every_move_is_legal(
-        racers in prop::collection::vec(any_bet(), 0..20),
+        racers in prop::collection::vec(any_bet(), 0..30),
         best in proptest::option::of(any_odds()),
         since in proptest::option::of(0_u64..3_000),
     ) {
@@ -174,7 +210,8 @@ proptest! {
         match got {
             Move::Win(i) => prop_assert_eq!(racers[i].racer, Racer::Ready),
             Move::Rent => {
-                prop_assert!(best.is_some() && alive(&racers) < 8 && racers.len() < 15);
+                let rented = racers.iter().filter(|b| b.racer != Racer::Refused).count();
+                prop_assert!(best.is_some() && alive(&racers) < 8 && rented < 15 && racers.len() < 30);
                 prop_assert!(since.is_none_or(|s| s >= settings.stagger));
             }
             Move::GiveUp(i) => {
@@ -187,6 +224,27 @@ proptest! {
             }
             Move::Exhausted => prop_assert_eq!(alive(&racers), 0),
             Move::Wait(d) => prop_assert!(!d.is_zero()),
+        }
+    }
+
+    /// Whether beside the racers or in the place of one: what is rented pays.
+    #[test]
+    fn what_is_rented_makes_the_race_cheaper(
+        racers in prop::collection::vec(any_bet(), 1..8),
+        best in any_odds(),
+    ) {
+        let settings = AdaptiveSettings::default();
+        let j = |racers: &[Bet]| cost(&settings, active(racers).iter().map(|a| &a.missing));
+        let before = j(&racers);
+        let mut racers = racers;
+        if judge(&racers, Some(best)) == Move::Rent {
+            racers.push(racing(best, 0.0));
+            while alive(&racers) > 1
+                && let Move::Drop(out) | Move::GiveUp(out) = judge(&racers, None)
+            {
+                racers[out].racer = Racer::Out;
+            }
+            prop_assert!(j(&racers) < before - GAIN_SECONDS);
         }
     }
 

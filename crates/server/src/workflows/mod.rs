@@ -18,7 +18,6 @@ pub mod search;
 pub mod state;
 mod steps;
 mod switch;
-pub mod taken;
 
 use crate::app::{App, Market};
 use crate::link::{Link, LinkError, Note};

@@ -18,11 +18,12 @@ use dumont_core::history::{Outcome, Reason, Stage};
 use dumont_core::id::{MachineRef, RentLabel};
 use dumont_core::offer::Offer;
 use dumont_core::plan::adaptive::{self, AdaptiveSettings, Bet};
+use dumont_core::plan::spread::{self, Claim};
 use dumont_core::plan::{self, Move, RaceSettings};
 use dumont_core::spending::Over;
 use dumont_core::time::Timestamp;
-use dumont_store::{Conditions, InstanceRow, InstanceState, NewAttempt, NewInstance};
-use std::collections::{BTreeMap, HashSet};
+use dumont_store::{Asked, Conditions, InstanceRow, InstanceState, NewAttempt, NewInstance};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::select;
@@ -33,6 +34,9 @@ use ulid::Ulid;
 
 /// What a machine that was rented before a crash gets at least after it.
 const SECOND_LOOK: Duration = Duration::from_secs(60);
+
+/// A create takes so long to reach the provider's listing of offers, at most.
+const UNDER_WAY: Duration = Duration::from_secs(5);
 
 /// A race that waits for the account is judged anew after this, whatever happens.
 const RETHINK: Duration = Duration::from_secs(1);
@@ -50,13 +54,18 @@ struct Lane {
 
 impl Lane {
     fn over(row: InstanceRow) -> Self {
+        let refused = (row.state == InstanceState::Failed && row.instance_id.is_none()).then(|| NotReady {
+            stage: Stage::Rent,
+            reason: Reason::NoSuchAsk,
+            message: "the provider refused it".to_owned(),
+        });
         Self {
             row,
             started: Instant::now(),
             stage: StageCell::default(),
             abandon: CancellationToken::new(),
             resumed: true,
-            state: LaneState::Out(None),
+            state: LaneState::Out(refused),
         }
     }
 }
@@ -121,10 +130,12 @@ struct Race<'a> {
     /// Waiting until the account may rent again, and whose account.
     turn: Option<(String, ReusableBoxFuture<'static, Result<(), ProviderError>>)>,
     lanes: Vec<Lane>,
-    /// Best promise first, and when they were asked for.
+    /// Best promise first.
     offers: Vec<Offer>,
-    searched_at: Timestamp,
     tried: HashSet<MachineRef>,
+    /// What other races have asked for after this key, which is about when ours were found.
+    found_at: Option<String>,
+    claims: HashMap<MachineRef, Claim>,
     disk_bytes: u64,
     ended: mpsc::Sender<Ended>,
     ends: mpsc::Receiver<Ended>,
@@ -148,8 +159,9 @@ pub async fn run(run: &mut Run) -> StepResult {
         turn: None,
         lanes: Vec::new(),
         offers: state.offers.clone(),
-        searched_at: state.searched_at,
         tried: HashSet::new(),
+        found_at: (state.searched_at > Timestamp(0)).then(|| key_of(state.searched_at)),
+        claims: HashMap::new(),
         disk_bytes,
         ended,
         ends,
@@ -163,6 +175,12 @@ pub async fn run(run: &mut Run) -> StepResult {
     run.link = Some(link);
     run.keep(&state);
     Ok(Flow::Next)
+}
+
+/// Keys begin with their time.
+fn key_of(searched_at: Timestamp) -> String {
+    let since = searched_at.minus(UNDER_WAY).0 / 1_000;
+    Ulid::from_parts(since.max(0).unsigned_abs(), 0).to_string()
 }
 
 impl Race<'_> {
@@ -207,19 +225,9 @@ impl Race<'_> {
         match &self.plan {
             Plan::Fixed(settings) => {
                 let left = self.offers.iter().filter(|o| self.may_rent(o)).count();
-                let max_rents = settings.max_rents + self.gone();
-                let settings = RaceSettings {
-                    max_rents,
-                    ..settings.clone()
-                };
-                plan::next(&settings, &self.view(), left)
+                plan::next(settings, &self.view(), left)
             }
             Plan::Adaptive(settings) => {
-                let max_rents = settings.max_rents + self.gone();
-                let settings = &AdaptiveSettings {
-                    max_rents,
-                    ..*settings
-                };
                 let racers = self.view();
                 let bets: Vec<Bet> = racers
                     .iter()
@@ -229,21 +237,11 @@ impl Race<'_> {
                         odds: self.expected_of(&lane.row.offer).odds(&self.curves),
                     })
                     .collect();
-                let best = self.best_offer();
+                let best = self.pick(|_| true);
                 let best = best.map(|o| self.expected_of(o).odds(&self.curves));
                 adaptive::next(settings, &bets, best, self.last_rent.map(|at| at.elapsed()))
             }
         }
-    }
-
-    /// Offers that were not there any more when they were asked for: nothing was rented, so they do
-    /// not use up what a race may rent.
-    fn gone(&self) -> usize {
-        let gone = |lane: &&Lane| {
-            matches!(&lane.state, LaneState::Out(Some(why)) if matches!(why.reason, Reason::NoSuchAsk | Reason::Outbid)
-                && why.stage == Stage::Rent)
-        };
-        self.lanes.iter().filter(gone).count()
     }
 
     /// Untried, and neither of an account that is out of credit nor over the cap.
@@ -253,12 +251,20 @@ impl Race<'_> {
             && !self.tried.contains(&offer.machine)
     }
 
-    /// The best that no other race has asked for since, or the best.
-    fn best_offer(&self) -> Option<&Offer> {
-        let open = || self.offers.iter().filter(|o| self.may_rent(o));
-        open()
-            .find(|o| !self.run.app.taken.since(o, self.searched_at))
-            .or_else(|| open().next())
+    /// The best that is left, those that other races are after last.
+    fn pick(&self, fits: impl Fn(&Offer) -> bool) -> Option<&Offer> {
+        let open = self.offers.iter().filter(|o| self.may_rent(o) && fits(o));
+        spread::pick(open, |o| self.claims.get(&o.machine).copied().unwrap_or_default())
+    }
+
+    /// What other races have asked for meanwhile.
+    async fn look_at_claims(&mut self) -> Result<(), StepError> {
+        if let Some(key) = &self.found_at {
+            let asked = self.run.app.store.asked_after(key, &self.run.id).await?;
+            let claim = |a: Asked| (a.machine, if a.held { Claim::Held } else { Claim::Asked });
+            self.claims = asked.into_iter().map(claim).collect();
+        }
+        Ok(())
     }
 
     fn expected_of(&self, offer: &Offer) -> Expected {
@@ -272,6 +278,7 @@ impl Race<'_> {
                 elapsed: lane.started.elapsed(),
             },
             LaneState::Ready(_) => plan::Racer::Ready,
+            LaneState::Out(Some(ref why)) if why.was_refused() => plan::Racer::Refused,
             LaneState::Out(_) => plan::Racer::Out,
         };
         self.lanes.iter().map(one).collect()
@@ -280,16 +287,10 @@ impl Race<'_> {
     /// Rents as soon as the account may, unless something happens before: then the race is
     /// judged anew. A race that is won meanwhile has not rented in vain.
     async fn rent_when_due(&mut self) -> Result<(), StepError> {
-        let Some(offer) = self.best_offer().cloned() else {
+        let Some(offer) = self.pick(|_| true).cloned() else {
             return Ok(());
         };
-        let app = &self.run.app;
-        let spent = app.store.spent(app.now()).await?;
-        if offer.price > 0.0
-            && let Err(over) = app.config.caps.allow(&spent, offer.price)
-        {
-            self.run.say(format!("nothing more is rented: {over}")).await;
-            self.capped = Some(over);
+        if !self.affords(&offer).await? {
             return Ok(());
         }
         let provider = self.run.market(&offer.machine.provider)?.provider.clone();
@@ -309,12 +310,7 @@ impl Race<'_> {
         };
         self.turn = None;
         match due {
-            Ok(()) => {
-                // Somebody may have asked for it while we waited.
-                let best = self.best_offer().filter(|o| o.machine.provider == name);
-                let offer = best.cloned().unwrap_or(offer);
-                self.rent(offer).await
-            }
+            Ok(()) => self.rent_best(offer).await,
             Err(error) => {
                 self.run.say(format!("cannot rent yet: {error}")).await;
                 sleep(RETHINK).await;
@@ -323,9 +319,36 @@ impl Race<'_> {
         }
     }
 
+    /// With the turn in hand, so that of races at one account each sees what the one before took;
+    /// one at a time in this process, where there may be no turns.
+    async fn rent_best(&mut self, meant: Offer) -> Result<(), StepError> {
+        let app = self.run.app.clone();
+        let _one = app.renting.lock().await;
+        self.look_at_claims().await?;
+        let fits = |o: &Offer| o.machine.provider == meant.machine.provider;
+        let best = self.pick(fits).cloned().unwrap_or_else(|| meant.clone());
+        if best.price > meant.price && !self.affords(&best).await? {
+            return Ok(());
+        }
+        self.rent(best).await
+    }
+
+    /// Whether the caps allow it; if not, nothing is rented any more.
+    async fn affords(&mut self, offer: &Offer) -> Result<bool, StepError> {
+        let app = &self.run.app;
+        let spent = app.store.spent(app.now()).await?;
+        if offer.price > 0.0
+            && let Err(over) = app.config.caps.allow(&spent, offer.price)
+        {
+            self.run.say(format!("nothing more is rented: {over}")).await;
+            self.capped = Some(over);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
     async fn rent(&mut self, offer: Offer) -> Result<(), StepError> {
         let app = &self.run.app;
-        app.taken.take(&offer, app.now());
         self.tried.insert(offer.machine.clone());
         self.last_rent = Some(Instant::now());
         let key = Ulid::generate().to_string();

@@ -38,6 +38,13 @@ pub struct NotReady {
     pub message: String,
 }
 
+impl NotReady {
+    /// The provider had nothing to rent.
+    pub fn was_refused(&self) -> bool {
+        self.stage == Stage::Rent && matches!(self.reason, Reason::NoSuchAsk | Reason::Outbid)
+    }
+}
+
 /// The stage a racer has reached; read by whoever gives it up.
 #[derive(Debug, Clone)]
 pub struct StageCell(Arc<Mutex<Stage>>);

@@ -1,5 +1,41 @@
-use crate::fixture::{Fixture, at, intent, offer, workspace};
+use crate::fixture::{Fixture, at, claimed, intent, offer, workspace};
+use dumont_core::workflow::Kind;
 use dumont_store::{Endpoint, Error, InstanceState, NewInstance};
+
+/// Whatever became of it, and nobody's own.
+pub async fn what_others_asked_for_is_known_by_its_key(fixture: Fixture) {
+    let store = fixture.open().await;
+    let w = workspace(&store, "w").await;
+    let workflow = claimed(&store, "ours", Kind::Deploy, &w).await;
+    for (key, machine, of) in [
+        ("01A", 1, None),
+        ("01C", 2, None),
+        ("01D", 3, Some((workflow.id.clone(), workflow.fence))),
+        ("01E", 4, None),
+        ("01F", 4, None),
+    ] {
+        let new = NewInstance {
+            key: key.into(),
+            workspace_id: w.id.clone(),
+            workflow: of,
+            label: format!("dumont/c/w/{key}"),
+            offer: offer(machine),
+        };
+        store.insert_intent(&new, at(20)).await.unwrap();
+    }
+    store
+        .set_instance_state("01C", InstanceState::Failed, at(21))
+        .await
+        .unwrap();
+    store
+        .set_instance_state("01E", InstanceState::Failed, at(21))
+        .await
+        .unwrap();
+    let mut asked = store.asked_after("01B", "ours").await.unwrap();
+    asked.sort_by(|a, b| a.machine.cmp(&b.machine));
+    let asked: Vec<_> = asked.into_iter().map(|a| (a.machine, a.held)).collect();
+    assert_eq!(asked, [(offer(2).machine, false), (offer(4).machine, true)]);
+}
 
 pub async fn an_intent_comes_before_the_contract(fixture: Fixture) {
     let store = fixture.open().await;

@@ -69,6 +69,7 @@ on_every_engine! {
         refusals_are_shared;
     instances:
         an_intent_comes_before_the_contract,
+        what_others_asked_for_is_known_by_its_key,
         states_only_move_forward,
         a_late_reply_does_not_revive,
         open_ones_are_never_forgotten;
