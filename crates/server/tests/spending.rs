@@ -1,10 +1,13 @@
 //! Caps on spending, and instances that nobody owns.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its world fails")]
 
+#[path = "../../dumont/tests/proxy/mod.rs"]
+mod proxy;
 mod world;
 
+use proxy::{Fault, Proxy, Request, Weather};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use world::{World, spec};
 
 async fn deploy(world: &World, name: &str) -> Value {
@@ -118,4 +121,44 @@ async fn more_orphans_than_the_ceiling_wait_for_a_person() {
     strays(&world, 2).await;
     world.settles_at(1).await;
     assert_eq!(world.get("/workspaces/owner").await["state"], "running");
+}
+
+/// Of a create that was doubled on its way, the answer that comes is the second's: the offer is gone.
+/// What the first one rented has a label whose row says that nothing was rented, so the sweep need
+/// not wait until it is old.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_twin_of_a_refused_create_is_destroyed_by_the_next_sweep() {
+    let world = World::with(0.0, 12).await;
+    let market: reqwest::Url = world.market.url().parse().unwrap();
+    let proxy = Proxy::start(market.socket_addrs(|| None).unwrap()[0]).await;
+    let world = world
+        .reconfigured(|w| {
+            w.vast_url = Some(format!("http://{}", proxy.addr));
+            w.timing.sweep = Duration::from_secs(1);
+            w.timing.reap = Duration::from_millis(200);
+        })
+        .await;
+    let mut left = 1;
+    let doubles_the_first = move |_: &mut _, request: &Request| {
+        let create = request.method == "PUT" && request.target.starts_with("/api/v0/asks/");
+        let doubled = create && left > 0;
+        left -= i32::from(doubled);
+        doubled.then_some(Fault::Double)
+    };
+    proxy.set(Some(Weather::new(1, 1000, doubles_the_first)));
+    let began = Instant::now();
+    assert_eq!(deploy(&world, "owner").await["status"], "done");
+    world.settles_at(1).await;
+    let took = began.elapsed();
+    assert!(took < world.timing.orphan_grace / 4, "{took:?}");
+
+    let attempts = world.get("/machines/history/attempts").await;
+    let refused = |a: &&Value| a["reason"] == "no_such_ask";
+    let refused = attempts["items"].as_array().unwrap().iter().filter(refused);
+    assert_eq!(refused.count(), 1, "{attempts:#}");
+    let ledger = world.admin("GET", "/admin/ledger", None).await;
+    let labels = ledger["labels"].as_object().unwrap();
+    assert!(labels.values().all(|l| l["created"] == 1), "{labels:#?}");
+    let on = world.get("/workspaces/owner").await["instance"]["instance_id"].clone();
+    assert!(on.is_string(), "the workspace's own stays");
 }

@@ -134,26 +134,25 @@ pub async fn orphans(app: &App, market: &Market) -> Result<Vec<ProviderInstance>
     Ok(orphans)
 }
 
-/// Does no row stand for this instance? A row that says it is gone does not, nor one that says
-/// nothing was rented, nor one whose instance is another (a doubled rent). The attempt's ULID
-/// carries its birth.
+/// Does no row stand for this instance? A row that says nothing was rented does not, nor one whose
+/// instance is another: on its way the create was doubled, and no other answer is to come. One that
+/// says it is gone does not, nor does none at all, unless the rent is young: listings may lag behind,
+/// or run ahead. The attempt's ULID carries its birth.
 async fn unknown(app: &App, label: &RentLabel, listed_id: &str) -> Result<bool, StoreError> {
+    let row = app.store.instance_by_label(&label.to_string()).await?;
+    let gone = match row.map(|row| (row.state, row.instance_id)) {
+        Some((InstanceState::Failed, None)) => return Ok(true),
+        Some((_, Some(own))) if own != listed_id => return Ok(true),
+        Some((state, _)) => state == InstanceState::Destroyed,
+        None => true,
+    };
     let born = label
         .attempt
         .parse::<ulid::Ulid>()
         .map(|u| u.timestamp_ms())
         .unwrap_or(0);
     let age = (app.now().0 / 1000).unsigned_abs().saturating_sub(born);
-    if Duration::from_millis(age) < app.config.timing.orphan_grace {
-        return Ok(false);
-    }
-    Ok(match app.store.instance_by_label(&label.to_string()).await? {
-        None => true,
-        Some(row) => match (row.state, row.instance_id.as_deref()) {
-            (InstanceState::Destroyed, _) | (InstanceState::Failed, None) => true,
-            (_, own) => own.is_some_and(|own| own != listed_id),
-        },
-    })
+    Ok(gone && Duration::from_millis(age) >= app.config.timing.orphan_grace)
 }
 
 /// Many at once mean that we are wrong, e.g. look at the database of yesterday: a person decides.

@@ -34,6 +34,8 @@ pub struct World {
     pub timing: dumont_server::Timing,
     /// What the server thinks that the account may ask.
     pub limits: Limits,
+    /// Where the server finds the market, if it is not the market itself.
+    pub vast_url: Option<String>,
     pub race: dumont_core::plan::RaceSettings,
     /// Zero: none are taken unasked.
     pub snapshot_every: Duration,
@@ -108,6 +110,7 @@ impl World {
             database,
             timing: Default::default(),
             limits: Limits::off(),
+            vast_url: None,
             race: Default::default(),
             snapshot_every: Duration::ZERO,
             blacklist: Default::default(),
@@ -152,7 +155,8 @@ impl World {
     /// The market of these tests allows everything, unless a test says otherwise.
     pub fn vast(&self) -> VastConfig {
         let key = ApiKey::new("test-key").expect("a key");
-        let mut vast = VastConfig::new(&self.market.url(), key).expect("a URL");
+        let url = self.vast_url.clone().unwrap_or_else(|| self.market.url());
+        let mut vast = VastConfig::new(&url, key).expect("a URL");
         vast.limits = self.limits.clone();
         vast
     }
