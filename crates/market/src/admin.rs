@@ -26,6 +26,7 @@ pub fn router(inner: Arc<Inner>) -> Router {
         .route("/admin/market", get(market))
         .route("/admin/ledger", get(ledger))
         .route("/admin/requests", get(requests))
+        .route("/admin/requests/log", get(request_log))
         .route("/admin/faults", get(armed).post(arm).delete(clear))
         .route("/admin/instances/{id}", get(instance))
         .route("/admin/rules", get(rules).put(set_rules))
@@ -268,6 +269,11 @@ async fn arm(State(inner): Shared, Json(fault): Json<Fault>) -> Json<Value> {
 async fn clear(State(inner): Shared) -> Json<Value> {
     inner.state().faults.clear();
     Json(json!({"faults": []}))
+}
+
+async fn request_log(State(inner): Shared) -> Json<Value> {
+    let log = inner.state().asked.clone();
+    Json(json!({"requests": log}))
 }
 
 async fn requests(State(inner): Shared) -> Json<Value> {

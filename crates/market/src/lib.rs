@@ -12,6 +12,7 @@
 
 mod admin;
 mod api;
+mod asked;
 mod board;
 mod boot;
 mod cell;

@@ -9,10 +9,13 @@
 use std::collections::HashMap;
 use std::str::FromStr;
 
+use serde::Serialize;
+
 use crate::error::MarketError;
 
 /// What is limited together; a request to anything else is free.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Endpoint {
     List,
     Show,

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use crate::asked::Log;
 use crate::board::Boards;
 use crate::config::MarketConfig;
 use crate::faults::Faults;
@@ -60,6 +61,7 @@ pub struct State {
     pub requests: BTreeMap<String, u64>,
     /// How often which was refused because it came too soon.
     pub refused: BTreeMap<String, u64>,
+    pub asked: Log,
     pub volumes: Volumes,
     pub results: Results,
     pub switches: Switches,
@@ -105,6 +107,7 @@ impl State {
             faults: Faults::default(),
             requests: BTreeMap::new(),
             refused: BTreeMap::new(),
+            asked: Log::default(),
             volumes: Volumes::default(),
             results: Results::default(),
             rentals: HashMap::new(),

@@ -175,6 +175,14 @@ async fn a_rented_offer_is_gone_for_the_next_one() {
         ),
         (&json!(2), &json!(4))
     );
+    let log = world.admin(Method::GET, "/admin/requests/log", None).await["requests"].take();
+    let creates = log
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|r| r["endpoint"] == "create");
+    let refused: Vec<&Value> = creates.map(|r| &r["refused"]).collect();
+    assert_eq!(refused, [false, false], "taken is not too frequent");
     world.shutdown().await;
 }
 

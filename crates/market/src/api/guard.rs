@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Shared;
 use crate::limits::{Endpoint, Excess};
-use crate::market::Inner;
+use crate::market::{Inner, now_ms};
 use crate::net::Peer;
 use crate::switches::{AuthFailure, BarePath, ContentType, RateLimitBody, RateLimitHeaders};
 
@@ -80,7 +80,13 @@ pub async fn limit(
     if let Some(endpoint) = Endpoint::of(request.method().as_str(), route) {
         let ip = peer.ip.map(|ip| ip.to_string()).unwrap_or_default();
         let who = format!("{} {ip}", key(request.headers(), &query).unwrap_or_default());
-        if let Err((excess, nth)) = inner.ask(&who, endpoint) {
+        let asked = inner.ask(&who, endpoint);
+        let id = request
+            .headers()
+            .get("x-request-id")
+            .and_then(|v| v.to_str().ok());
+        inner.state().asked.add(now_ms(), endpoint, asked.is_err(), id);
+        if let Err((excess, nth)) = asked {
             let key = format!("{} {route}/", request.method());
             *inner.state().refused.entry(key).or_insert(0) += 1;
             return refusal(&inner, excess, nth);
