@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -85,10 +85,31 @@ struct Shared {
     requests: AtomicU64,
     faults: AtomicU64,
     rotten: AtomicU64,
+    /// Of each request, if they are numbered.
+    sent: Option<Mutex<Vec<Sent>>>,
+}
+
+/// One request as it came here, before anything befell it. Its number is its place, and the service
+/// reads it in `X-Request-Id`.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    pub at: Instant,
+    pub method: String,
+    pub target: String,
+    pub fault: Option<Fault>,
 }
 
 impl Proxy {
+    /// One that takes note of all requests, and numbers them.
+    pub async fn numbering(service: SocketAddr) -> Self {
+        Self::on(service, Some(Mutex::default())).await
+    }
+
     pub async fn start(store: SocketAddr) -> Self {
+        Self::on(store, None).await
+    }
+
+    async fn on(store: SocketAddr, sent: Option<Mutex<Vec<Sent>>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let shared = Arc::new(Shared {
             store,
@@ -96,6 +117,7 @@ impl Proxy {
             requests: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             rotten: AtomicU64::new(0),
+            sent,
         });
         let addr = listener.local_addr().unwrap();
         let serving = shared.clone();
@@ -111,6 +133,11 @@ impl Proxy {
 
     pub fn set(&self, weather: Option<Weather>) {
         *self.shared.weather.lock().unwrap() = weather;
+    }
+
+    pub fn sent(&self) -> Vec<Sent> {
+        let sent = self.shared.sent.as_ref();
+        sent.map(|all| all.lock().unwrap().clone()).unwrap_or_default()
     }
 
     /// Requests, faults, and objects that were stored damaged.
@@ -170,6 +197,21 @@ impl Request {
 }
 
 impl Shared {
+    /// Takes note of a request, and gives it its number.
+    fn number(&self, request: &mut Request, fault: Option<Fault>) {
+        let Some(sent) = &self.sent else { return };
+        let mut sent = sent.lock().unwrap();
+        let at = find(&request.head, b"\r\n").map_or(0, |end| end + 2);
+        let line = format!("x-request-id: {}\r\n", sent.len());
+        request.head.splice(at..at, line.into_bytes());
+        sent.push(Sent {
+            at: Instant::now(),
+            method: request.method.clone(),
+            target: request.target.clone(),
+            fault,
+        });
+    }
+
     async fn ask(&self, request: &Request) -> Option<Vec<u8>> {
         let mut answer = Vec::new();
         let mut service = TcpStream::connect(self.store).await.ok()?;
@@ -187,6 +229,7 @@ impl Shared {
             weather.as_mut().and_then(|w| w.fault(&request))
         };
         self.faults.fetch_add(u64::from(fault.is_some()), Relaxed);
+        self.number(&mut request, fault);
         match fault {
             Some(Fault::Refuse(status, code)) => {
                 return client.write_all(&refusal(status, code)).await.ok();
