@@ -87,6 +87,8 @@ switches! {
         "The read of one instance may lack volume_info (reported).";
     stopped_status: StoppedStatus { Exited = "exited", Stopped = "stopped" }
         "What `actual_status` says of one that was stopped: both words are documented.";
+    instance_key: InstanceKey { Acts = "acts", Refused = "refused" }
+        "The key in a container's CONTAINER_API_KEY: documented to show, start, stop and destroy its own instance and nothing else, and used so by Vast.ai's own images; reported refused (\"Unable to authorize instance API key\") from elsewhere.";
     env_string: EnvString { Ignored = "ignored", Refused = "refused" }
         "`env` as a string of flags: the OpenAPI type, but the guide says that it is wrong and not applied.";
 }

@@ -337,3 +337,80 @@ async fn a_queued_start_happens_or_is_forgotten() {
         world.shutdown().await;
     }
 }
+
+/// The only way in which a rented machine can act on the marketplace: on itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_inside_an_instance_stops_it_or_does_not() {
+    for (value, acts) in [("acts", true), ("refused", false)] {
+        let world = switched(&format!("instance_key={value}")).await;
+        let (id, key) = with_key(&world).await;
+        world.until_status(id, "running").await;
+        let other = world.rent(json!({})).await;
+        let ask = async |method: Method, path: String, body: Value| {
+            let request = world.http.request(method, format!("{}{path}", world.url()));
+            let answer = request.bearer_auth(&key).json(&body).send().await.unwrap();
+            let status = answer.status();
+            (status, answer.json::<Value>().await.unwrap()["msg"].clone())
+        };
+        let denied = (
+            StatusCode::NOT_FOUND,
+            json!("Unable to authorize instance API key"),
+        );
+        let own = format!("/api/v0/instances/{id}/");
+        for (method, path, body) in [
+            (Method::GET, "/api/v1/instances/".to_owned(), json!({})),
+            (Method::GET, "/api/v0/users/current/".to_owned(), json!({})),
+            (
+                Method::POST,
+                format!("{own}ssh/"),
+                json!({"ssh_key": "ssh-ed25519 AAAA"}),
+            ),
+            (
+                Method::PUT,
+                format!("/api/v0/instances/bid_price/{id}/"),
+                json!({"price": 9}),
+            ),
+            (
+                Method::PUT,
+                format!("/api/v0/instances/{other}/"),
+                json!({"state": "stopped"}),
+            ),
+            (Method::DELETE, format!("/api/v0/instances/{other}/"), json!({})),
+            (Method::PUT, own.clone(), json!({"label": "mine"})),
+            (
+                Method::PUT,
+                own.clone(),
+                json!({"state": "stopped", "label": "mine"}),
+            ),
+        ] {
+            let said = ask(method.clone(), path.clone(), body).await;
+            assert_eq!(said, denied, "{value}: {method} {path}");
+        }
+        let stopped = ask(Method::PUT, own.clone(), json!({"state": "stopped"})).await;
+        if acts {
+            assert_eq!(stopped, (StatusCode::OK, Value::Null));
+            let row = world.show(id).await;
+            assert_eq!(
+                (&row["actual_status"], &row["intended_status"]),
+                (&json!("exited"), &json!("stopped"))
+            );
+            assert_eq!(ask(Method::GET, own, json!({})).await.0, StatusCode::OK);
+        } else {
+            assert_eq!(stopped, denied);
+            assert_eq!(world.show(id).await["actual_status"], "running");
+        }
+        assert_eq!(world.show(other).await["intended_status"], "running");
+        world.shutdown().await;
+    }
+}
+
+/// Rents one and keeps the key that its container gets.
+async fn with_key(world: &World) -> (u64, String) {
+    let offer = world.offers(json!({"limit": 1})).await[0]["id"].clone();
+    let path = format!("/api/v0/asks/{offer}/");
+    let order = json!({"image": "x", "disk": 10, "runtype": "ssh_proxy"});
+    let (status, body) = world.api(Method::PUT, &path, Some(order)).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    let key = body["instance_api_key"].as_str().unwrap().to_owned();
+    (body["new_contract"].as_u64().unwrap(), key)
+}

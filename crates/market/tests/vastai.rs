@@ -514,3 +514,26 @@ async fn it_manages_keys_and_says_who_it_is() {
     assert!(said.stderr.contains("Invalid user key"), "{said:?}");
     world.shutdown().await;
 }
+
+/// As Vast.ai's guide has it, from inside: with what lies in the container's environment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_stops_itself_with_its_own_key() {
+    let world = world_with(|c| c.api_keys = vec!["some-key".to_owned()]).await;
+    let (id, ssh) = world.machine(json!({})).await;
+    let env = exec(&ssh, "echo $CONTAINER_ID $CONTAINER_API_KEY").await.text();
+    let (own, key) = env.trim().split_once(' ').unwrap();
+    assert_eq!(own, id.to_string());
+    let inside = Vastai::with_key(world.url(), key);
+    let said = inside.run("show instances").await;
+    assert!(
+        said.stderr.contains("Unable to authorize instance API key"),
+        "{said:?}"
+    );
+    let said = inside.run(&format!("stop instance {own}")).await;
+    assert!(
+        said.stdout.contains(&format!("stopping instance {id}.")),
+        "{said:?}"
+    );
+    assert_eq!(world.show(id).await["actual_status"], "exited");
+    world.shutdown().await;
+}

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use axum::Json;
 use axum::extract::{ConnectInfo, MatchedPath, Query, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -13,7 +13,7 @@ use super::Shared;
 use crate::limits::{Endpoint, Excess};
 use crate::market::{Inner, now_ms};
 use crate::net::Peer;
-use crate::switches::{AuthFailure, BarePath, ContentType, RateLimitBody, RateLimitHeaders};
+use crate::switches::{AuthFailure, BarePath, ContentType, InstanceKey, RateLimitBody, RateLimitHeaders};
 
 /// Nobody needs a key to search, to name GPUs or to read a result whose URL he knows.
 fn is_public(path: &str) -> bool {
@@ -35,36 +35,55 @@ fn key<'a>(headers: &'a HeaderMap, query: &'a HashMap<String, String>) -> Option
         .filter(|key| !key.is_empty())
 }
 
+/// The request came with the key that lies inside an instance.
+#[derive(Debug, Clone, Copy)]
+pub struct FromInside;
+
 pub async fn authorize(
     State(inner): Shared,
     Query(query): Query<HashMap<String, String>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let path = request.uri().path().trim_end_matches('/');
-    let allowed = match key(request.headers(), &query) {
-        None => is_public(path),
-        Some(key) => may(&inner, key, path),
+    let key = key(request.headers(), &query);
+    let instance = key.and_then(|key| inner.state().owner(key));
+    let allowed = match (key, instance) {
+        (None, _) => is_public(path),
+        (Some(_), Some(id)) => from_inside(&inner, id, request.method(), path),
+        (Some(key), None) => {
+            inner.config.api_keys.is_empty() || inner.config.api_keys.iter().any(|k| k == key)
+        }
     };
-    if allowed {
-        return next.run(request).await;
+    if !allowed {
+        let what = match instance {
+            Some(_) => "Unable to authorize instance API key",
+            None => "Invalid user key",
+        };
+        return unauthorized(&inner, path, what);
     }
+    if instance.is_some() {
+        request.extensions_mut().insert(FromInside);
+    }
+    next.run(request).await
+}
+
+pub fn unauthorized(inner: &Inner, path: &str, what: &str) -> Response {
     let status = match inner.config.switches.auth_failure {
         AuthFailure::NotFound => StatusCode::NOT_FOUND,
         AuthFailure::Documented if is_search(path) => StatusCode::NOT_FOUND,
         AuthFailure::Unauthorized | AuthFailure::Documented => StatusCode::UNAUTHORIZED,
     };
-    let body = json!({"success": false, "error": "auth_error", "msg": "Invalid user key"});
+    let body = json!({"success": false, "error": "auth_error", "msg": what});
     (status, Json(body)).into_response()
 }
 
-/// An account's key may all, the key inside an instance only that instance.
-fn may(inner: &Inner, key: &str, path: &str) -> bool {
-    if let Some(id) = inner.state().owner(key) {
-        let own = format!("/api/v0/instances/{id}");
-        return path == own || path.starts_with(&format!("{own}/"));
-    }
-    inner.config.api_keys.is_empty() || inner.config.api_keys.iter().any(|k| k == key)
+/// The key inside an instance may show, start, stop and destroy that one, and nothing else. What
+/// of its own body is more than a start or a stop, the handler refuses.
+fn from_inside(inner: &Inner, id: u64, method: &Method, path: &str) -> bool {
+    inner.config.switches.instance_key == InstanceKey::Acts
+        && path == format!("/api/v0/instances/{id}")
+        && [Method::GET, Method::PUT, Method::DELETE].contains(method)
 }
 
 /// Identities are what the documentation says: the key and the address together.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -9,6 +10,7 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use super::create::{env, label_too_long, no_credit};
+use super::guard::{FromInside, unauthorized};
 use super::{Shared, fail, ids, no_such_instance, number, object, ok};
 use crate::market::{Inner, now_ms};
 use crate::rows::InstanceView;
@@ -53,8 +55,16 @@ pub async fn destroy_many(State(inner): Shared, body: Bytes) -> Response {
     ok(json!({"success": true}))
 }
 
-pub async fn change(State(inner): Shared, id: Path<String>, body: Bytes) -> Response {
+pub async fn change(
+    State(inner): Shared,
+    id: Path<String>,
+    inside: Option<Extension<FromInside>>,
+    body: Bytes,
+) -> Response {
     match object(&body) {
+        Ok(body) if inside.is_some() && body.keys().any(|key| key != "state") => {
+            unauthorized(&inner, "", "Unable to authorize instance API key")
+        }
         Ok(body) => apply(&inner, number(&id), &body).await,
         Err(refused) => *refused,
     }
