@@ -16,10 +16,11 @@ use crate::probe;
 use crate::tls::Trust;
 use crate::workload;
 use dumont_core::time::Timestamp;
-use dumont_wire::agent::{Event, Failure, FailureCode, Outcome, PROTOCOL, Request, ToAgent};
+use dumont_wire::agent::{Event, Failure, FailureCode, Outcome, PROTOCOL, Request, SESSION, ToAgent};
 use dumont_wire::frame::{Decoder, FrameError};
 use serde_json::Value;
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -43,6 +44,8 @@ struct Session {
 
 /// `dumont-agent session`: returns when stdin ends.
 pub fn run(clock: Box<dyn Clock>) -> io::Result<()> {
+    // What watches over the instance's lease looks for this name.
+    rustix::thread::set_name(&CString::new(SESSION)?)?;
     let session = Arc::new(Session {
         home: Home::locate(),
         clock,

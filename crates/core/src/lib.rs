@@ -15,6 +15,7 @@ pub mod guard;
 pub mod history;
 pub mod id;
 pub mod key;
+pub mod lease;
 pub mod level;
 pub mod offer;
 #[cfg(feature = "openapi")]

@@ -7,6 +7,7 @@
 
 use crate::app::App;
 use crate::providers::InstanceStatus;
+use crate::workflows::abandoned::{self, ABANDONED};
 use dumont_core::blacklist::{Circumstances, CudaVersion, LossCause};
 use dumont_core::boot::{BootCurves, Curve, Stratum};
 use dumont_core::detect::Cause;
@@ -173,6 +174,9 @@ async fn incident(app: &App, now: Timestamp) -> bool {
 /// that, and the provider then calls it stopped. To be asked before it is destroyed, and not
 /// while somebody waits for another machine: it costs a call.
 async fn whose(app: &App, row: &InstanceRow, trigger: &str) -> LossCause {
+    if trigger == ABANDONED || abandoned::stopped_itself(app, row).await {
+        return LossCause::Abandoned;
+    }
     if trigger == Cause::ProviderSaysStopped.as_str() {
         return LossCause::UserStop;
     }

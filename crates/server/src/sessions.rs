@@ -58,6 +58,15 @@ impl<L: Ends> Sessions<L> {
         }
     }
 
+    /// Every link that this process holds.
+    pub fn all(&self) -> Vec<(String, Arc<L>)> {
+        let open = self.open();
+        open.links
+            .iter()
+            .map(|(key, link)| (key.clone(), link.clone()))
+            .collect()
+    }
+
     /// The end of the last link to this instance, once.
     pub fn take_end(&self, instance_key: &str) -> Option<End> {
         self.open().ends.remove(instance_key)

@@ -43,6 +43,9 @@ pub struct ServerConfig {
     /// `ATTEMPT_RETENTION_DAYS`: older attempts are only counted.
     pub attempt_retention_days: u32,
     pub caps: Caps,
+    /// `ABANDON_AFTER_MINUTES`: what is rented stops itself when no controller was there for so
+    /// long, where its provider lets it; none never.
+    pub abandon_after: Option<Duration>,
     /// `REAPER_CEILING`: orphans destroyed in one round at most.
     pub reaper_ceiling: usize,
     pub timing: Timing,

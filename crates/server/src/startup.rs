@@ -141,6 +141,7 @@ async fn begin(
         tokio::spawn(reconcilers::schedule::run(app.clone())),
         tokio::spawn(reconcilers::models::run(app.clone())),
         tokio::spawn(reconcilers::history::run(app.clone())),
+        tokio::spawn(reconcilers::leases::run(app.clone())),
     ];
     let serving = tokio::spawn(serve(app.clone(), listener, tls));
     tracing::info!(url = %app.public_url, data_dir = %app.config.data_dir.display(), "serving");

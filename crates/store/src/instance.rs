@@ -9,14 +9,16 @@ use crate::column::{args, json, record, words_as_text};
 use crate::engine::{Tx, statements, transact};
 use crate::{Error, Result, Store, workflow};
 use dumont_core::id::MachineRef;
+use dumont_core::lease;
 use dumont_core::offer::Offer;
 use dumont_core::time::Timestamp;
 use dumont_core::words;
+use std::time::Duration;
 
 statements! {
     INSERT: ["INSERT INTO instances (key, workspace_id, workflow_id, provider, label, offer_json, \
-              machine_id, host_id, state, price, created_at, updated_at) \
-              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'intended', $9, $10, $10) ON CONFLICT DO NOTHING"];
+              machine_id, host_id, state, price, lease_ms, created_at, updated_at) \
+              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'intended', $9, $10, $11, $11) ON CONFLICT DO NOTHING"];
     GET: ["SELECT * FROM instances WHERE key = $1"];
     GET_FOR_UPDATE: ["SELECT * FROM instances WHERE key = $1" FOR_UPDATE];
     BY_LABEL: ["SELECT * FROM instances WHERE label = $1"];
@@ -36,6 +38,7 @@ statements! {
     SET_BID: ["UPDATE instances SET offer_json = $2, price = $3, updated_at = $4 WHERE key = $1"];
     SET_STATE: ["UPDATE instances SET state = $2, ready_at = $3, destroyed_at = $4, updated_at = $5 \
                  WHERE key = $1 RETURNING *"];
+    SET_HEARD: ["UPDATE instances SET heard_at = $2 WHERE key = $1 AND lease_ms IS NOT NULL"];
     SET_CLOCK_SKEW: ["UPDATE instances SET clock_skew_ms = $2 WHERE key = $1"];
     FORGET_BASE: ["UPDATE instances SET last_snapshot_id = NULL WHERE last_snapshot_id = $1"];
     SET_LAST_SNAPSHOT: ["UPDATE instances SET last_snapshot_id = $2 WHERE key = $1"];
@@ -87,6 +90,8 @@ pub struct NewInstance {
     pub workflow: Option<(String, i64)>,
     pub label: String,
     pub offer: Offer,
+    /// How long it goes on without a controller; none for ever.
+    pub lease: Option<Duration>,
 }
 
 /// Where an instance is reached; the fields of [`InstanceRow`].
@@ -122,6 +127,10 @@ pub struct InstanceRow {
     pub last_snapshot_id: Option<String>,
     /// Its clock minus ours when it became ready.
     pub clock_skew_ms: Option<i64>,
+    /// How long it goes on without a controller before it stops itself.
+    pub lease_ms: Option<i64>,
+    /// When its agent was last heard, written down now and then.
+    pub heard_at: Option<Timestamp>,
     /// Dollars per hour.
     pub price: f64,
     pub created_at: Timestamp,
@@ -147,6 +156,8 @@ record!(InstanceRow {
     home,
     last_snapshot_id,
     clock_skew_ms,
+    lease_ms,
+    heard_at,
     price,
     created_at,
     rented_at,
@@ -163,6 +174,28 @@ pub struct Asked {
     pub held: bool,
 }
 record!(Asked { machine, held });
+
+impl InstanceRow {
+    /// How long it goes on without a controller.
+    pub fn lease(&self) -> Option<Duration> {
+        let ms = self.lease_ms.and_then(|ms| u64::try_from(ms).ok());
+        ms.map(Duration::from_millis)
+    }
+
+    /// Nothing was heard of it for so long that it may have stopped itself.
+    pub fn may_have_ended(&self, now: Timestamp) -> bool {
+        // A start begins the lease anew; the first one is after the rent.
+        let known = [
+            self.heard_at,
+            self.ready_at,
+            self.rented_at,
+            Some(self.created_at),
+        ];
+        let heard = known.into_iter().flatten().max().unwrap_or(self.created_at);
+        self.lease()
+            .is_some_and(|lease| lease::is_over(lease, heard, now))
+    }
+}
 
 /// For the commit of a snapshot.
 pub(crate) async fn set_last_snapshot(tx: &mut Tx, key: &str, snapshot_id: &str) -> Result<u64> {
@@ -186,6 +219,8 @@ impl Store {
             &offer.machine.machine_id,
             offer.host_id.as_deref(),
             offer.price,
+            new.lease
+                .map(|l| i64::try_from(l.as_millis()).unwrap_or(i64::MAX)),
             now,
         ];
         transact!(self.db, |tx| {
@@ -255,6 +290,11 @@ impl Store {
             let row = tx.first(SET_STATE, args).await?;
             row.ok_or_else(|| Error::not_found("instance", key))
         })
+    }
+
+    /// Its agent was heard then; kept for those that have a lease.
+    pub async fn set_instance_heard(&self, key: &str, at: Timestamp) -> Result<()> {
+        self.db.run(SET_HEARD, args![key, at]).await.map(drop)
     }
 
     /// As its agent measured it.

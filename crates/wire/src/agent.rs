@@ -21,6 +21,9 @@ use std::net::IpAddr;
 /// Version of this protocol. A peer that is newer is refused, one older is still served.
 pub const PROTOCOL: u32 = 1;
 
+/// The name of a session's process, by which the machine itself sees that a controller is there.
+pub const SESSION: &str = "dumont-session";
+
 /// Controller to agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ToAgent {

@@ -197,6 +197,8 @@ words! {
         Host => "host",
         /// The account's own: a person stopped it, or its credit ran out.
         UserStop => "user_stop",
+        /// Its own, as it was told to: no controller was there for long.
+        Abandoned => "abandoned",
         /// A higher bid took an interruptible machine: our own bid was too low.
         Outbid => "outbid",
     }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use dumont_agent_embed::{AGENT_DIGEST, AGENT_GZ};
 use dumont_core::history::Reason;
+use dumont_core::lease;
 use dumont_core::spending::Caps;
 use dumont_server::objects::s3::S3Config;
 use dumont_server::providers::vast::VastConfig;
@@ -41,6 +42,9 @@ pub struct ServeArgs {
     /// Kill this process hard at that step of a failover (for drills)
     #[arg(long, value_name = "STEP", hide = true)]
     pub crash_at: Option<CrashPoint>,
+    /// What ABANDON_AFTER_MINUTES says, in seconds (for drills)
+    #[arg(long, value_name = "SECONDS", hide = true)]
+    pub abandon_after_s: Option<u64>,
 }
 
 pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
@@ -61,11 +65,16 @@ pub async fn run(globals: &Globals, args: ServeArgs) -> Result<()> {
         ));
     }
     let data_dir = globals.data_dir()?;
+    let config = config(globals, listen)?;
     let config = ServerConfig {
+        abandon_after: args
+            .abandon_after_s
+            .map(Duration::from_secs)
+            .or(config.abandon_after),
         tls,
         public_url: settings.text("DUMONT_PUBLIC_URL").map(public_url).transpose()?,
         crash_at: args.crash_at,
-        ..config(globals, listen)?
+        ..config
     };
     super::log_to_stderr(&settings);
     let told = config.vast_webhook_secret.is_some();
@@ -145,6 +154,7 @@ pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
             per_day: settings.required("SPENDING_CAP_PER_DAY")?,
             per_month: settings.required("SPENDING_CAP_PER_MONTH")?,
         },
+        abandon_after: abandon_after(&settings)?,
         reaper_ceiling: settings.required("REAPER_CEILING")?,
         timing: Timing {
             orphan_grace: Duration::from_secs(settings.required("REAPER_GRACE_SECONDS")?),
@@ -152,6 +162,24 @@ pub fn config(globals: &Globals, listen: SocketAddr) -> Result<ServerConfig> {
         },
         crash_at: None,
     })
+}
+
+/// None for 0.
+fn abandon_after(settings: &Settings) -> Result<Option<Duration>> {
+    let after = Duration::from_secs(60 * settings.required::<u64>("ABANDON_AFTER_MINUTES")?);
+    if after.is_zero() {
+        return Ok(None);
+    }
+    if after < lease::LEAST {
+        let least = lease::LEAST.as_secs() / 60;
+        return Err(usage(
+            format!(
+                "ABANDON_AFTER_MINUTES is shorter than {least} minutes: a slow boot would look like absence"
+            ),
+            format!("set it to {least} or more, or to 0 for machines that never stop by themselves"),
+        ));
+    }
+    Ok(Some(after))
 }
 
 /// Both, or neither.

@@ -264,6 +264,12 @@ pub const SETTINGS: &[Setting] = &[
     )
     .or("1000"),
     whole(
+        "ABANDON_AFTER_MINUTES",
+        0..=525_600,
+        "a machine stops itself when no controller was there for so long; 0: never",
+    )
+    .or("1440"),
+    whole(
         "REAPER_CEILING",
         0..=1_000,
         "instances nobody knows that are destroyed at once; more raise an alarm",

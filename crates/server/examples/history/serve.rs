@@ -37,6 +37,7 @@ impl Served {
             snapshot_every: Duration::ZERO,
             blacklist: Default::default(),
             caps: Default::default(),
+            abandon_after: None,
             reaper_ceiling: 20,
             timing: Default::default(),
             crash_at: None,

@@ -5,6 +5,7 @@ use crate::providers::vast::{KEY_HINT, Vast};
 use crate::providers::{ErrorClass, ProviderError};
 use crate::settings::ServerConfig;
 use crate::ssh;
+use dumont_core::lease;
 use dumont_core::time::Timestamp;
 use std::time::SystemTime;
 
@@ -36,7 +37,20 @@ pub async fn examine(config: &ServerConfig) -> Vec<Check> {
         checks.push(clock("provider clock", "the provider", off.saturating_add(500)));
     }
     checks.push(key(config, &vast).await);
+    checks.push(lease(config));
     checks
+}
+
+/// Whether it works is seen on a machine only; what it needs there is said here.
+fn lease(config: &ServerConfig) -> Check {
+    let detail = match config.abandon_after {
+        None => "go on for ever when no server is there (ABANDON_AFTER_MINUTES is 0)".to_owned(),
+        Some(after) => format!(
+            "stop themselves after {} without a server, if their image has curl, GNU wget or python3",
+            lease::in_words(after)
+        ),
+    };
+    Check::ok("provider machines", detail)
 }
 
 fn balance(credit: Option<f64>) -> Check {

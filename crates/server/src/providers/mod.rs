@@ -74,6 +74,8 @@ pub struct RentRequest {
     pub onstart: String,
     /// Dollars per hour for an interruptible machine; none rents on demand.
     pub bid: Option<f64>,
+    /// It stops itself when no controller was there for so long, where the provider lets it.
+    pub lease: Option<Duration>,
 }
 
 /// What an instance is doing, folded from the provider's words.
@@ -187,6 +189,11 @@ pub trait Provider: Send + Sync + 'static {
     /// The word before the colon of a machine, e.g. `vast`.
     fn name(&self) -> &'static str;
 
+    /// Whether an instance can stop itself when nobody is there to do it (`RentRequest::lease`).
+    fn ends_leases(&self) -> bool {
+        false
+    }
+
     async fn search(&self, query: &OfferQuery) -> Result<Vec<Offer>, ProviderError>;
 
     /// Waits until the account may rent once more. What decides on a rent waits here, so that it
@@ -228,6 +235,15 @@ pub trait Provider: Send + Sync + 'static {
 
     /// Destroys; an instance that is already gone is a success.
     async fn destroy(&self, instance_id: &str) -> Result<(), ProviderError>;
+
+    /// Starts one that was stopped; `OfferGone` where its GPUs are somebody else's by now. Safe to
+    /// repeat.
+    async fn start(&self, _instance_id: &str) -> Result<(), ProviderError> {
+        Err(ProviderError {
+            class: ErrorClass::Invalid,
+            message: format!("{} stops and starts nothing", self.name()),
+        })
+    }
 
     /// Changes the bid for an interruptible instance. Safe to repeat.
     async fn raise_bid(&self, _instance_id: &str, _bid: f64) -> Result<(), ProviderError> {

@@ -1,6 +1,7 @@
 //! What compares the wanted with the observed, over and over, without input.
 
 pub mod history;
+pub mod leases;
 pub mod models;
 pub mod monitor;
 pub mod reaper;

@@ -11,6 +11,7 @@ use crate::link::{Link, LinkError};
 use crate::providers::budget::as_class;
 use crate::providers::{Access, InstanceStatus, SshEndpoint, own};
 use crate::ssh::SshError;
+use crate::workflows::abandoned;
 use crate::workflows::state::{Loss, Placement};
 use dumont_core::budget::Class;
 use dumont_core::detect::{Evidence, Judgement, ProviderWord, Redial, SILENCE, judge};
@@ -314,10 +315,18 @@ async fn fail_over(
     lost_at: Timestamp,
 ) -> Result<(), StoreError> {
     if !workspace.spec.failover.automatic {
-        let message = format!(
-            "its machine {} is lost ({trigger}); `dumont failover run {}` moves it",
-            row.offer.machine, workspace.name
-        );
+        let message = if abandoned::stopped_itself(app, row).await {
+            format!(
+                "its machine {}; its disk is kept, and `dumont failover run {}` starts it again",
+                abandoned::words(row),
+                workspace.name
+            )
+        } else {
+            format!(
+                "its machine {} is lost ({trigger}); `dumont failover run {}` moves it",
+                row.offer.machine, workspace.name
+            )
+        };
         history::lost(app, &row.key, trigger, app.now()).await;
         // What was judged may be over by now: the machine may be left already.
         let now = app.store.workspace(&workspace.id).await?;

@@ -6,7 +6,7 @@
 //! lives elsewhere.
 
 use super::state::Placement;
-use super::{Flow, Run, StepError, StepResult, capture};
+use super::{Flow, Run, StepError, StepResult, abandoned, capture};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -15,6 +15,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1_800);
 
 pub async fn run(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
+    if let Some(loss) = &mut state.loss {
+        abandoned::note(run, loss).await?;
+        run.keep(&state);
+    }
     if let Some(loss) = &state.loss {
         let late = loss.detected_at.millis_since(loss.lost_at);
         let what = loss

@@ -3,6 +3,7 @@
 //! The order of steps is data in `dumont_core::workflow`; what a step does is here. Every
 //! step may be started twice and must find what its first start left behind.
 
+pub mod abandoned;
 pub mod capture;
 mod detect;
 pub mod dispose;

@@ -5,7 +5,7 @@
 //! validation or a workload that does not come up are, because another machine would not help.
 
 use super::state::Placement;
-use super::{Flow, Restoring, Run, StepError, StepResult, link_failure};
+use super::{Flow, Restoring, Run, StepError, StepResult, abandoned, link_failure};
 use crate::history;
 use crate::link::{Fence, Granter, Link, LinkError, Note};
 use crate::objects::ObjectError;
@@ -168,7 +168,11 @@ async fn machine_failed(run: &mut Run, state: &mut Placement, error: &LinkError)
     if let Some(key) = state.winner.take() {
         if let Some(row) = run.app.store.instance(&key).await? {
             let app = &run.app;
-            history::interrupted(app, &row, "died_before_it_served", LossCause::Host, app.now()).await;
+            let cause = match abandoned::stopped_itself(app, &row).await {
+                true => LossCause::Abandoned,
+                false => LossCause::Host,
+            };
+            history::interrupted(app, &row, "died_before_it_served", cause, app.now()).await;
         }
         run.app.sessions.remove(&key);
         super::dispose::owe(&run.app, &key).await?;

@@ -361,6 +361,7 @@ impl Race<'_> {
         let app = &self.run.app;
         self.tried.insert(offer.machine.clone());
         self.last_rent = Some(Instant::now());
+        let leased = self.run.market(&offer.machine.provider)?.provider.ends_leases();
         let key = Ulid::generate().to_string();
         let label = RentLabel {
             controller: app.controller_id.clone(),
@@ -375,6 +376,7 @@ impl Race<'_> {
                     workspace_id: self.run.workspace.id.clone(),
                     workflow: Some((self.run.id.clone(), self.run.fence)),
                     label: label.to_string(),
+                    lease: app.config.abandon_after.filter(|_| leased),
                     offer,
                 },
                 app.now(),

@@ -4,6 +4,7 @@
 //! its end: aborting a create in flight would lose an instance that costs money. What may be
 //! abandoned at any time is the waiting after it.
 
+use super::abandoned;
 use super::ready::{NotReady, Promise, StageCell, make_ready};
 use crate::app::App;
 use crate::link::Link;
@@ -41,6 +42,10 @@ pub struct Racer {
 
 impl Racer {
     pub async fn run(self) -> End {
+        // Whatever it would say now is about our absence, not about the machine.
+        if self.resumed && self.row.may_have_ended(self.app.now()) {
+            return self.out(Reason::Cancelled, abandoned::words(&self.row));
+        }
         let instance_id = match &self.row.instance_id {
             Some(id) => id.clone(),
             None => match self.rent().await {
@@ -135,6 +140,7 @@ impl Racer {
             ports: self.spec.ports.clone(),
             onstart: String::new(),
             bid: self.row.offer.bid,
+            lease: self.row.lease(),
         };
         let error = match market.provider.rent(&request).await {
             Ok(instance_id) => return Ok(instance_id),

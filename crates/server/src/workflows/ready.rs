@@ -43,6 +43,15 @@ impl NotReady {
     pub fn was_refused(&self) -> bool {
         self.stage == Stage::Rent && matches!(self.reason, Reason::NoSuchAsk | Reason::Outbid)
     }
+
+    /// The provider says that it is stopped, by whomever.
+    pub fn is_stopped(&self) -> bool {
+        self.reason == Reason::Outbid || self.reason == stopped_while_booting()
+    }
+}
+
+fn stopped_while_booting() -> Reason {
+    Reason::Other("stopped_while_booting".into())
 }
 
 /// The stage a racer has reached; read by whoever gives it up.
@@ -191,7 +200,7 @@ async fn look(
 }
 
 fn stopped_reason(instance: &ProviderInstance) -> Reason {
-    will_not_start(instance).unwrap_or(Reason::Other("stopped_while_booting".into()))
+    will_not_start(instance).unwrap_or_else(stopped_while_booting)
 }
 
 /// Why its container cannot be made, where the provider says it. A wrong image is ours, not the

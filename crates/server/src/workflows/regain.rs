@@ -12,7 +12,6 @@ use crate::link::Link;
 use crate::providers::{Access, InstanceStatus};
 use dumont_core::bid::{Allowed, raise};
 use dumont_core::blacklist::LossCause;
-use dumont_core::history::Reason;
 use dumont_core::offer::Offer;
 use dumont_store::{InstanceRow, InstanceState};
 use std::sync::Arc;
@@ -65,7 +64,7 @@ pub async fn run(run: &mut Run, state: &mut Placement, elsewhere: Option<f64>) -
         .await?;
     match timeout(PATIENCE, back(run, &row)).await {
         Ok(Ok(link)) => {
-            take(run, state, &loss, &row, link).await?;
+            take(run, state, &loss, &row, link, LossCause::Outbid).await?;
             Ok(true)
         }
         Ok(Err(why)) => {
@@ -116,7 +115,7 @@ async fn worth_it(run: &Run, row: &InstanceRow, elsewhere: Option<f64>) -> Resul
 }
 
 /// Waits until it runs again and our agent answers from inside.
-async fn back(run: &Run, row: &InstanceRow) -> Result<Link, String> {
+pub(super) async fn back(run: &Run, row: &InstanceRow) -> Result<Link, String> {
     let app = &run.app;
     let market = app
         .market(&row.machine.provider)
@@ -140,24 +139,26 @@ async fn back(run: &Run, row: &InstanceRow) -> Result<Link, String> {
         let target = app.target(Vec::new(), access, &run.workspace.spec.path);
         match make_ready(market, id, target, &promise, &StageCell::default()).await {
             Ok(link) => return Ok(link),
-            Err(not_yet) if not_yet.reason == Reason::Outbid => sleep(AGAIN).await,
+            // One that is started again says what it said until its container is there.
+            Err(not_yet) if not_yet.is_stopped() => sleep(AGAIN).await,
             Err(why) => return Err(why.message),
         }
     }
 }
 
-async fn take(
+pub(super) async fn take(
     run: &mut Run,
     state: &mut Placement,
     loss: &Loss,
     row: &InstanceRow,
     link: Link,
+    cause: LossCause,
 ) -> Result<(), StepError> {
     let app = run.app.clone();
     app.store
         .set_instance_endpoint(&row.key, &link.reached_at(), app.now())
         .await?;
-    history::interrupted(&app, row, &loss.trigger, LossCause::Outbid, loss.detected_at).await;
+    history::interrupted(&app, row, &loss.trigger, cause, loss.detected_at).await;
     let link = Arc::new(link);
     app.sessions.put(&row.key, link.clone());
     run.link = Some(link);

@@ -5,7 +5,7 @@
 //! in, and the workflow's log says so.
 
 use super::state::Placement;
-use super::{Flow, Run, StepError, StepResult, named, regain};
+use super::{Flow, Run, StepError, StepResult, abandoned, named, regain};
 use crate::history::{self, Expected};
 use crate::providers::{ErrorClass, OfferQuery, ProviderError, own};
 use dumont_core::blacklist::{Bar, Selection, select};
@@ -38,6 +38,9 @@ pub async fn run(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     if let Some(machine) = state.machine.clone() {
         return named::run(run, state, &machine).await;
+    }
+    if abandoned::run(run, &mut state).await? {
+        return Ok(Flow::Goto(Step::Start));
     }
     state.searched_at = run.app.now();
     let mut offers = ask(run, None).await?;

@@ -1,5 +1,6 @@
 //! Which function does which step, and what is undone when a workflow fails.
 
+use super::abandoned::ABANDONED;
 use super::state::{Loss, Placement};
 use super::{Flow, Run, StepError, StepResult, capture, detect, dispose, placement, race, search, switch};
 use crate::history;
@@ -90,6 +91,13 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, St
                     message.push_str(&format!("; {}; {}", half.message, half.hint));
                 }
                 run.effects = vec![state(WorkspaceState::Running, message)];
+            } else if had_back(run, loss.as_ref()) {
+                message.push_str("; its machine is back, with its files as they were");
+                run.effects = vec![state(WorkspaceState::Running, message)];
+            } else if stopped_itself(run, loss.as_ref()).await? {
+                // Nothing happened to it, so nothing on its disk is lost before a person says so.
+                message.push_str("; the disk of its machine is kept");
+                run.effects = vec![state(WorkspaceState::Failed, message)];
             } else {
                 owed.extend(loss.and_then(|l| l.instance_key));
                 run.effects = vec![Effect::Detach, state(WorkspaceState::Failed, message)];
@@ -131,6 +139,24 @@ fn old_machine_stays(run: &Run, loss: Option<&Loss>) -> bool {
     };
     run.kind == Kind::Failover
         && loss.is_some_and(|l| l.instance_key.is_some() && (!l.dead || only_silence(l)))
+}
+
+/// Whether the machine that was lost is ours again.
+fn had_back(run: &Run, loss: Option<&Loss>) -> bool {
+    let lost = loss.and_then(|l| l.instance_key.as_ref());
+    lost.is_some() && run.load::<Placement>().winner.as_ref() == lost
+}
+
+/// It stopped itself for want of a controller, and nothing came of it since.
+async fn stopped_itself(run: &Run, loss: Option<&Loss>) -> Result<bool, StoreError> {
+    let Some(key) = loss
+        .filter(|l| l.trigger == ABANDONED)
+        .and_then(|l| l.instance_key.as_ref())
+    else {
+        return Ok(false);
+    };
+    let row = run.app.store.instance(key).await?;
+    Ok(row.is_some_and(|r| r.state == InstanceState::Owned))
 }
 
 /// Every instance that this workflow rented and nobody owns.

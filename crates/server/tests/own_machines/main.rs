@@ -51,6 +51,7 @@ impl Own {
             ports: Vec::new(),
             onstart: String::new(),
             bid: None,
+            lease: None,
         };
         let instance_id = vast.rent(&request).await.unwrap();
         vast.attach_key(&instance_id, &line).await.unwrap();

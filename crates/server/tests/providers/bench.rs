@@ -112,6 +112,7 @@ impl Bench {
             ports: vec![8000],
             onstart: String::new(),
             bid: None,
+            lease: None,
         }
     }
 

@@ -50,6 +50,7 @@ impl Scene {
             ports: Vec::new(),
             onstart: String::new(),
             bid: None,
+            lease: None,
         };
         self.own.rent(&request).await.unwrap()
     }

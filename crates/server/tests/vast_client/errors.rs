@@ -84,7 +84,7 @@ fn what_every_known_refusal_means() {
         (
             200,
             r#"{"success":false,"error":"resources_unavailable","msg":"queued"}"#,
-            Invalid,
+            OfferGone,
         ),
         (400, "{}", Invalid),
         (301, r#"{"success":true,"instances":[]}"#, Protocol),

@@ -192,6 +192,7 @@ pub fn request() -> RentRequest {
         ports: vec![8000],
         onstart: "echo up".into(),
         bid: None,
+        lease: None,
     }
 }
 

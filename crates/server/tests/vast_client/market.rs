@@ -60,6 +60,7 @@ impl Scene {
             ports: vec![8000],
             onstart: String::new(),
             bid: None,
+            lease: None,
         };
         self.client.rent(&request).await
     }

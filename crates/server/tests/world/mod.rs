@@ -41,6 +41,7 @@ pub struct World {
     pub snapshot_every: Duration,
     pub blacklist: dumont_core::blacklist::Settings,
     pub caps: dumont_core::spending::Caps,
+    pub abandon_after: Option<Duration>,
     pub reaper_ceiling: usize,
     /// Where objects go; none is the embedded store.
     pub s3: Option<S3Config>,
@@ -115,6 +116,7 @@ impl World {
             snapshot_every: Duration::ZERO,
             blacklist: Default::default(),
             caps: Default::default(),
+            abandon_after: Some(Duration::from_secs(86_400)),
             reaper_ceiling: 20,
             s3,
             agent: AgentBinary {
@@ -146,6 +148,7 @@ impl World {
             snapshot_every: self.snapshot_every,
             blacklist: self.blacklist.clone(),
             caps: self.caps,
+            abandon_after: self.abandon_after,
             reaper_ceiling: self.reaper_ceiling,
             timing: self.timing.clone(),
             crash_at: None,

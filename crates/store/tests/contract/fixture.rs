@@ -143,6 +143,7 @@ pub async fn intent(store: &Store, key: &str, workspace: &WorkspaceRow) -> Insta
         workspace_id: workspace.id.clone(),
         workflow: None,
         label: format!("dumont/c/{}/{key}", workspace.name),
+        lease: None,
         offer: offer(7),
     };
     store.insert_intent(&new, at(20)).await.unwrap()

@@ -1,6 +1,7 @@
 use crate::fixture::{Fixture, at, claimed, intent, offer, workspace};
 use dumont_core::workflow::Kind;
 use dumont_store::{Endpoint, Error, InstanceState, NewInstance};
+use std::time::Duration;
 
 /// Whatever became of it, and nobody's own.
 pub async fn what_others_asked_for_is_known_by_its_key(fixture: Fixture) {
@@ -19,6 +20,7 @@ pub async fn what_others_asked_for_is_known_by_its_key(fixture: Fixture) {
             workspace_id: w.id.clone(),
             workflow: of,
             label: format!("dumont/c/w/{key}"),
+            lease: None,
             offer: offer(machine),
         };
         store.insert_intent(&new, at(20)).await.unwrap();
@@ -67,6 +69,7 @@ pub async fn an_intent_comes_before_the_contract(fixture: Fixture) {
         workspace_id: w.id.clone(),
         workflow: None,
         label: row.label,
+        lease: None,
         offer: offer(8),
     };
     assert!(matches!(
@@ -180,4 +183,36 @@ pub async fn open_ones_are_never_forgotten(fixture: Fixture) {
         .collect();
     assert_eq!(open, ["a-intended", "b-destroying", "e-failed-but-exists"]);
     assert_eq!(store.instances_of(&w.id).await.unwrap().len(), 5);
+}
+
+/// Found stopped after its lease: it did as it was told. The later of all signs of life counts.
+pub async fn a_lease_is_over_when_nothing_was_heard_for_so_long(fixture: Fixture) {
+    let store = fixture.open().await;
+    let w = workspace(&store, "w").await;
+    let free = intent(&store, "free", &w).await;
+    let new = NewInstance {
+        key: "leased".into(),
+        workspace_id: w.id.clone(),
+        workflow: None,
+        label: "dumont/c/w/leased".into(),
+        lease: Some(Duration::from_secs(60)),
+        offer: offer(8),
+    };
+    let row = store.insert_intent(&new, at(100)).await.unwrap();
+    assert_eq!((row.lease(), row.heard_at), (new.lease, None));
+    assert!(!row.may_have_ended(at(159)) && row.may_have_ended(at(160)));
+    let row = store
+        .set_instance_rented("leased", "90001", at(110))
+        .await
+        .unwrap();
+    assert!(!row.may_have_ended(at(169)) && row.may_have_ended(at(170)));
+    for key in ["leased", "free", "nobody"] {
+        store.set_instance_heard(key, at(500)).await.unwrap();
+    }
+    let row = store.instance("leased").await.unwrap().unwrap();
+    assert_eq!(row.heard_at, Some(at(500)));
+    assert!(!row.may_have_ended(at(559)) && row.may_have_ended(at(560)));
+    let free = store.instance(&free.key).await.unwrap().unwrap();
+    assert_eq!((free.lease(), free.heard_at), (None, None));
+    assert!(!free.may_have_ended(at(1_000_000)));
 }

@@ -70,6 +70,7 @@ on_every_engine! {
     instances:
         an_intent_comes_before_the_contract,
         what_others_asked_for_is_known_by_its_key,
+        a_lease_is_over_when_nothing_was_heard_for_so_long,
         states_only_move_forward,
         a_late_reply_does_not_revive,
         open_ones_are_never_forgotten;

@@ -162,6 +162,7 @@ pub async fn a_stale_owner_commits_nothing(fixture: Fixture) {
         workspace_id: w.id.clone(),
         workflow: Some(("f".into(), old.fence)),
         label: "dumont/c/w/i".into(),
+        lease: None,
         offer: offer(1),
     };
     stale(store.insert_intent(&rent, at(2)).await.map(drop));

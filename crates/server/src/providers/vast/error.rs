@@ -84,7 +84,7 @@ fn by_words(status: u16, code: &str, words: &str) -> Option<ErrorClass> {
         Some(ErrorClass::Credit)
     } else if any(&["bid_too_low", "bid too low", "bid is too low", "bid is lower"]) {
         Some(ErrorClass::BidTooLow)
-    } else if any(&["no_such_ask", "no longer available"]) {
+    } else if any(&["no_such_ask", "no longer available", "resources_unavailable"]) {
         Some(ErrorClass::OfferGone)
     } else {
         None

@@ -158,6 +158,16 @@ impl Vast {
         self.http.success(call).await.map(drop).map_err(during(&what))
     }
 
+    pub(super) async fn start_instance(&self, id: &str) -> Result<(), ProviderError> {
+        let path = instance_path(id)?;
+        let call = Call::new(Method::PUT, &path)
+            .json(json!({"state": "running"}))
+            .at(Endpoint::Change)
+            .harmless();
+        let what = format!("starting instance {id}");
+        self.http.success(call).await.map(drop).map_err(during(&what))
+    }
+
     pub(super) async fn destroy_instance(&self, id: &str) -> Result<(), ProviderError> {
         let path = instance_path(id)?;
         let what = format!("destroying instance {id}");

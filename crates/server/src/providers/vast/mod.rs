@@ -13,6 +13,7 @@
 //! are checked again here, `rent` holds the way of an uncertain create, `http` bounds what a
 //! server may cost in time and memory.
 
+mod abandon;
 mod account;
 mod config;
 mod error;
@@ -71,6 +72,10 @@ impl Provider for Vast {
         NAME
     }
 
+    fn ends_leases(&self) -> bool {
+        true
+    }
+
     async fn search(&self, query: &OfferQuery) -> Result<Vec<Offer>, ProviderError> {
         self.search_offers(query).await
     }
@@ -102,6 +107,10 @@ impl Provider for Vast {
     async fn destroy(&self, instance_id: &str) -> Result<(), ProviderError> {
         // Whoever asks for it: money runs until it is done.
         as_class(Class::Urgent, self.destroy_instance(instance_id)).await
+    }
+
+    async fn start(&self, instance_id: &str) -> Result<(), ProviderError> {
+        self.start_instance(instance_id).await
     }
 
     async fn raise_bid(&self, instance_id: &str, bid: f64) -> Result<(), ProviderError> {

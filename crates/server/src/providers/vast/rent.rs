@@ -16,10 +16,11 @@
 use super::super::{ErrorClass, ProviderError, ProviderInstance, RentRequest};
 use super::error::{during, error};
 use super::http::{Answer, Call};
-use super::{NAME, Vast, wire};
+use super::{NAME, Vast, abandon, wire};
 use dumont_core::budget::Endpoint;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
+use url::Url;
 
 /// One page of the documentation says 4 KB, another 16: the smaller one holds everywhere.
 const MAX_ONSTART: usize = 4096;
@@ -47,7 +48,7 @@ impl Vast {
     pub(super) async fn rent_offer(&self, request: &RentRequest) -> Result<String, ProviderError> {
         let offer = &request.offer.offer_id;
         let what = format!("renting offer {}", wire::clean(offer));
-        let body = create_body(request).map_err(during(&what))?;
+        let body = create_body(request, &self.config.base_url).map_err(during(&what))?;
         let path = format!("/api/v0/asks/{offer}/");
         // Its turn was waited for by whoever decided on it.
         let call = Call::new(Method::PUT, &path)
@@ -174,9 +175,13 @@ fn read_created(answer: Answer) -> Created {
 
 /// The body as Vast.ai's own client sends it, after checking what the service would refuse
 /// late or cut in silence.
-fn create_body(request: &RentRequest) -> Result<Value, ProviderError> {
-    let onstart = format!("{NO_TMUX}{}", request.onstart);
-    check(request, &onstart).map_err(|message| error(ErrorClass::Invalid, message))?;
+fn create_body(request: &RentRequest, base: &Url) -> Result<Value, ProviderError> {
+    let watch = request
+        .lease
+        .map_or_else(String::new, |lease| abandon::script(base, lease));
+    let room = MAX_ONSTART.saturating_sub(NO_TMUX.len() + watch.len());
+    let onstart = format!("{NO_TMUX}{watch}{}", request.onstart);
+    check(request, room).map_err(|message| error(ErrorClass::Invalid, message))?;
     let mut env: Map<String, Value> = request.env.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
     for port in &request.ports {
         env.insert(format!("-p {port}:{port}"), json!("1"));
@@ -205,7 +210,7 @@ fn create_body(request: &RentRequest) -> Result<Value, ProviderError> {
     }))
 }
 
-fn check(request: &RentRequest, onstart: &str) -> Result<(), String> {
+fn check(request: &RentRequest, room: usize) -> Result<(), String> {
     let refuse = |wrong: bool, message: String| if wrong { Err(message) } else { Ok(()) };
     let offer = &request.offer;
     refuse(
@@ -233,9 +238,8 @@ fn check(request: &RentRequest, onstart: &str) -> Result<(), String> {
         request.disk_gb < MIN_DISK_GB,
         format!("a disk has at least {MIN_DISK_GB} GB"),
     )?;
-    let room = MAX_ONSTART - NO_TMUX.len();
     refuse(
-        onstart.len() > MAX_ONSTART,
+        request.onstart.len() > room,
         format!("the start script is longer than {room} bytes"),
     )?;
     refuse(
