@@ -29,6 +29,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use world::World;
 
+/// Between two calls: the database counts an account's turns in milliseconds.
+const FREE: Duration = Duration::from_millis(3);
 const USAGE: &str = "provider [overhead|race|idle|deploys]… [--small]";
 
 #[tokio::main]
@@ -127,6 +129,7 @@ async fn overhead(rounds: usize) {
     let path = format!("/api/v0/instances/{id}/?owner=me");
     let mut one = Compared(Vec::new());
     for _ in 0..rounds {
+        tokio::time::sleep(FREE).await;
         let since = Instant::now();
         bare(Method::GET, &path, None).await;
         one.note("HTTP by itself", since);
@@ -134,6 +137,7 @@ async fn overhead(rounds: usize) {
             ("the client", &free),
             ("the client with its budget (SQLite)", &shared),
         ] {
+            tokio::time::sleep(FREE).await;
             let since = Instant::now();
             client.get(id).await.unwrap().expect("it is there");
             one.note(name, since);
