@@ -13,8 +13,8 @@ use zstd::zstd_safe::{CParameter, ParamSwitch};
 
 const MAX_WIDTH: usize = 4;
 /// Looks for a match once in 300 bytes: the runs of counters are found, and among exponents, where
-/// matches only cost, few (of exponents -100 leaves 35.3 %, this 34.2, -1000 33.9; but -1000 leaves
-/// half of what it could save of counters).
+/// matches only cost, few. With it the codec's tests print 67.0 % for bf16 weights and 39.8 for
+/// counters, with -100 67.3 and 34.9; with -1000 counters take 50.
 const HUFFMAN_ONLY: i32 = -300;
 /// Bits a byte; what has more does not pay to try.
 const NOISE: f64 = 7.7;
