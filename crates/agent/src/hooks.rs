@@ -5,11 +5,12 @@
 //! whichever session next has the directory to itself runs what it finds there. A `before` that
 //! fails ends the snapshot: what was meant to be quiet is not.
 
+use crate::environment::environment;
 use crate::exec;
 use crate::home::{Home, write_private};
 use crate::job::Job;
 use crate::out::failure;
-use crate::workload::{definition, environment, io_failure};
+use crate::workload::{definition, io_failure};
 use dumont_wire::agent::{Event, Failure, FailureCode, Hooks};
 use serde::{Deserialize, Serialize};
 use std::fs;

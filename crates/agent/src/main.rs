@@ -8,6 +8,7 @@
 mod bulk;
 mod clock;
 mod engine;
+mod environment;
 mod exec;
 mod facts;
 mod home;

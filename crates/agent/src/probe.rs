@@ -2,10 +2,11 @@
 //! HTTP request, or an inference. Requests go to loopback by address, so that nothing is
 //! resolved and nothing leaves the machine.
 
+use crate::environment::environment;
 use crate::exec;
 use crate::job::Job;
 use crate::out::failure;
-use crate::workload::{definition, environment};
+use crate::workload::definition;
 use dumont_core::probe::Probe;
 use dumont_wire::agent::{Failure, FailureCode, Outcome, ProbeAnswer};
 use serde_json::{Value, json};

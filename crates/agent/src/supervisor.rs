@@ -7,6 +7,7 @@
 //! its environment. The workload in turn dies with its supervisor (`exec::shell`), so that
 //! a workspace has at most one live writer even after `kill -9`.
 
+use crate::environment::environment;
 use crate::exec;
 use crate::facts::now;
 use crate::home::write_private;
@@ -14,7 +15,7 @@ use crate::job::lock;
 use crate::lock::try_hold;
 use crate::logfile::LogFile;
 use crate::procs::{self, Process};
-use crate::workload::{Files, Spec, State, environment};
+use crate::workload::{Files, Spec, State};
 use dumont_wire::agent::WorkloadStatus;
 use rustix::process::{Signal, WaitOptions, WaitStatus, wait};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};

@@ -1,5 +1,4 @@
-//! The session's side of the workload: its definition on disk, its supervisor's life, and
-//! the environment it runs in.
+//! The session's side of the workload: its definition on disk and its supervisor's life.
 //!
 //! Everything that must be known when SSH is gone lies in files, and the supervisor's lock
 //! decides whether there is one: a status file says what was, never what is.
@@ -13,8 +12,6 @@ use crate::procs::{self, Process};
 use dumont_wire::agent::{Failure, FailureCode, Workload, WorkloadStatus};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -28,8 +25,6 @@ use std::time::{Duration, Instant};
 const START_WAIT: Duration = Duration::from_secs(10);
 /// The workload's grace, the sweep after it, and some.
 const STOP_WAIT: Duration = Duration::from_secs(13);
-/// `PATH` where the session has none.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Starting and stopping are not for two requests at once.
 static ONE_CHANGE: Mutex<()> = Mutex::new(());
@@ -250,57 +245,10 @@ pub fn io_failure(e: &io::Error) -> Failure {
     failure(code, e.to_string(), hint)
 }
 
-/// A little of ours, then what the image's author put into `/etc/environment` (where hosts
-/// keep a container's variables for SSH sessions), then the workload's own.
-pub fn environment(workload: Option<&Workload>) -> BTreeMap<OsString, OsString> {
-    let mut env = BTreeMap::from([("PATH".into(), DEFAULT_PATH.into())]);
-    for name in ["PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ"] {
-        if let Some(value) = std::env::var_os(name).filter(|v| !v.is_empty()) {
-            env.insert(name.into(), value);
-        }
-    }
-    let system = fs::read("/etc/environment").unwrap_or_default();
-    env.extend(String::from_utf8_lossy(&system).lines().filter_map(assignment));
-    env.extend(
-        workload
-            .iter()
-            .flat_map(|w| &w.env)
-            .map(|(k, v)| (k.into(), v.into())),
-    );
-    env
-}
-
-/// One line as PAM reads it: `NAME=value`, perhaps quoted, perhaps with `export`.
-fn assignment(line: &str) -> Option<(OsString, OsString)> {
-    let line = line.trim();
-    let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=')?;
-    let (name, value) = (name.trim(), value.trim());
-    let named = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if !named || value.contains('\0') {
-        return None;
-    }
-    let unquoted = ['"', '\'']
-        .iter()
-        .find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q))
-        .unwrap_or(value);
-    Some((name.into(), unquoted.into()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn environment_files_are_read_as_pam_does() {
-        let read = |l: &str| assignment(l).map(|(k, v)| format!("{}={}", k.display(), v.display()));
-        assert_eq!(read("A=1"), Some("A=1".into()));
-        assert_eq!(read("  export B=\"x y=z\" "), Some("B=x y=z".into()));
-        assert_eq!(read("C='q'"), Some("C=q".into()));
-        assert_eq!(read("D="), Some("D=".into()));
-        for noise in ["", "# A=1", "no assignment", "=x", "A B=1"] {
-            assert_eq!(read(noise), None, "{noise:?}");
-        }
-    }
+    use std::collections::BTreeMap;
 
     #[test]
     fn impossible_definitions_are_refused_by_name() {
