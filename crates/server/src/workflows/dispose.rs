@@ -28,22 +28,27 @@ pub enum DisposeError {
 
 /// Writes down that this instance must go; the reaper pays. Safe to repeat.
 pub async fn owe(app: &App, key: &str) -> Result<(), StoreError> {
+    if mark(app, key).await? {
+        app.reap.notify_one();
+    }
+    Ok(())
+}
+
+/// Whether there is anything to destroy.
+async fn mark(app: &App, key: &str) -> Result<bool, StoreError> {
     let row = app.store.instance(key).await?;
     if row.is_some_and(|r| r.state == InstanceState::Failed && r.instance_id.is_none()) {
         // The provider refused it for sure: there is nothing to destroy, nor to look for.
-        return Ok(());
+        return Ok(false);
     }
     match app
         .store
         .set_instance_state(key, InstanceState::Destroying, app.now())
         .await
     {
-        Ok(_) => {
-            app.reap.notify_one();
-            Ok(())
-        }
+        Ok(_) => Ok(true),
         // Destroyed already.
-        Err(StoreError::Stale { .. }) => Ok(()),
+        Err(StoreError::Stale { .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -65,7 +70,8 @@ pub async fn destroy(app: &App, row: &InstanceRow) -> Result<(), DisposeError> {
             .await?;
         return Ok(());
     };
-    owe(app, &row.key).await?;
+    // The reaper is not woken: it would do at once what fails here, and while this goes on a second time.
+    mark(app, &row.key).await?;
     if let Some(link) = app.sessions.remove(&row.key) {
         link.close().await;
     }

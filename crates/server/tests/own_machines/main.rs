@@ -326,3 +326,25 @@ async fn places_are_counted_and_neighbours_live_apart() {
     assert!(!processes_of(&other).is_empty());
     assert_eq!(world.get("/workspaces/other").await["state"], "running");
 }
+
+/// What cannot be given back is tried again at the reaper's pace, not as fast as it is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_stays_dead_is_asked_now_and_then() {
+    let world = World::instant().await;
+    let a = Own::new(&world, "a").await;
+    a.add(&world, "a").await;
+    create(&world, spec("train", "ssh")).await;
+    world.kill(&a.instance_id).await;
+    // Stands where it was and counts who comes.
+    let door = tokio::net::TcpListener::bind((a.host.as_str(), a.port))
+        .await
+        .unwrap();
+    let (_, started) = world.call("DELETE", "/workspaces/train", None).await;
+    world.done(&started["workflow_id"]).await;
+    let mut asked = 0;
+    let watched = Instant::now() + Duration::from_secs(3);
+    while let Ok(Ok(_)) = tokio::time::timeout_at(watched.into(), door.accept()).await {
+        asked += 1;
+    }
+    assert!(asked <= 30, "asked {asked} times in 3 s");
+}
