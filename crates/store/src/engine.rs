@@ -291,8 +291,8 @@ impl Db {
             return self.change(sql, args).await;
         };
         let write = write.clone();
-        // Never left half way, though nobody waits for it any more: whoever writes next relies on
-        // the connection as it was.
+        // A task of its own: who asks may give up or look away, and then write. The one connection
+        // would be left as it should not be, or never.
         let work = tokio::spawn(async move {
             let mut connection = write.acquire().await?;
             sqlx::query(DO_NOT_WAIT).execute(&mut *connection).await?;

@@ -73,7 +73,7 @@ impl Record for Gate {
 
 impl Store {
     /// Asks for a turn, and takes it if it is there; [`Gate::verdict`] reads which. A turn whose
-    /// reply is lost is lost.
+    /// reply is lost is lost. Who asks may look away at any moment: no other writer waits for that.
     pub async fn ask_gate(&self, account: &Account, endpoint: Endpoint, ask: &Ask) -> Result<Gate> {
         loop {
             let args = args![
@@ -92,7 +92,7 @@ impl Store {
                 return Ok(gate);
             }
             let key = args![&account.provider, &account.name, endpoint.as_str()];
-            self.db.run(INSERT, key).await?;
+            self.db.change_unsynced::<Gate>(INSERT, key).await?;
         }
     }
 

@@ -154,11 +154,7 @@ impl Budget {
     async fn ask(&self, endpoint: Endpoint, ask: &Ask) -> Result<Verdict, ProviderError> {
         match &self.gates {
             Gates::Shared(store, account) => {
-                // In a task of its own: a race looks at its turn only now and then, and the
-                // database's one writer must not wait for that.
-                let (store, account, asked) = (store.clone(), account.clone(), *ask);
-                let gate = tokio::spawn(async move { store.ask_gate(&account, endpoint, &asked).await });
-                let gate = gate.await.map_err(|e| away(&e.to_string()))?;
+                let gate = store.ask_gate(account, endpoint, ask).await;
                 Ok(gate.map_err(|e| away(&e.to_string()))?.verdict(ask))
             }
             Gates::Own(gates) => {

@@ -28,10 +28,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::select;
 use tokio::sync::mpsc;
-use tokio::task::JoinError;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 use ulid::Ulid;
 
 /// What a machine that was rented before a crash gets at least after it.
@@ -129,9 +127,8 @@ struct Race<'a> {
     curves: Arc<BootCurves>,
     expected: BTreeMap<MachineRef, Expected>,
     last_rent: Option<Instant>,
-    /// Waiting until the account may rent again, and whose account. A task of its own: it may hold the
-    /// database's one writer when something else happens, which then has to write, too.
-    turn: Option<(String, AbortOnDropHandle<Result<(), ProviderError>>)>,
+    /// Waiting until the account may rent again, and whose account.
+    turn: Option<(String, ReusableBoxFuture<'static, Result<(), ProviderError>>)>,
     lanes: Vec<Lane>,
     /// Best promise first.
     offers: Vec<Offer>,
@@ -184,13 +181,6 @@ pub async fn run(run: &mut Run) -> StepResult {
 fn key_of(searched_at: Timestamp) -> String {
     let since = searched_at.minus(UNDER_WAY).0 / 1_000;
     Ulid::from_parts(since.max(0).unsigned_abs(), 0).to_string()
-}
-
-fn unfinished(why: &JoinError) -> ProviderError {
-    ProviderError {
-        class: ErrorClass::Transient,
-        message: format!("the wait for a turn to rent broke off: {why}"),
-    }
 }
 
 impl Race<'_> {
@@ -309,12 +299,12 @@ impl Race<'_> {
             self.turn = None;
         }
         let (_, turn) = self.turn.get_or_insert_with(|| {
-            let turn = budget::as_class(budget::class(), async move { provider.rent_turn().await });
-            (name.to_owned(), AbortOnDropHandle::new(tokio::spawn(turn)))
+            let turn = async move { provider.rent_turn().await };
+            (name.to_owned(), ReusableBoxFuture::new(turn))
         });
         let due = select! {
             biased;
-            due = turn => due.unwrap_or_else(|panicked| Err(unfinished(&panicked))),
+            due = turn => due,
             Some((key, end)) = self.ends.recv() => return self.ended(&key, end).await,
             () = sleep(RETHINK) => return Ok(()),
         };

@@ -3,8 +3,9 @@ use crate::fixture::Fixture;
 use dumont_core::budget::{Ask, Class, Endpoint, Gate, Refusal, Rule, Verdict};
 use dumont_core::time::Timestamp;
 use dumont_store::{Account, Store};
+use futures::poll;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 fn account() -> Account {
     Account {
@@ -174,5 +175,41 @@ pub async fn refusals_are_shared(fixture: Fixture) {
     {
         Verdict::Closed(left) => assert!(left > Duration::from_secs(2_900), "{left:?}"),
         told => panic!("{told:?}"),
+    }
+}
+
+/// Whoever waits for a turn may look away at any moment of it, and then has to write something itself.
+pub async fn a_turn_that_nobody_looks_at_holds_up_no_writer(fixture: Fixture) {
+    let store = fixture.open().await;
+    let rule = every(1);
+    for looks in 1.. {
+        // The first turn of an account is its longest.
+        let account = Account {
+            name: format!("a{looks}"),
+            ..account()
+        };
+        let ask = Ask {
+            who: 1,
+            deadline: Class::Urgent.deadline(store.database_time().await.unwrap()),
+            rule,
+        };
+        let mut turn = Box::pin(store.ask_gate(&account, Endpoint::Create, &ask));
+        let mut given = false;
+        for _ in 0..looks {
+            given = poll!(turn.as_mut()).is_ready();
+            if given {
+                break;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        let refusal = Refusal::TooOften { retry_after: None };
+        let write = store.gate_refused(&account, Endpoint::Create, rule, refusal);
+        let written = timeout(Duration::from_secs(5), write).await;
+        assert!(written.is_ok(), "nobody can write after {looks} looks at a turn");
+        if given {
+            assert!(looks > 1, "it never had to be waited for");
+            return;
+        }
+        turn.await.unwrap();
     }
 }

@@ -66,7 +66,8 @@ on_every_engine! {
     gates:
         turns_are_given_as_core_decides,
         eight_replicas_keep_the_distance,
-        refusals_are_shared;
+        refusals_are_shared,
+        a_turn_that_nobody_looks_at_holds_up_no_writer;
     instances:
         an_intent_comes_before_the_contract,
         what_others_asked_for_is_known_by_its_key,
