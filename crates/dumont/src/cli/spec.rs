@@ -56,7 +56,7 @@ pub struct SpecArgs {
     #[arg(long, value_name = "N")]
     pub port: Vec<u16>,
     /// How to tell that the workload serves: a shell command that exits 0, `http:PORT/PATH`, or
-    /// `ollama:MODEL` (more can be said in --spec)
+    /// `ollama:MODEL` (more can be said in --spec); files that were restored must not satisfy it
     #[arg(long, value_name = "PROBE")]
     pub probe: Option<String>,
     /// Shell command on the machine before each snapshot, e.g. to flush or to pause a trainer; if it
