@@ -85,6 +85,25 @@ fn a_queued_start_waits_for_its_gpus() {
     assert_eq!(state.due(5), []);
 }
 
+/// A person stops it, and starts it again: that the same bid has it tells that nobody outbid it.
+#[test]
+fn a_start_is_taken_while_its_bid_has_the_machine() {
+    let mut state = state(|_| {});
+    let id = rent(&mut state, Some(100.0)).expect("a contract");
+    run(&mut state, id);
+    state.stop(id, 1);
+    assert!(state.resume(id, 2).expect("free").is_some());
+    state.stop(id, 3);
+    state.alive_mut(id).expect("there").order.bid = Some(0.001);
+    assert_eq!(state.resume(id, 4), Err(Refusal::Taken), "others bid more by now");
+    state.alive_mut(id).expect("there").order.bid = Some(100.0);
+    assert!(state.resume(id, 5).expect("free").is_some());
+    // Outbid and stopped as well: the GPUs are the other's all the same.
+    state.outbid(id, None, 6);
+    state.stop(id, 7);
+    assert_eq!(state.resume(id, 8), Err(Refusal::Taken));
+}
+
 #[test]
 fn too_low_a_bid_makes_a_stopped_contract_or_none() {
     let mut stopped = state(|_| {});

@@ -276,7 +276,7 @@ impl State {
         Some(live)
     }
 
-    /// Starts a stopped one again, if its GPUs are still free.
+    /// Starts a stopped one again, if its GPUs are still free, and its bid still has them.
     pub fn resume(&mut self, id: u64, now: i64) -> Result<Option<BootTicket>, Refusal> {
         let instance = self.alive(id).ok_or(Refusal::NoSuchAsk)?;
         if instance.intended_running {
@@ -289,7 +289,12 @@ impl State {
             return Err(Refusal::Taken); // its contract is over
         }
         let (machine, gpus) = (instance.machine, instance.gpus.clone());
-        if !gpus.iter().all(|gpu| self.is_free(machine, *gpu)) {
+        let low = instance
+            .order
+            .bid
+            .is_some_and(|bid| bid < self.floor(machine, gpus.len(), now));
+        let rival = instance.outbid_by.is_some();
+        if low || rival || !gpus.iter().all(|gpu| self.is_free(machine, *gpu)) {
             return Err(Refusal::Taken);
         }
         self.set_taken(machine, &gpus, true);
