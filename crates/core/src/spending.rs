@@ -4,7 +4,9 @@
 //! what it costs. So the judgement comes before, and looks an hour ahead: what has been spent, and
 //! an hour of all that is rented, and of what is about to be. A race of many machines is in that
 //! sum before it has cost a cent, and a loop that rents and gives back stops at the cap all the
-//! same. Days and months are those of UTC.
+//! same. What stands still counts with its disk: it is given back soon, or runs again at what it was
+//! allowed to cost when it was rented, and a higher bid for it is judged anew. Days and months are
+//! those of UTC.
 
 use std::fmt;
 

@@ -35,7 +35,11 @@ statements! {
     SET_ENDPOINT: ["UPDATE instances SET ssh_host = $2, ssh_port = $3, \
                     host_key = COALESCE($4, host_key), ssh_user = $5, home = $6, updated_at = $7 \
                     WHERE key = $1"];
-    SET_BID: ["UPDATE instances SET offer_json = $2, price = $3, updated_at = $4 WHERE key = $1"];
+    SET_OFFER: ["UPDATE instances SET offer_json = $2, updated_at = $3 WHERE key = $1"];
+    SET_BACK: ["UPDATE instances SET back_at = $2, updated_at = $2 WHERE key = $1"];
+    SET_PRICE: ["UPDATE instances SET price = $2, updated_at = $3 WHERE key = $1"];
+    PRICE_CHANGED: ["INSERT INTO instance_prices (instance_key, since, was, price) VALUES ($1, $2, $3, $4) \
+                     ON CONFLICT (instance_key, since) DO UPDATE SET price = excluded.price"];
     SET_STATE: ["UPDATE instances SET state = $2, ready_at = $3, destroyed_at = $4, updated_at = $5 \
                  WHERE key = $1 RETURNING *"];
     SET_HEARD: ["UPDATE instances SET heard_at = $2 WHERE key = $1 AND lease_ms IS NOT NULL"];
@@ -131,11 +135,13 @@ pub struct InstanceRow {
     pub lease_ms: Option<i64>,
     /// When its agent was last heard, written down now and then.
     pub heard_at: Option<Timestamp>,
-    /// Dollars per hour.
+    /// Dollars per hour now; its offer's unless it stands still.
     pub price: f64,
     pub created_at: Timestamp,
     pub rented_at: Option<Timestamp>,
     pub ready_at: Option<Timestamp>,
+    /// When it was had back after its last loss.
+    pub back_at: Option<Timestamp>,
     pub destroyed_at: Option<Timestamp>,
     pub updated_at: Timestamp,
 }
@@ -162,6 +168,7 @@ record!(InstanceRow {
     created_at,
     rented_at,
     ready_at,
+    back_at,
     destroyed_at,
     updated_at
 });
@@ -176,6 +183,15 @@ pub struct Asked {
 record!(Asked { machine, held });
 
 impl InstanceRow {
+    /// What a loss at this moment is called: another name each time that it was had back. None where
+    /// that was since, which comes after its loss is written down.
+    pub fn loss_key(&self, at: Timestamp) -> Option<String> {
+        match self.back_at {
+            None => Some(self.key.clone()),
+            Some(back) => (back <= at).then(|| format!("{}/{}", self.key, back.0)),
+        }
+    }
+
     /// How long it goes on without a controller.
     pub fn lease(&self) -> Option<Duration> {
         let ms = self.lease_ms.and_then(|ms| u64::try_from(ms).ok());
@@ -195,6 +211,25 @@ impl InstanceRow {
         self.lease()
             .is_some_and(|lease| lease::is_over(lease, heard, now))
     }
+}
+
+/// A price like this one is the same.
+const SAME: f64 = 1e-9;
+
+/// From now on it costs so much. What it cost before stays written down.
+async fn reprice(tx: &mut Tx, row: &InstanceRow, price: f64, now: Timestamp) -> Result<()> {
+    if (row.price - price).abs() < SAME || row.state == InstanceState::Destroyed {
+        return Ok(());
+    }
+    tx.run(PRICE_CHANGED, args![&row.key, now, row.price, price])
+        .await?;
+    tx.run(SET_PRICE, args![&row.key, price, now]).await.map(drop)
+}
+
+/// Its row, for a change that depends on it.
+async fn locked(tx: &mut Tx, key: &str) -> Result<InstanceRow> {
+    let row: Option<InstanceRow> = tx.first(GET_FOR_UPDATE, args![key]).await?;
+    row.ok_or_else(|| Error::not_found("instance", key))
 }
 
 /// For the commit of a snapshot.
@@ -257,13 +292,34 @@ impl Store {
         }
     }
 
-    /// What an instance costs since its bid was raised.
+    /// What it is to be had for, and costs from now on: before its bid is raised.
     pub async fn set_instance_offer(&self, key: &str, offer: &Offer, now: Timestamp) -> Result<()> {
-        let args = args![key, json(offer)?, offer.price, now];
-        match self.db.run(SET_BID, args).await? {
-            0 => Err(Error::not_found("instance", key)),
-            _ => Ok(()),
-        }
+        let text = json(offer)?;
+        transact!(self.db, |tx| {
+            let row = locked(tx, key).await?;
+            tx.run(SET_OFFER, args![key, &text, now]).await?;
+            reprice(tx, &row, offer.price, now).await
+        })
+    }
+
+    /// What it costs, as was seen then. What was written since knows better.
+    pub async fn set_instance_price(&self, key: &str, price: f64, seen: Timestamp) -> Result<()> {
+        transact!(self.db, |tx| {
+            let row = locked(tx, key).await?;
+            if row.updated_at > seen {
+                return Ok(());
+            }
+            reprice(tx, &row, price, seen).await
+        })
+    }
+
+    /// It was lost, which is written down, and is ours again at its whole price.
+    pub async fn set_instance_back(&self, key: &str, now: Timestamp) -> Result<()> {
+        transact!(self.db, |tx| {
+            let row = locked(tx, key).await?;
+            tx.run(SET_BACK, args![key, now]).await?;
+            reprice(tx, &row, row.offer.price, now).await
+        })
     }
 
     /// `Stale` for a step back. The same state again: no change.
@@ -274,8 +330,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<InstanceRow> {
         transact!(self.db, |tx| {
-            let row: Option<InstanceRow> = tx.first(GET_FOR_UPDATE, args![key]).await?;
-            let row = row.ok_or_else(|| Error::not_found("instance", key))?;
+            let row = locked(tx, key).await?;
             if !row.state.may_become(state) {
                 return Err(Error::stale("instance", key));
             }

@@ -30,7 +30,7 @@ statements! {
 /// A machine that was ready and is lost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Interrupt {
-    /// Unique for ever: the instance's key.
+    /// Unique for ever: `InstanceRow::loss_key`.
     pub interrupt_key: String,
     pub machine: MachineRef,
     pub cause: LossCause,

@@ -116,7 +116,10 @@ on_every_engine! {
         newest_first_in_pages,
         a_visible_one_is_never_replaced;
     spending:
-        every_hour_of_this_month_is_counted_once;
+        every_hour_of_this_month_is_counted_once,
+        a_price_counts_from_when_it_is_paid,
+        the_sum_is_what_a_plain_one_gives,
+        an_old_look_changes_no_price;
     workflows:
         each_is_claimed_once,
         an_expired_lease_gives_a_higher_fence,
