@@ -8,6 +8,7 @@
 use crate::app::App;
 use crate::providers::InstanceStatus;
 use crate::workflows::abandoned::{self, ABANDONED};
+use crate::workflows::state::Loss;
 use dumont_core::blacklist::{Circumstances, CudaVersion, LossCause};
 use dumont_core::boot::{BootCurves, Curve, Stratum};
 use dumont_core::detect::Cause;
@@ -196,30 +197,37 @@ async fn whose(app: &App, row: &InstanceRow, trigger: &str) -> LossCause {
     }
 }
 
-/// Writes down that the workspace's machine was lost, and by whom. Safe to repeat.
-pub async fn lost(app: &App, key: &str, trigger: &str, at: Timestamp) {
-    match app.store.instance(key).await {
-        Ok(Some(row)) => {
-            let cause = whose(app, &row, trigger).await;
-            interrupted(app, &row, trigger, cause, at).await;
+/// Writes down that the workspace's machine was lost, and by whom, which it gives. Safe to repeat.
+pub async fn lost(app: &App, loss: &Loss) -> Option<LossCause> {
+    let row = match app.store.instance(loss.instance_key.as_deref()?).await {
+        Ok(row) => row?,
+        Err(error) => {
+            tracing::warn!(%error, "a loss could not be recorded");
+            return loss.cause;
         }
-        Ok(None) => {}
-        Err(error) => tracing::warn!(%error, "a loss could not be recorded"),
-    }
+    };
+    let cause = match loss.cause {
+        Some(cause) => cause,
+        None => whose(app, &row, &loss.trigger).await,
+    };
+    interrupted(app, &row, &loss.trigger, cause, loss.detected_at).await;
+    Some(cause)
 }
 
 /// Writes down that a machine was lost after it was ready. Whatever comes of it, the caller's
 /// own work goes on: a history that cannot be written must not hold up a failover.
 pub async fn interrupted(app: &App, row: &InstanceRow, trigger: &str, cause: LossCause, at: Timestamp) {
+    let Some(interrupt_key) = row.loss_key(at) else {
+        return;
+    };
+    let began = row.back_at.or(row.ready_at);
     let interrupt = Interrupt {
-        interrupt_key: row.key.clone(),
+        interrupt_key,
         machine: row.machine.clone(),
         cause,
         trigger_name: trigger.to_owned(),
         workspace_id: Some(row.workspace_id.clone()),
-        lived_seconds: row
-            .ready_at
-            .map(|ready| at.millis_since(ready).max(0) as f64 / 1_000.0),
+        lived_seconds: began.map(|began| at.millis_since(began).max(0) as f64 / 1_000.0),
         suspect: incident(app, at).await,
         created_at: at,
     };

@@ -3,17 +3,28 @@
 // Helpers of tests are tests, which clippy cannot see.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../dumont/tests/proxy/mod.rs"]
+mod proxy;
 mod world;
 
 use dumont_core::blacklist::LossCause;
 use dumont_core::time::Timestamp;
+use proxy::{Fault, Proxy, Request, Weather};
 use serde_json::{Value, json};
 use std::fs;
+use std::time::{Duration, Instant};
 use world::{World, spec};
 
 async fn deployed(world: &World, interruptible: Value) -> (String, Value) {
+    deployed_as(world, json!({ "interruptible": interruptible })).await
+}
+
+async fn deployed_as(world: &World, changes: Value) -> (String, Value) {
     let mut wanted = spec("train");
-    wanted["interruptible"] = interruptible;
+    wanted
+        .as_object_mut()
+        .unwrap()
+        .extend(changes.as_object().unwrap().clone());
     let created = world.post("/workspaces", json!({ "spec": wanted })).await;
     world.done(&created["workflow_id"]).await;
     let workspace = world.get("/workspaces/train").await;
@@ -26,6 +37,46 @@ async fn outbid(world: &World, id: &str) {
     world
         .admin("POST", &format!("/admin/instances/{id}/outbid"), None)
         .await;
+}
+
+/// As a person does in the provider's console.
+async fn stop(world: &World, id: &str) {
+    let url = format!("{}/api/v0/instances/{id}/", world.market.url());
+    let request = reqwest::Client::new().put(url).bearer_auth("test-key");
+    let answer = request.json(&json!({ "state": "stopped" })).send().await.unwrap();
+    assert_eq!(answer.json::<Value>().await.unwrap()["success"], true);
+}
+
+/// Why the machine of this instance was lost, the last time first.
+async fn losses(world: &World, id: &str) -> Vec<LossCause> {
+    let row = world.admin("GET", &format!("/admin/instances/{id}"), None).await;
+    let machine = format!("vast:{}", row["machine_id"]).parse().unwrap();
+    let store = world.store().await;
+    let losses = store.interrupts_of(&machine, Timestamp(0), 10).await.unwrap();
+    store.close().await;
+    losses.iter().map(|l| l.cause).collect()
+}
+
+async fn price(world: &World) -> f64 {
+    let workspace = world.get("/workspaces/train").await;
+    workspace["instance"]["price"].as_f64().unwrap()
+}
+
+fn near(a: f64, b: f64) -> bool {
+    (a - b).abs() < 1e-6
+}
+
+/// Waits until all that is rented costs so much an hour.
+async fn costs(world: &World, per_hour: f64) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let spending = world.get("/spending").await;
+        if near(spending["per_hour"].as_f64().unwrap(), per_hour) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not {per_hour}: {spending:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,6 +138,8 @@ async fn where_others_are_cheaper_it_moves_and_the_machine_is_not_blamed() {
     let event = world.failed_over("train").await;
     assert_eq!(event["success"], true, "{event:#}");
     assert_ne!(event["new_instance_id"].as_str().unwrap(), id);
+    // Whatever decided: a session that was reset says nothing of it.
+    assert_eq!(event["cause"], "outbid", "{event:#}");
     let machine = format!("vast:{machine}").parse().unwrap();
     let losses = world
         .store()
@@ -113,5 +166,126 @@ async fn a_bid_that_nobody_takes_is_named_as_the_likely_reason() {
     assert!(
         ended["error"]["hint"].as_str().unwrap().contains("--bid"),
         "{ended:#}"
+    );
+}
+
+/// Nobody looks after it, so that it stands until it is back by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_outbid_costs_its_disk_until_it_is_back() {
+    let world = World::with(0.0, 3).await;
+    let world = world
+        .reconfigured(|w| {
+            w.timing.sweep = Duration::from_millis(100);
+            w.timing.reap = Duration::from_millis(100);
+        })
+        .await;
+    let wanted = json!({ "interruptible": { "bid": 0.9 }, "failover": { "automatic": false } });
+    let (id, row) = deployed_as(&world, wanted).await;
+    let whole = price(&world).await;
+    costs(&world, whole).await;
+    outbid(&world, &id).await;
+    costs(&world, whole - 0.9).await;
+    // The other one goes, and the provider starts it again.
+    let url = format!("{}/api/v0/instances/bid_price/{id}/", world.market.url());
+    let request = reqwest::Client::new().put(url).bearer_auth("test-key");
+    let won = json!({ "client_id": "me", "price": 2.0 });
+    request.json(&won).send().await.unwrap();
+    costs(&world, whole).await;
+    assert!(row["machine_id"].is_u64());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_raise_that_dies_with_its_server_is_found_again() {
+    let world = World::with(0.0, 1).await;
+    let market: reqwest::Url = world.market.url().parse().unwrap();
+    let proxy = Proxy::numbering(market.socket_addrs(|| None).unwrap()[0]).await;
+    let mut world = world
+        .reconfigured(|w| w.vast_url = Some(format!("http://{}", proxy.addr)))
+        .await;
+    let (id, _) = deployed(&world, json!({})).await;
+    let before = price(&world).await;
+    // The provider has done it, and nobody here knows.
+    let hold = |_: &mut _, request: &Request| {
+        request
+            .target
+            .contains("/bid_price/")
+            .then_some(Fault::HoldAnswer)
+    };
+    proxy.set(Some(Weather::new(1, 1000, hold)));
+    outbid(&world, &id).await;
+    let raised = |proxy: &Proxy| {
+        let sent = proxy.sent();
+        sent.iter().filter(|r| r.target.contains("/bid_price/")).count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let bid = loop {
+        let row = world.admin("GET", &format!("/admin/instances/{id}"), None).await;
+        if raised(&proxy) > 0 && row["state"] == "running" {
+            break row["dph_base"].as_f64().unwrap();
+        }
+        assert!(Instant::now() < deadline, "{row:#}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    world.stop_server().await;
+    proxy.set(None);
+    world.start_server().await;
+    let event = world.failed_over("train").await;
+    let workflow = world
+        .get(&format!("/workflows/{}", event["id"].as_str().unwrap()))
+        .await;
+    assert_eq!(event["success"], true, "{:#}", workflow["log"]);
+    assert_eq!(event["new_instance_id"], id.as_str(), "{:#}", workflow["log"]);
+    let row = world.admin("GET", &format!("/admin/instances/{id}"), None).await;
+    assert!(
+        near(row["dph_base"].as_f64().unwrap(), bid),
+        "raised twice: {row:#}"
+    );
+    let known = price(&world).await;
+    assert!(known > before, "{known} {before}");
+    costs(&world, known).await;
+    assert_eq!(losses(&world, &id).await, [LossCause::Outbid]);
+    world.settles_at(1).await;
+}
+
+/// No different on demand and for a bid: nothing happened to it, and its disk is as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_person_stopped_is_started_again_at_its_price() {
+    for changes in [json!({ "interruptible": {} }), json!({})] {
+        let world = World::with(0.0, 3).await;
+        let (id, _) = deployed_as(&world, changes).await;
+        let before = price(&world).await;
+        fs::write(world.workspace_dir(&id).await.join("new.txt"), "kept").unwrap();
+        stop(&world, &id).await;
+        let event = world.failed_over("train").await;
+        let workflow = world
+            .get(&format!("/workflows/{}", event["id"].as_str().unwrap()))
+            .await;
+        assert_eq!(event["success"], true, "{:#}", workflow["log"]);
+        assert_eq!(event["new_instance_id"], id.as_str(), "{:#}", workflow["log"]);
+        assert_eq!(event["cause"], "user_stop", "{event:#}");
+        assert_eq!(event["data_loss_ms"], 0, "{event:#}");
+        assert!(near(price(&world).await, before));
+        assert_eq!(losses(&world, &id).await, [LossCause::UserStop]);
+        let kept = fs::read_to_string(world.workspace_dir(&id).await.join("new.txt")).unwrap();
+        assert_eq!(kept, "kept");
+        world.settles_at(1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_loss_of_a_machine_that_was_had_back_is_recorded() {
+    let world = World::with(0.0, 1).await;
+    let (id, _) = deployed(&world, json!({})).await;
+    outbid(&world, &id).await;
+    let first = world.failed_over("train").await;
+    assert_eq!(first["success"], true, "{first:#}");
+    stop(&world, &id).await;
+    let second = world
+        .failed_over_again("train", first["id"].as_str().unwrap())
+        .await;
+    assert_eq!(second["success"], true, "{second:#}");
+    assert_eq!(
+        losses(&world, &id).await,
+        [LossCause::UserStop, LossCause::Outbid]
     );
 }

@@ -5,6 +5,7 @@
 use crate::column::{args, json, record};
 use crate::engine::{statements, transact};
 use crate::{Page, Result, Store};
+use dumont_core::blacklist::LossCause;
 use dumont_core::id::WorkspaceName;
 use dumont_core::snapshot::{ModelFiles, SnapshotType, Validation};
 use dumont_core::time::Timestamp;
@@ -15,9 +16,9 @@ statements! {
               gpu_provisioning_time_ms, restore_ms, validation_ms, start_ms, probe_ms, switch_ms, total_ms, \
               original_instance_id, original_ssh_host, original_ssh_port, new_instance_id, new_ssh_host, \
               new_ssh_port, snapshot_id, snapshot_type, base_snapshot_id, files_changed, validation_json, \
-              bytes_restored, bytes_downloaded, data_loss_ms, complete_ms) \
+              bytes_restored, bytes_downloaded, data_loss_ms, complete_ms, cause) \
               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
-              $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34) \
+              $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35) \
               ON CONFLICT (id) DO NOTHING"];
     // A failover that was given up half-way, taken up again and then succeeded.
     DELETE_FAILED: ["DELETE FROM failover_test_events WHERE id = $1 AND NOT success"];
@@ -42,7 +43,10 @@ pub struct FailoverEventRow {
     pub workspace_name: WorkspaceName,
     pub success: bool,
     pub failure_reason: Option<String>,
+    /// What decided that it was lost.
     pub trigger: String,
+    /// What became of it; none where that is not known, or nothing did.
+    pub cause: Option<LossCause>,
     pub lost_at: Timestamp,
     pub detected_at: Timestamp,
     pub finished_at: Timestamp,
@@ -82,6 +86,7 @@ record!(FailoverEventRow {
     success,
     failure_reason,
     trigger = "trigger_name",
+    cause,
     lost_at,
     detected_at,
     finished_at,
@@ -152,6 +157,7 @@ impl Store {
             e.bytes_downloaded,
             e.data_loss_ms,
             e.complete_ms,
+            e.cause,
         ];
         // The insert waits for another of the same id; only then is it known what to replace.
         transact!(self.db, |tx| {

@@ -158,8 +158,11 @@ pub struct Instance {
     pub label: String,
     pub gpu_name: String,
     pub gpu_count: u32,
-    /// Dollars per hour.
+    /// Dollars per hour now: its disk's alone while it stands still.
     pub price: f64,
+    /// Dollars per hour while it runs.
+    #[serde(default)]
+    pub running_price: f64,
     pub region: Option<String>,
     pub ssh_host: Option<String>,
     pub ssh_port: Option<u16>,
@@ -363,7 +366,12 @@ pub struct FailoverEvent {
     pub workspace: WorkspaceName,
     pub success: bool,
     pub failure_reason: Option<String>,
+    /// What decided that the machine was lost, or why it was left.
     pub trigger: String,
+    /// What became of it: `host`, `user_stop`, `outbid` or `abandoned`, which is known later. Null
+    /// where it was not lost.
+    #[serde(default)]
+    pub cause: Option<String>,
     /// When the machine stopped serving, as well as we know.
     pub lost_at: Timestamp,
     pub detected_at: Timestamp,
@@ -396,7 +404,8 @@ pub struct FailoverEvent {
     pub model_files: Option<ModelFiles>,
     pub bytes_restored: u64,
     pub bytes_downloaded: u64,
-    /// Age of the restored snapshot when the machine was lost: the work that is gone, ms.
+    /// Age of the restored snapshot when the machine was lost: the work that is gone, ms. 0 where the
+    /// machine was had back.
     pub data_loss_ms: Option<i64>,
     pub attempts: Vec<Attempt>,
 }

@@ -147,6 +147,7 @@ async fn list(globals: &Globals, client: &Client, name: Option<&WorkspaceName>) 
                 e.workspace.to_string(),
                 if e.success { "ok".into() } else { "failed".into() },
                 e.trigger.clone(),
+                output::or_dash(e.cause.as_ref()),
                 e.total_ms.to_string(),
                 output::or_dash(e.data_loss_ms.map(output::millis)),
                 e.attempts.len().to_string(),
@@ -159,12 +160,13 @@ async fn list(globals: &Globals, client: &Client, name: Option<&WorkspaceName>) 
         "WORKSPACE",
         "RESULT",
         "TRIGGER",
+        "CAUSE",
         "TOTAL MS",
         "WORK LOST",
         "TRIED",
         "WHEN",
     ];
-    output::table(&header, &[4, 5, 6], &rows);
+    output::table(&header, &[5, 6, 7], &rows);
     Ok(())
 }
 
@@ -184,6 +186,9 @@ fn show(globals: &Globals, event: &FailoverEvent) -> Result<()> {
         ("trigger", event.trigger.clone()),
         ("when", output::ago(event.detected_at)),
     ];
+    if let Some(cause) = &event.cause {
+        pairs.insert(4, ("cause", in_words(cause)));
+    }
     if let Some(why) = &event.failure_reason {
         // It quotes providers and hosts.
         pairs.push(("why", output::safe(why)));
@@ -197,16 +202,27 @@ fn show(globals: &Globals, event: &FailoverEvent) -> Result<()> {
     Ok(())
 }
 
+/// What became of the machine that was lost.
+fn in_words(cause: &str) -> String {
+    match cause {
+        "host" => "host: it vanished, or its operator took it".into(),
+        "user_stop" => "user_stop: it was stopped in the account, by a person or for want of credit".into(),
+        "outbid" => "outbid: a higher bid took it".into(),
+        "abandoned" => "abandoned: it stopped itself, as no controller was there".into(),
+        other => output::safe(other),
+    }
+}
+
 /// From where to where, with which snapshot, and what was lost.
 pub fn what_moved(event: &FailoverEvent) -> Vec<(&'static str, String)> {
-    let mut pairs = vec![(
-        "moved",
-        format!(
-            "instance {} -> {}",
-            output::or_dash(event.original_instance_id.as_ref()),
-            output::or_dash(event.new_instance_id.as_ref())
-        ),
-    )];
+    let (old, new) = (&event.original_instance_id, &event.new_instance_id);
+    let mut pairs = vec![match new.as_ref().filter(|_| old == new) {
+        Some(id) => ("had back", format!("instance {id}, with its files as they were")),
+        None => {
+            let (old, new) = (output::or_dash(old.as_ref()), output::or_dash(new.as_ref()));
+            ("moved", format!("instance {old} -> {new}"))
+        }
+    }];
     if let Some(id) = &event.snapshot_id {
         let kind = event.snapshot_type.map_or("", |t| t.as_str());
         pairs.push((
@@ -247,11 +263,12 @@ pub fn what_moved(event: &FailoverEvent) -> Vec<(&'static str, String)> {
     }
     let lost = event.data_loss_ms.map_or_else(
         || "unknown: no snapshot was restored".into(),
-        |ms| {
-            format!(
+        |ms| match ms {
+            0 => "none".into(),
+            ms => format!(
                 "{} (age of the snapshot when the machine was lost)",
                 output::millis(ms)
-            )
+            ),
         },
     );
     pairs.push(("work lost", lost));
@@ -294,7 +311,7 @@ pub fn beside_plan() -> String {
 /// Every machine tried and why it lost.
 pub fn attempts(all: &[Attempt]) {
     if all.is_empty() {
-        return output::line("No machine was tried.");
+        return output::line("No other machine was tried.");
     }
     let rows: Vec<_> = all
         .iter()

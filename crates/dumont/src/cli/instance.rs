@@ -70,8 +70,13 @@ pub async fn run(globals: &Globals, args: &InstancesArgs) -> Result<()> {
         &rows,
     );
     let total: f64 = all.iter().map(|i| i.price).sum();
+    let still = all.iter().filter(|i| i.price < i.running_price).count();
+    let still = match still {
+        0 => String::new(),
+        n => format!(", {n} of them for the disk alone: stopped or outbid"),
+    };
     output::note(&format!(
-        "{}, ${total:.3} per hour",
+        "{}, ${total:.3} per hour{still}",
         output::count(all.len() as u64, "instance")
     ));
     Ok(())

@@ -257,7 +257,14 @@ async fn show(globals: &Globals, client: &Client, name: &WorkspaceName) -> Resul
         let machine = format!("{}, instance {}", i.machine, i.instance_id);
         pairs.push(("machine", safe(&machine)));
         pairs.push(("gpu", safe(&gpu(&i.gpu_name, i.gpu_count))));
-        pairs.push(("price", format!("${:.3} per hour", i.price)));
+        let mut price = format!("${:.3} per hour", i.price);
+        if i.price < i.running_price {
+            price.push_str(&format!(
+                " for its disk: it stands still (${:.3} while it runs)",
+                i.running_price
+            ));
+        }
+        pairs.push(("price", price));
         if let (Some(host), Some(port)) = (&i.ssh_host, i.ssh_port) {
             pairs.push(("ssh", format!("{}:{port}  (dumont ssh {})", safe(host), w.name)));
         }

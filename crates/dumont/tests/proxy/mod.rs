@@ -33,6 +33,8 @@ pub enum Fault {
     CutRequest,
     /// The service did it, and nobody hears of it.
     LoseAnswer,
+    /// The service did it, and the answer is still on its way when the test ends.
+    HoldAnswer,
     /// The answer ends in the middle.
     Truncate,
     /// One bit of an object's bytes on their way down.
@@ -255,6 +257,7 @@ impl Shared {
         let body_at = find(&answer, b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
         match fault {
             Some(Fault::LoseAnswer) => return None,
+            Some(Fault::HoldAnswer) => std::future::pending().await,
             Some(Fault::Deny) => answer = refusal(500, "InternalError"),
             Some(Fault::Truncate) => answer.truncate(body_at + (answer.len() - body_at) / 2),
             Some(Fault::Corrupt) => flip(&mut answer[body_at..]),

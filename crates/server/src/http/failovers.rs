@@ -71,6 +71,7 @@ pub async fn run(
         Some(row) => loss(row, &trigger, false, now, now),
         None => Loss {
             trigger,
+            cause: None,
             dead: true,
             lost_at: now,
             detected_at: now,
@@ -151,6 +152,7 @@ async fn shown(app: &App, row: FailoverEventRow) -> ApiResult<FailoverEvent> {
         success: row.success,
         failure_reason: row.failure_reason,
         trigger: row.trigger,
+        cause: row.cause.map(|c| c.as_str().to_owned()),
         lost_at: row.lost_at,
         detected_at: row.detected_at,
         finished_at: row.finished_at,

@@ -120,6 +120,7 @@ pub fn shown(row: &InstanceRow) -> Option<Instance> {
         gpu_name: row.offer.gpu_name.clone(),
         gpu_count: row.offer.gpu_count,
         price: row.price,
+        running_price: row.offer.price,
         region: row.offer.region.clone(),
         ssh_host: row.ssh_host.clone(),
         ssh_port: row.ssh_port,

@@ -158,6 +158,7 @@ mod tests {
                 ssh: Vec::new(),
                 access: crate::providers::Access::default(),
                 price: 0.1,
+                storage: None,
                 min_bid: None,
             };
             Ok(ids.iter().filter(|id| *id != "13").map(one).collect())

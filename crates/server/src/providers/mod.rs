@@ -95,6 +95,13 @@ pub enum InstanceStatus {
     Unknown,
 }
 
+impl InstanceStatus {
+    /// Its disk is kept, and its GPUs cost nothing.
+    pub fn stands_still(self) -> bool {
+        matches!(self, Self::Stopped | Self::Outbid)
+    }
+}
+
 /// One rented instance as the provider shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProviderInstance {
@@ -108,6 +115,8 @@ pub struct ProviderInstance {
     pub ssh: Vec<SshEndpoint>,
     pub access: Access,
     pub price: f64,
+    /// What it costs per hour while it stands still, if the provider says so.
+    pub storage: Option<f64>,
     /// Of an interruptible one: the lowest bid that has its machine now.
     pub min_bid: Option<f64>,
 }

@@ -4,6 +4,7 @@ pub mod history;
 pub mod leases;
 pub mod models;
 pub mod monitor;
+pub mod prices;
 pub mod reaper;
 pub mod retention;
 pub mod schedule;

@@ -13,6 +13,7 @@ use crate::providers::{Access, InstanceStatus, SshEndpoint, own};
 use crate::ssh::SshError;
 use crate::workflows::abandoned;
 use crate::workflows::state::{Loss, Placement};
+use dumont_core::blacklist::LossCause;
 use dumont_core::budget::Class;
 use dumont_core::detect::{Evidence, Judgement, ProviderWord, Redial, SILENCE, judge};
 use dumont_core::time::Timestamp;
@@ -315,6 +316,8 @@ async fn fail_over(
     lost_at: Timestamp,
 ) -> Result<(), StoreError> {
     if !workspace.spec.failover.automatic {
+        let loss = loss(row, trigger, true, lost_at, app.now());
+        let cause = history::lost(app, &loss).await;
         let message = if abandoned::stopped_itself(app, row).await {
             format!(
                 "its machine {}; its disk is kept, and `dumont failover run {}` starts it again",
@@ -322,12 +325,13 @@ async fn fail_over(
                 workspace.name
             )
         } else {
+            let why = cause.filter(|c| *c != LossCause::Host);
+            let why = why.map_or(trigger, |cause| cause.as_str());
             format!(
-                "its machine {} is lost ({trigger}); `dumont failover run {}` moves it",
+                "its machine {} is lost ({why}); `dumont failover run {}` moves it",
                 row.offer.machine, workspace.name
             )
         };
-        history::lost(app, &row.key, trigger, app.now()).await;
         // What was judged may be over by now: the machine may be left already.
         let now = app.store.workspace(&workspace.id).await?;
         if !now.is_some_and(|w| w.fence == workspace.fence && w.state == WorkspaceState::Running) {
@@ -346,6 +350,7 @@ async fn fail_over(
 pub fn loss(row: &InstanceRow, trigger: &str, dead: bool, lost_at: Timestamp, now: Timestamp) -> Loss {
     Loss {
         trigger: trigger.to_owned(),
+        cause: None,
         dead,
         lost_at,
         detected_at: now,

@@ -6,6 +6,7 @@
 //! lost. It touches only labels of this controller, takes an empty or failed listing as no
 //! evidence of anything, and stops at a ceiling: many orphans at once mean that we are wrong.
 
+use super::prices;
 use crate::app::{App, Market};
 use crate::providers::budget::as_class;
 use crate::providers::{ProviderError, ProviderInstance};
@@ -103,16 +104,24 @@ async fn disowned(app: &App, row: &InstanceRow) -> Result<bool, StoreError> {
     Ok(app.store.running_workflow(&row.workspace_id).await?.is_none())
 }
 
-/// Looks at the providers for instances of ours that no row knows.
+/// Looks at the providers for instances of ours that no row knows, and at what those cost that are
+/// known.
 async fn sweep(app: &App) {
     let mut count = 0;
     for market in app.markets.values() {
-        match orphans(app, market).await {
-            Ok(found) => {
-                count += found.len() - destroy_some(app, market, &found).await;
+        let seen = app.now();
+        let listed = match market.listing.whole(Instant::now()).await {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list instances; nothing is concluded from that");
+                continue;
             }
-            Err(error) => tracing::warn!(%error, "cannot list instances; nothing is concluded from that"),
+        };
+        if let Err(error) = prices::follow(app, market.provider.name(), &listed, seen).await {
+            tracing::warn!(%error, "cannot write down what instances cost; the last prices stand");
         }
+        let found = nobodys(app, &listed).await;
+        count += found.len() - destroy_some(app, market, &found).await;
     }
     app.orphans.store(count as u64, Relaxed);
 }
@@ -120,8 +129,12 @@ async fn sweep(app: &App) {
 /// Instances that carry this controller's label and are nobody's.
 pub async fn orphans(app: &App, market: &Market) -> Result<Vec<ProviderInstance>, ProviderError> {
     let listed = market.listing.whole(Instant::now()).await?;
+    Ok(nobodys(app, &listed).await)
+}
+
+async fn nobodys(app: &App, listed: &[ProviderInstance]) -> Vec<ProviderInstance> {
     let mut orphans = Vec::new();
-    for instance in listed.iter() {
+    for instance in listed {
         let Some(label) = instance.label.as_deref().and_then(RentLabel::parse) else {
             continue;
         };
@@ -131,7 +144,7 @@ pub async fn orphans(app: &App, market: &Market) -> Result<Vec<ProviderInstance>
             orphans.push(instance.clone());
         }
     }
-    Ok(orphans)
+    orphans
 }
 
 /// Does no row stand for this instance? A row that says nothing was rented does not, nor one whose

@@ -1,26 +1,20 @@
-//! A machine that stopped itself because no controller was there: starting it again.
+//! A machine that stopped itself because no controller was there: telling it from others.
 //!
-//! Nothing happened to it, and its disk is as it was: started again, it loses no work, which no
-//! other machine could say. So that comes before any search, and only where its GPUs are somebody
-//! else's by now does the failover move on.
+//! Nothing happened to it, so nothing on its disk is given up before a person says so; `regain`
+//! starts it again.
 
-use super::regain::{self, take};
-use super::state::{Loss, Placement};
+use super::state::Loss;
 use super::{Run, StepError};
 use crate::app::App;
-use crate::link::Link;
 use crate::providers::InstanceStatus;
-use dumont_core::blacklist::LossCause;
 use dumont_core::lease;
-use dumont_store::{InstanceRow, InstanceState};
+use dumont_store::InstanceRow;
 use std::time::Duration;
 use tokio::time::timeout;
 
 /// The trigger of a loss that this was.
 pub const ABANDONED: &str = "abandoned";
 
-/// How long a start may take: its image is there, but its host may be busy.
-const PATIENCE: Duration = Duration::from_secs(300);
 /// How long the provider may take to say what became of it.
 const ANSWER: Duration = Duration::from_secs(15);
 
@@ -66,46 +60,4 @@ pub async fn note(run: &Run, loss: &mut Loss) -> Result<(), StepError> {
         loss.dead = true;
     }
     Ok(())
-}
-
-/// Whether it is ours again. A start is safe to repeat, and so is all of this.
-pub async fn run(run: &mut Run, state: &mut Placement) -> Result<bool, StepError> {
-    let Some(loss) = state.loss.clone().filter(|l| l.trigger == ABANDONED) else {
-        return Ok(false);
-    };
-    let row = match &loss.instance_key {
-        Some(key) => run.app.store.instance(key).await?,
-        None => None,
-    };
-    let Some(row) = row.filter(|r| r.state == InstanceState::Owned && state.winner.is_none()) else {
-        return Ok(false);
-    };
-    run.say(format!("starting {} again", row.offer.machine)).await;
-    match timeout(PATIENCE, started(run, &row)).await {
-        Ok(Ok(link)) => {
-            take(run, state, &loss, &row, link, LossCause::Abandoned).await?;
-            Ok(true)
-        }
-        Ok(Err(why)) => {
-            run.say(format!("{} does not come back: {why}", row.offer.machine))
-                .await;
-            Ok(false)
-        }
-        Err(_) => {
-            let waited = PATIENCE.as_secs();
-            run.say(format!("{} is not back after {waited} s", row.offer.machine))
-                .await;
-            Ok(false)
-        }
-    }
-}
-
-async fn started(run: &Run, row: &InstanceRow) -> Result<Link, String> {
-    let id = row.instance_id.as_deref().unwrap_or_default();
-    let market = run
-        .app
-        .market(&row.machine.provider)
-        .ok_or("its provider is not configured")?;
-    market.provider.start(id).await.map_err(|e| e.to_string())?;
-    regain::back(run, row).await
 }

@@ -4,8 +4,9 @@
 //! curve of machines like it. Where blocks would leave less than a race needs, `core` lets some
 //! in, and the workflow's log says so.
 
+use super::regain::{self, Started};
 use super::state::Placement;
-use super::{Flow, Run, StepError, StepResult, abandoned, named, regain};
+use super::{Flow, Run, StepError, StepResult, named};
 use crate::history::{self, Expected};
 use crate::providers::{ErrorClass, OfferQuery, ProviderError, own};
 use dumont_core::blacklist::{Bar, Selection, select};
@@ -39,7 +40,8 @@ pub async fn run(run: &mut Run) -> StepResult {
     if let Some(machine) = state.machine.clone() {
         return named::run(run, state, &machine).await;
     }
-    if abandoned::run(run, &mut state).await? {
+    let started = regain::start(run, &mut state).await?;
+    if matches!(started, Started::Back) {
         return Ok(Flow::Goto(Step::Start));
     }
     state.searched_at = run.app.now();
@@ -55,7 +57,9 @@ pub async fn run(run: &mut Run) -> StepResult {
     let width = run.workspace.spec.failover.racers.map_or(RACE, |n| n as usize);
     let selection = select(&bars, run.app.config.blacklist.keep(width), now);
     let elsewhere = selection.usable.first().map(|at| candidates[*at].offer.price);
-    if regain::run(run, &mut state, elsewhere).await? {
+    if let Started::Outbid { wins } = started
+        && regain::outbid(run, &mut state, wins, elsewhere).await?
+    {
         return Ok(Flow::Goto(Step::Start));
     }
     if selection.usable.is_empty() {

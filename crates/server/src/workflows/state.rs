@@ -1,6 +1,7 @@
 //! What workflows remember between steps, as it stands in the database.
 
 use crate::history::Expected;
+use dumont_core::blacklist::LossCause;
 use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
 use dumont_core::snapshot::{RestoreReport, SnapshotReport};
@@ -8,12 +9,24 @@ use dumont_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// What is done to have the machine back that was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remedy {
+    /// A start at the price it had.
+    Start,
+    /// This bid, dollars per hour.
+    Bid(f64),
+}
+
 /// Deploy, failover and restore: putting a workspace on a machine.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Placement {
     /// Failover: what was lost and how we know.
     pub loss: Option<Loss>,
+    /// Failover: what is tried to have the lost machine back, kept before it is done.
+    pub remedy: Option<Remedy>,
     /// Deploy: this machine and no other, asked for by name.
     pub machine: Option<MachineRef>,
     /// That machine, though it is blacklisted.
@@ -65,6 +78,9 @@ impl Placement {
 pub struct Loss {
     /// Which evidence decided, or "requested".
     pub trigger: String,
+    /// What became of it, as soon as that is known.
+    #[serde(default)]
+    pub cause: Option<LossCause>,
     /// Whether the machine is known to be dead; a requested failover's may still run.
     pub dead: bool,
     pub lost_at: Timestamp,

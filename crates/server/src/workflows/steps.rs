@@ -56,15 +56,20 @@ async fn destroy(run: &mut Run) -> StepResult {
 /// A workflow fails: nothing stays rented that no workspace owns, and the workspace says why.
 /// Gives the instances to destroy once the end is written.
 pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, StoreError> {
-    let loss = match run.kind {
+    let mut loss = match run.kind {
         Kind::Deploy | Kind::Failover => run.load::<Placement>().loss,
         _ => None,
     };
-    if let Some(loss) = loss.as_ref().filter(|l| l.dead)
-        && let Some(key) = &loss.instance_key
-        && !old_machine_stays(run, Some(loss))
+    if loss.as_ref().is_some_and(|l| l.dead)
+        && !old_machine_stays(run, loss.as_ref())
+        && let Some(loss) = &mut loss
     {
-        history::lost(&run.app, key, &loss.trigger, loss.detected_at).await;
+        loss.cause = history::lost(&run.app, loss).await;
+        let state: Placement = run.load();
+        run.keep(&Placement {
+            loss: Some(loss.clone()),
+            ..state
+        });
     }
     if let Err(StepError::Store(error)) = write_failed_event(run, error).await {
         return Err(error);

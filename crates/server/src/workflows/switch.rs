@@ -56,15 +56,16 @@ pub async fn switch(run: &mut Run) -> StepResult {
 }
 
 pub async fn cleanup(run: &mut Run) -> StepResult {
-    let state: Placement = run.load();
+    let mut state: Placement = run.load();
     // One that we have back is not the old one.
-    if let Some(loss) = state.loss
-        && let Some(key) = loss.instance_key
+    if let Some(loss) = &mut state.loss
+        && let Some(key) = loss.instance_key.clone()
         && state.winner.as_ref() != Some(&key)
     {
         run.app.watch.notify_one();
         if loss.dead {
-            history::lost(&run.app, &key, &loss.trigger, loss.detected_at).await;
+            loss.cause = history::lost(&run.app, loss).await;
+            run.keep(&state);
         }
         run.app.sessions.remove(&key);
         dispose::owe(&run.app, &key).await?;
@@ -119,6 +120,7 @@ pub async fn event(
     };
     let loss = state.loss.clone().unwrap_or_else(|| Loss {
         trigger: "requested".into(),
+        cause: None,
         dead: false,
         lost_at: now,
         detected_at: now,
@@ -141,6 +143,8 @@ pub async fn event(
         Some(key) => run.app.store.instance(key).await?,
         None => None,
     };
+    // Its files are as they were.
+    let had_back = state.winner.is_some() && state.winner == loss.instance_key;
     let restored = state.restored.as_ref();
     let early = state.ready_files.is_some();
     let compared_ms = restored
@@ -155,6 +159,7 @@ pub async fn event(
         success: failure.is_none(),
         failure_reason: failure,
         trigger: loss.trigger,
+        cause: loss.cause,
         lost_at: loss.lost_at,
         detected_at: loss.detected_at,
         finished_at: now,
@@ -183,13 +188,11 @@ pub async fn event(
         model_files: None,
         bytes_restored: restored.map_or(0, |r| r.bytes_restored),
         bytes_downloaded: restored.map_or(0, |r| r.downloaded_bytes),
-        data_loss_ms: snapshot.as_ref().map(|s| {
-            if state.parted {
-                0
-            } else {
-                serving_until.millis_since(s.created_at).max(0)
-            }
-        }),
+        data_loss_ms: match &snapshot {
+            _ if had_back || state.parted => Some(0),
+            Some(s) => Some(serving_until.millis_since(s.created_at).max(0)),
+            None => None,
+        },
     })
 }
 

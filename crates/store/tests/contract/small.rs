@@ -152,6 +152,7 @@ fn event(id: &str, workspace_id: &str) -> FailoverEventRow {
         success: true,
         failure_reason: None,
         trigger: "session_reset".into(),
+        cause: Some(dumont_core::blacklist::LossCause::Outbid),
         lost_at: at(1),
         detected_at: at(2),
         finished_at: at(3),

@@ -228,6 +228,7 @@ fn shown(
             host_key: machine.host_key.as_deref().and_then(bare_key),
         },
         price: machine.price,
+        storage: None,
         min_bid: None,
     }
 }

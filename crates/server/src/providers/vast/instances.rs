@@ -20,6 +20,9 @@ const PAGE_ROWS: usize = 25;
 /// 25,000 instances; more is a server that never ends.
 const MAX_PAGES: usize = 1000;
 
+/// Of `storage_cost`, which is dollars per GB and month.
+const HOURS_PER_MONTH: f64 = 720.0;
+
 /// The rows of a complete listing.
 pub(super) struct Listed {
     pub rows: Vec<ProviderInstance>,
@@ -240,6 +243,10 @@ fn read_instance(row: &Value) -> Option<ProviderInstance> {
         price: wire::number(row, "dph_total")
             .filter(|p| *p >= 0.0)
             .unwrap_or(0.0),
+        storage: wire::number(row, "storage_cost")
+            .zip(wire::number(row, "disk_space"))
+            .map(|(month, gb)| month * gb / HOURS_PER_MONTH)
+            .filter(|p| *p >= 0.0),
         min_bid: wire::number(row, "min_bid")
             .filter(|bid| *bid > 0.0 && wire::truth(row, "is_bid") == Some(true)),
     })
