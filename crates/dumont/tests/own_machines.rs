@@ -105,6 +105,11 @@ fn without_a_key_workspaces_live_on_machines_of_ones_own() {
         );
         std::thread::sleep(Duration::from_millis(100));
     }
+    // The event is written a moment after the switch.
+    while world.run(&["failover", "show", "train"]).code != 0 {
+        assert!(Instant::now() < deadline, "no event");
+        std::thread::sleep(Duration::from_millis(100));
+    }
     let event = world.json(&["failover", "show", "train"]);
     assert_eq!(event["validation"]["validation"], "ok", "{event:#}");
 }
