@@ -289,3 +289,51 @@ async fn every_loss_of_a_machine_that_was_had_back_is_recorded() {
         [LossCause::UserStop, LossCause::Outbid]
     );
 }
+
+/// Waits until the workspace is given up, and says why.
+async fn gives_up(world: &World) -> String {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let workspace = world.get("/workspaces/train").await;
+        if workspace["state"] == "failed" {
+            return workspace["message"].as_str().unwrap().to_owned();
+        }
+        assert!(Instant::now() < deadline, "{workspace:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_a_person_starts_has_it_back_as_well() {
+    let world = World::with(0.0, 3).await;
+    let (id, _) = deployed_as(&world, json!({ "failover": { "automatic": false } })).await;
+    fs::write(world.workspace_dir(&id).await.join("new.txt"), "kept").unwrap();
+    stop(&world, &id).await;
+    let why = gives_up(&world).await;
+    assert!(why.contains("is lost (user_stop)"), "{why}");
+    let started = world.post("/workspaces/train/failover", json!({})).await;
+    world.done(&started["workflow_id"]).await;
+    let workspace = world.get("/workspaces/train").await;
+    assert_eq!(workspace["instance"]["instance_id"], id.as_str(), "{workspace:#}");
+    let kept = fs::read_to_string(world.workspace_dir(&id).await.join("new.txt")).unwrap();
+    assert_eq!(kept, "kept");
+    assert_eq!(losses(&world, &id).await, [LossCause::UserStop], "one loss");
+    world.settles_at(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nothing_else_is_to_be_had_its_disk_is_kept() {
+    let world = World::with(0.0, 1).await;
+    let (id, _) = deployed(&world, json!({ "bid": 5.0 })).await;
+    fs::write(world.workspace_dir(&id).await.join("new.txt"), "kept").unwrap();
+    outbid(&world, &id).await;
+    let why = gives_up(&world).await;
+    assert!(why.ends_with("the disk of its machine is kept"), "{why}");
+    // The reaper has had its rounds.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let kept = fs::read_to_string(world.workspace_dir(&id).await.join("new.txt")).unwrap();
+    assert_eq!(kept, "kept");
+    let (status, started) = world.call("DELETE", "/workspaces/train", None).await;
+    assert_eq!(status, 202, "{started}");
+    world.settles_at(0).await;
+}

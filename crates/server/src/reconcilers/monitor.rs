@@ -325,10 +325,12 @@ async fn fail_over(
                 workspace.name
             )
         } else {
-            let why = cause.filter(|c| *c != LossCause::Host);
-            let why = why.map_or(trigger, |cause| cause.as_str());
+            let (why, then) = match cause.filter(|c| *c != LossCause::Host) {
+                Some(cause) => (cause.as_str(), "has it back, or moves it"),
+                None => (trigger, "moves it"),
+            };
             format!(
-                "its machine {} is lost ({why}); `dumont failover run {}` moves it",
+                "its machine {} is lost ({why}); `dumont failover run {}` {then}",
                 row.offer.machine, workspace.name
             )
         };

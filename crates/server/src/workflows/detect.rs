@@ -6,7 +6,7 @@
 //! lives elsewhere.
 
 use super::state::Placement;
-use super::{Flow, Run, StepError, StepResult, abandoned, capture};
+use super::{Flow, Run, StepError, StepResult, abandoned, capture, regain};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -17,6 +17,9 @@ pub async fn run(run: &mut Run) -> StepResult {
     let mut state: Placement = run.load();
     if let Some(loss) = &mut state.loss {
         abandoned::note(run, loss).await?;
+        if state.snapshot_id.is_none() {
+            regain::note(run, loss).await?;
+        }
         run.keep(&state);
     }
     if let Some(loss) = &state.loss {

@@ -45,6 +45,21 @@ pub enum Started {
     Gone,
 }
 
+/// A machine that was to be left, and by the provider's word stands still: there is nothing to take
+/// along, so it is lost like any other. Asked only where no session says that it lives.
+pub async fn note(run: &Run, loss: &mut Loss) -> Result<(), StepError> {
+    let Some(key) = loss.instance_key.as_deref().filter(|_| !loss.dead) else {
+        return Ok(());
+    };
+    let row = run.app.store.instance(key).await?;
+    let Some(row) = row.filter(|_| run.app.sessions.get(key).is_none()) else {
+        return Ok(());
+    };
+    let seen = asked(run, &row).await?;
+    loss.dead = seen.is_some_and(|i| i.status.stands_still());
+    Ok(())
+}
+
 /// Starts the machine that was lost, if by the provider's word it only stands still.
 pub async fn start(run: &mut Run, state: &mut Placement) -> Result<Started, StepError> {
     let Some((loss, row)) = lost(run, state).await? else {
@@ -149,9 +164,11 @@ pub async fn outbid(
     }
 }
 
-/// The machine that was lost and that nothing has replaced yet.
+/// The machine that was lost and that nothing has replaced yet; none where a person asked for a
+/// snapshot, which its files are not.
 async fn lost(run: &Run, state: &Placement) -> Result<Option<(Loss, InstanceRow)>, StepError> {
-    let Some(loss) = state.loss.clone().filter(|l| l.dead && state.winner.is_none()) else {
+    let open = state.winner.is_none() && state.snapshot_id.is_none();
+    let Some(loss) = state.loss.clone().filter(|l| l.dead && open) else {
         return Ok(None);
     };
     let row = match &loss.instance_key {

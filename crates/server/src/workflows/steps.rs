@@ -1,9 +1,9 @@
 //! Which function does which step, and what is undone when a workflow fails.
 
-use super::abandoned::ABANDONED;
 use super::state::{Loss, Placement};
 use super::{Flow, Run, StepError, StepResult, capture, detect, dispose, placement, race, search, switch};
 use crate::history;
+use dumont_core::blacklist::LossCause;
 use dumont_core::detect::Cause;
 use dumont_core::workflow::{Kind, Step};
 use dumont_store::{Effect, Error as StoreError, InstanceState, WorkspaceState};
@@ -99,8 +99,8 @@ pub async fn give_up(run: &mut Run, error: &ErrorBody) -> Result<Vec<String>, St
             } else if had_back(run, loss.as_ref()) {
                 message.push_str("; its machine is back, with its files as they were");
                 run.effects = vec![state(WorkspaceState::Running, message)];
-            } else if stopped_itself(run, loss.as_ref()).await? {
-                // Nothing happened to it, so nothing on its disk is lost before a person says so.
+            } else if stands_still(run, loss.as_ref()).await? {
+                // Its disk is whole, so nothing on it is lost before a person says so.
                 message.push_str("; the disk of its machine is kept");
                 run.effects = vec![state(WorkspaceState::Failed, message)];
             } else {
@@ -152,10 +152,10 @@ fn had_back(run: &Run, loss: Option<&Loss>) -> bool {
     lost.is_some() && run.load::<Placement>().winner.as_ref() == lost
 }
 
-/// It stopped itself for want of a controller, and nothing came of it since.
-async fn stopped_itself(run: &Run, loss: Option<&Loss>) -> Result<bool, StoreError> {
+/// It was stopped or outbid, and nothing came of it since.
+async fn stands_still(run: &Run, loss: Option<&Loss>) -> Result<bool, StoreError> {
     let Some(key) = loss
-        .filter(|l| l.trigger == ABANDONED)
+        .filter(|l| l.cause.is_some_and(|cause| cause != LossCause::Host))
         .and_then(|l| l.instance_key.as_ref())
     else {
         return Ok(false);
