@@ -10,6 +10,7 @@ use crate::providers::own::OwnMachines;
 use crate::providers::{Access, OfferQuery, Provider, ProviderError, SshEndpoint};
 use crate::sessions::Sessions;
 use crate::settings::ServerConfig;
+use crate::workflows::dispose::Disposals;
 use axum::Router;
 use dumont_core::offer::Offer;
 use dumont_core::snapshot::Progress;
@@ -55,6 +56,7 @@ pub struct App {
     /// Of this process; owner of leases.
     pub process_id: String,
     pub sessions: Sessions,
+    pub disposals: Disposals,
     pub progress: ProgressBoard,
     pub imports: Imports,
     pub token_uses: crate::http::auth::Uses,

@@ -15,6 +15,7 @@ use crate::providers::vast::Vast;
 use crate::sessions::Sessions;
 use crate::settings::{Database, ServerConfig};
 use crate::tls::Tls;
+use crate::workflows::dispose::Disposals;
 use crate::{reconcilers, ssh, tls, workflows};
 use dumont_store::{InstanceRow, InstanceState, Store};
 use std::collections::BTreeMap;
@@ -291,6 +292,7 @@ async fn assemble(
         controller_id,
         process_id: Ulid::generate().to_string(),
         sessions: Sessions::default(),
+        disposals: Disposals::default(),
         progress: ProgressBoard::default(),
         imports: Imports::default(),
         token_uses: auth::Uses::default(),

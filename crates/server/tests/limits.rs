@@ -5,10 +5,11 @@
 
 mod world;
 
-use dumont_core::budget::Limits;
+use dumont_core::budget::{Endpoint, Limits};
 use dumont_core::workflow::Step;
 use dumont_market::Limits as MarketLimits;
 use std::fs;
+use std::time::Duration;
 use world::World;
 
 /// Answers of this status, all endpoints together.
@@ -78,6 +79,32 @@ async fn three_failovers_in_a_row_keep_the_limits() {
     // None on a machine that has time. On one that has not, a request may leave later than its turn
     // by more than the distances have to spare, and the next one comes too near.
     assert!(answered(&metrics, "status=\"429\"") <= 2, "{metrics}");
+}
+
+/// The losers of a race are being given back when the workspace is deleted, which gives all back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_destroyed_once_whoever_wants_it() {
+    let world = World::with(0.03, 24).await;
+    let slowly = |world: &mut World| {
+        world.limits = Limits::off().at_least(Endpoint::Destroy, Duration::from_millis(500));
+        world.race.width = 4;
+    };
+    let world = world.reconfigured(slowly).await;
+    let mut spec = world::spec("train");
+    spec["failover"] = serde_json::json!({ "racers": 4 });
+    let created = world
+        .post("/workspaces", serde_json::json!({ "spec": spec }))
+        .await;
+    world.done(&created["workflow_id"]).await;
+    let (_, deleted) = world.call("DELETE", "/workspaces/train", None).await;
+    world.done(&deleted["workflow_id"]).await;
+    world.settles_at(0).await;
+    let ledger = world.admin("GET", "/admin/ledger", None).await;
+    let asked = world.admin("GET", "/admin/requests", None).await;
+    assert_eq!(
+        asked["counts"]["DELETE /api/v0/instances/{id}/"], ledger["totals"]["destroyed"],
+        "{asked:#}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,30 @@ use crate::app::App;
 use crate::history;
 use crate::providers::{Provider, ProviderError};
 use dumont_store::{Error as StoreError, InstanceRow, InstanceState};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
+
+/// What this server is destroying. A workflow and the reaper are often after the same machine; who comes
+/// second waits for the first, so that none costs the account two requests.
+#[derive(Debug, Default)]
+pub struct Disposals(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
+
+impl Disposals {
+    async fn alone(&self, key: &str) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            turns.get(key).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let turn = Arc::default();
+                turns.insert(key.to_owned(), Arc::downgrade(&turn));
+                turn
+            })
+        };
+        turn.lock_owned().await
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum DisposeError {
@@ -63,6 +86,11 @@ pub async fn destroy(app: &App, row: &InstanceRow) -> Result<(), DisposeError> {
     // that was refused may still be in the hands of a race that is about to.
     if row.state != InstanceState::Failed {
         history::cancelled(app, row).await?;
+    }
+    let _alone = app.disposals.alone(&row.key).await;
+    let now = app.store.instance(&row.key).await?;
+    if now.is_some_and(|row| row.state == InstanceState::Destroyed) {
+        return Ok(());
     }
     let Some(instance_id) = known_id(app, provider, row).await? else {
         app.store
