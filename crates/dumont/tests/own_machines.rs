@@ -24,20 +24,11 @@ fn alone() -> World {
     world
 }
 
-fn add(world: &World, name: &str, sshd: &Sshd) -> world::Run {
+fn add(world: &World, name: &str, sshd: &Sshd, more: &[&str]) -> world::Run {
     let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
     let port = sshd.port.to_string();
-    world.run(&[
-        "machine",
-        "add",
-        name,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        &port,
-        "--user",
-        &user,
-    ])
+    let address = ["--host", "127.0.0.1", "--port", &port, "--user", &user];
+    world.run(&[&["machine", "add", name][..], &address, more].concat())
 }
 
 /// The line to put into `authorized_keys`, as the command printed it.
@@ -56,7 +47,7 @@ fn without_a_key_workspaces_live_on_machines_of_ones_own() {
     let (a, b) = (Sshd::new(), Sshd::new());
     for (name, sshd) in [("ssh:a", &a), ("ssh:b", &b)] {
         sshd.has_gpu();
-        let run = add(&world, name, sshd);
+        let run = add(&world, name, sshd, &[]);
         assert_eq!(run.code, 0, "{run:?}");
         assert!(run.err.contains("cannot be used yet"), "{run:?}");
         sshd.let_in(&line(&run.err));
@@ -112,6 +103,42 @@ fn without_a_key_workspaces_live_on_machines_of_ones_own() {
     }
     let event = world.json(&["failover", "show", "train"]);
     assert_eq!(event["validation"]["validation"], "ok", "{event:#}");
+}
+
+#[test]
+fn a_wrong_gpu_name_is_corrected_and_held_against_nobody() {
+    let world = alone();
+    let a = Sshd::new();
+    a.has_gpu();
+    let run = add(&world, "ssh:a", &a, &["--gpu", "RTX 3090"]);
+    a.let_in(&line(&run.err));
+    let deploy = |name| world.run(&["deploy", name, "--provider", "ssh", "--start", "sleep 100000"]);
+    let run = deploy("train");
+    assert_eq!(run.code, 1, "{run:?}");
+    let said = "nvidia-smi shows NVIDIA GeForce RTX 4090, the inventory says RTX 3090";
+    assert!(run.err.contains(said), "{run:?}");
+    assert!(
+        run.err.contains("dumont machine add") && run.err.contains("--gpu"),
+        "{run:?}"
+    );
+    let history = world.json(&["history", "summary"]);
+    assert_eq!(history["failed_attempts"], 0, "{history:#}");
+    assert_eq!(history["uncounted_attempts"], 1, "{history:#}");
+
+    let run = add(&world, "ssh:a", &a, &["--gpu", "RTX 4090"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    // What the first one left is cleaned up behind its back.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while world.json(&["machine", "list"])[0]["state"] != "free" {
+        assert!(
+            Instant::now() < deadline,
+            "{:#}",
+            world.json(&["machine", "list"])
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let run = deploy("again");
+    assert_eq!(run.code, 0, "{run:?}");
 }
 
 #[test]

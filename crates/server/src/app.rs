@@ -6,7 +6,7 @@ use crate::http::imports::Imports;
 use crate::link::Target;
 use crate::objects::ObjectStore;
 use crate::providers::listing::Listing;
-use crate::providers::own::OwnMachines;
+use crate::providers::own::{self, OwnMachines};
 use crate::providers::{Access, OfferQuery, Provider, ProviderError, SshEndpoint};
 use crate::sessions::Sessions;
 use crate::settings::ServerConfig;
@@ -16,7 +16,7 @@ use dumont_core::offer::Offer;
 use dumont_core::snapshot::Progress;
 use dumont_core::spec::Providers;
 use dumont_core::time::Timestamp;
-use dumont_store::Store;
+use dumont_store::{InstanceRow, Store};
 use russh::keys::PrivateKey;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
@@ -107,6 +107,25 @@ impl App {
             }
         }
         out
+    }
+
+    /// How to reach the machine that an instance lives on: where it was reached last, but one of the
+    /// user's own first where the inventory says that it is now.
+    pub async fn target_of(&self, row: &InstanceRow, path: &str) -> Target {
+        let (mut endpoints, mut access) = (Vec::new(), Access::of(row));
+        if row.machine.provider == own::NAME
+            && let Some((address, told)) = self.own.address(&row.machine).await
+        {
+            endpoints.push(address);
+            access.host_key = told.or(access.host_key);
+        }
+        if let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) {
+            let last = SshEndpoint { host, port };
+            if !endpoints.contains(&last) {
+                endpoints.push(last);
+            }
+        }
+        self.target(endpoints, access, path)
     }
 
     /// How to reach a machine with our key and agent.

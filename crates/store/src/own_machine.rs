@@ -7,6 +7,7 @@
 use crate::column::{args, json, record};
 use crate::engine::{statements, transact};
 use crate::{Error, Page, Result, Store};
+use dumont_core::id::MachineRef;
 use dumont_core::own_machine::OwnMachine;
 use dumont_core::time::Timestamp;
 
@@ -28,6 +29,11 @@ statements! {
     END_ON: ["DELETE FROM ssh_leases WHERE machine = $1"];
     PINNED: ["SELECT key FROM ssh_host_keys WHERE endpoint = $1"];
     PIN: ["INSERT INTO ssh_host_keys (endpoint, key, seen_at) VALUES ($1, $2, $3) ON CONFLICT (endpoint) DO NOTHING"];
+    LIVED_ON: ["SELECT host_key AS key FROM instances WHERE provider = $1 AND machine_id = $2 \
+                AND state IN ('ready', 'owned') AND host_key IS NOT NULL ORDER BY instances.key DESC LIMIT 1"];
+    REACHED: ["UPDATE instances SET ssh_host = $3, ssh_port = $4, host_key = $5, updated_at = $6 \
+               WHERE provider = $1 AND machine_id = $2 AND state IN ('ready', 'owned') \
+               AND (ssh_host <> $3 OR ssh_port <> $4 OR host_key <> $5)"];
     UNPIN: ["DELETE FROM ssh_host_keys WHERE endpoint = $1"];
 }
 
@@ -172,6 +178,27 @@ impl Store {
     /// The first one stays.
     pub async fn pin_host_key(&self, endpoint: &str, key: &str, now: Timestamp) -> Result<()> {
         self.db.run(PIN, args![endpoint, key, now]).await.map(drop)
+    }
+
+    /// The host key of the machine that a workspace lives on, wherever that is reached.
+    pub async fn lived_on_host_key(&self, machine: &MachineRef) -> Result<Option<String>> {
+        let args = args![&machine.provider, &machine.machine_id];
+        let found: Option<Key> = self.db.first(LIVED_ON, args).await?;
+        Ok(found.map(|k| k.key))
+    }
+
+    /// What lives on the machine is reached there from now on, and by this host key.
+    pub async fn machine_reached(&self, machine: &OwnMachine, host_key: &str, now: Timestamp) -> Result<()> {
+        let of = &machine.machine;
+        let args = args![
+            &of.provider,
+            &of.machine_id,
+            &machine.host,
+            machine.port,
+            host_key,
+            now
+        ];
+        self.db.run(REACHED, args).await.map(drop)
     }
 
     pub async fn unpin_host_key(&self, endpoint: &str) -> Result<()> {

@@ -240,17 +240,9 @@ pub async fn ssh(
         })?;
     let row = named(&app, &name).await?;
     let instance = home(&app, &row).await?;
-    let (Some(id), Some(host), Some(port), Some(host_key)) = (
-        &instance.instance_id,
-        instance.ssh_host.clone(),
-        instance.ssh_port,
-        instance.host_key.clone(),
-    ) else {
+    let (Some(id), Some(market)) = (&instance.instance_id, app.market(&instance.machine.provider)) else {
         return Err(no_machine(&row));
     };
-    let market = app
-        .market(&instance.machine.provider)
-        .ok_or_else(|| no_machine(&row))?;
     market.provider.attach_key(id, &key).await.map_err(|e| {
         ApiError::new(
             StatusCode::BAD_GATEWAY,
@@ -259,7 +251,13 @@ pub async fn ssh(
             "try again in a few seconds",
         )
     })?;
+    // That may have found a machine of the user's own at another address.
+    let instance = home(&app, &row).await?;
     let access = Access::of(&instance);
+    let (Some(host), Some(port), Some(host_key)) = (instance.ssh_host, instance.ssh_port, instance.host_key)
+    else {
+        return Err(no_machine(&row));
+    };
     Ok(Json(SshTarget {
         host,
         port,

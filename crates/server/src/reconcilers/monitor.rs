@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::history;
 use crate::link::{Link, LinkError};
 use crate::providers::budget::as_class;
-use crate::providers::{Access, InstanceStatus, SshEndpoint, own};
+use crate::providers::{InstanceStatus, own};
 use crate::ssh::SshError;
 use crate::workflows::abandoned;
 use crate::workflows::state::{Loss, Placement};
@@ -220,16 +220,13 @@ async fn listen(app: &App, link: &Arc<Link>, row: &InstanceRow, evidence: &mut E
 
 /// No session: open one. Its failure is evidence.
 async fn redial(app: &App, workspace: &WorkspaceRow, row: &InstanceRow, evidence: &mut Evidence) {
-    let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) else {
+    if row.ssh_host.is_none() {
         return;
-    };
-    let target = app.target(
-        vec![SshEndpoint { host, port }],
-        Access::of(row),
-        &workspace.spec.path,
-    );
+    }
+    let target = app.target_of(row, &workspace.spec.path).await;
     let error = match Link::open(&target).await {
         Ok(link) => {
+            note_address(app, row, &link).await;
             app.sessions.put(&row.key, Arc::new(link));
             *evidence = fresh(app.now());
             return;
@@ -251,27 +248,34 @@ async fn redial(app: &App, workspace: &WorkspaceRow, row: &InstanceRow, evidence
     }
 }
 
+/// A machine of the user's own may be somewhere else than it was.
+async fn note_address(app: &App, row: &InstanceRow, link: &Link) {
+    let at = link.reached_at();
+    if (row.ssh_host.as_deref(), row.ssh_port) == (Some(at.host), Some(at.port)) {
+        return;
+    }
+    tracing::info!(machine = %row.offer.machine, host = at.host, port = at.port, "is reached elsewhere now");
+    if let Err(error) = app.store.set_instance_endpoint(&row.key, &at, app.now()).await {
+        tracing::warn!(machine = %row.offer.machine, %error, "its address could not be written down");
+    }
+}
+
 /// A bare connection, to tell a hung session from a dead machine.
 async fn knock(app: &App, row: &InstanceRow) -> Redial {
-    let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) else {
-        return Redial::Unreachable;
-    };
-    match crate::ssh::connect(
-        &SshEndpoint { host, port },
-        Access::of(row).user(),
-        &app.ssh_key,
-        row.host_key.as_deref(),
-        None,
-    )
-    .await
-    {
-        Ok(connection) => {
-            connection.close().await;
-            Redial::Connected
+    let target = app.target_of(row, "").await;
+    let (user, pinned) = (target.access.user(), target.access.host_key.as_deref());
+    let mut heard = Redial::Unreachable;
+    for endpoint in &target.endpoints {
+        match crate::ssh::connect(endpoint, user, &app.ssh_key, pinned, None).await {
+            Ok(connection) => {
+                connection.close().await;
+                return Redial::Connected;
+            }
+            Err(SshError::Refused(_)) => heard = Redial::Refused,
+            Err(_) => heard = Redial::Unreachable,
         }
-        Err(SshError::Refused(_)) => Redial::Refused,
-        Err(_) => Redial::Unreachable,
     }
+    heard
 }
 
 async fn ask_provider(app: &App, row: &InstanceRow) -> ProviderWord {

@@ -14,7 +14,6 @@ use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, abandoned, link_failure};
 use crate::history;
 use crate::link::{Link, LinkError};
-use crate::providers::{Access, SshEndpoint};
 use dumont_core::blacklist::LossCause;
 use dumont_core::workflow::{Kind, Step};
 use dumont_store::{InstanceRow, SnapshotRow, SnapshotState};
@@ -125,13 +124,10 @@ pub async fn connect(run: &Run, row: &InstanceRow) -> Result<Arc<Link>, LinkErro
     if let Some(link) = run.app.sessions.get(&row.key) {
         return Ok(link);
     }
-    let (Some(host), Some(port)) = (row.ssh_host.clone(), row.ssh_port) else {
+    if row.ssh_host.is_none() {
         return Err(LinkError::Closed("its address is not known".into()));
-    };
-    let endpoints = vec![SshEndpoint { host, port }];
-    let target = run
-        .app
-        .target(endpoints, Access::of(row), &run.workspace.spec.path);
+    }
+    let target = run.app.target_of(row, &run.workspace.spec.path).await;
     let deadline = Instant::now() + RELINK;
     loop {
         match Link::open(&target).await {

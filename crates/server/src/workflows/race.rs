@@ -380,6 +380,13 @@ impl Race<'_> {
                 _ => None,
             })
             .collect();
+        let misdescribed =
+            |lane: &Lane| matches!(&lane.state, LaneState::Out(Some(why)) if why.is_misdescribed());
+        let hint = if self.lanes.iter().any(misdescribed) {
+            "correct what the inventory says of your machine: repeat its `dumont machine add` with another --gpu, or change gpu in the file"
+        } else {
+            "everything rented was given back; try again, or widen the GPU, price or image"
+        };
         StepError::failed(
             "no_machine_ready",
             format!(
@@ -387,7 +394,7 @@ impl Race<'_> {
                 self.lanes.len(),
                 reasons.join("; ")
             ),
-            "everything rented was given back; try again, or widen the GPU, price or image",
+            hint,
         )
     }
 }

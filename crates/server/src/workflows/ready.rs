@@ -8,7 +8,7 @@
 use crate::app::Market;
 use crate::link::{Link, LinkError, Target};
 use crate::providers::listing::pause_after;
-use crate::providers::{Access, ErrorClass, InstanceStatus, ProviderInstance};
+use crate::providers::{Access, ErrorClass, InstanceStatus, ProviderInstance, own};
 use crate::ssh::SshError;
 use dumont_core::blacklist::CudaVersion;
 use dumont_core::driver::{is_too_old, serves};
@@ -44,6 +44,11 @@ impl NotReady {
         self.stage == Stage::Rent && matches!(self.reason, Reason::NoSuchAsk | Reason::Outbid)
     }
 
+    /// Its owner says of it what is not so.
+    pub fn is_misdescribed(&self) -> bool {
+        self.reason == misdescribed()
+    }
+
     /// The provider says that it is stopped, by whomever.
     pub fn is_stopped(&self) -> bool {
         self.reason == Reason::Outbid || self.reason == stopped_while_booting()
@@ -52,6 +57,10 @@ impl NotReady {
 
 fn stopped_while_booting() -> Reason {
     Reason::Other("stopped_while_booting".into())
+}
+
+fn misdescribed() -> Reason {
+    Reason::Other("wrong_description".into())
 }
 
 /// The stage a racer has reached; read by whoever gives it up.
@@ -299,6 +308,18 @@ fn check(facts: &Facts, promise: &Promise) -> Result<(), NotReady> {
     }
     let alike = |name: &str| plain(name).contains(&plain(&offer.gpu_name));
     let found = facts.gpus.iter().filter(|g| alike(&g.name)).count();
+    if found == 0 && offer.machine.provider == own::NAME {
+        let mut shown: Vec<&str> = facts.gpus.iter().map(|g| g.name.as_str()).collect();
+        shown.dedup();
+        return failed(
+            misdescribed(),
+            format!(
+                "nvidia-smi shows {}, the inventory says {}",
+                shown.join(", "),
+                offer.gpu_name
+            ),
+        );
+    }
     if found < offer.gpu_count as usize {
         return failed(
             Reason::GpuNotReady,
@@ -364,6 +385,7 @@ fn plain(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dumont_core::history::Outcome;
     use dumont_core::time::Timestamp;
     use dumont_wire::agent::GpuFact;
 
@@ -492,6 +514,23 @@ mod tests {
         );
         facts.gpus[0].driver_version = "a driver of the future".into();
         assert_eq!(check(&facts, &asked("12.8")), Ok(()));
+    }
+
+    /// Its owner said what it has, so it cannot have promised anything else.
+    #[test]
+    fn a_machine_of_ones_own_is_not_blamed_for_what_was_said_of_it() {
+        let mut told = promise("RTX 4090", 1);
+        told.offer.machine = "ssh:a".parse().unwrap();
+        let why = check(&facts(&["RTX 3090", "RTX 3090"], 2_000), &told).unwrap_err();
+        assert!(why.is_misdescribed() && why.reason.outcome() == Outcome::NotHost);
+        assert_eq!(
+            why.message,
+            "nvidia-smi shows RTX 3090, the inventory says RTX 4090"
+        );
+        // One of several is gone: that is no word of the owner's.
+        told.offer.gpu_count = 2;
+        let why = check(&facts(&["RTX 4090"], 2_000), &told).unwrap_err();
+        assert_eq!(why.reason, Reason::GpuNotReady);
     }
 
     #[test]

@@ -9,6 +9,7 @@
     reason = "a test that cannot set up its world fails"
 )]
 
+mod address;
 #[path = "../world/mod.rs"]
 mod world;
 

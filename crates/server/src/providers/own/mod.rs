@@ -21,6 +21,7 @@ use super::{
 };
 use crate::ssh::{Connection, SshError, connect, public_line};
 use async_trait::async_trait;
+use dumont_core::id::MachineRef;
 use dumont_core::offer::Offer;
 use dumont_core::own_machine::{OwnMachine, PROVIDER};
 use dumont_core::time::Timestamp;
@@ -60,24 +61,35 @@ impl OwnMachines {
         }
     }
 
-    /// Logs in, with the host key that the machine had before.
+    /// Logs in, with the host key that the machine had before. What lives on it is reached there
+    /// from then on: its address may have been corrected.
     async fn log_in(&self, machine: &OwnMachine) -> Result<Connection, ProviderError> {
         let endpoint = endpoint(machine);
-        let at = endpoint.to_string();
-        let told = machine.host_key.as_deref().and_then(bare_key);
-        let pinned = match told {
-            Some(key) => Some(key),
-            None => self.store.pinned_host_key(&at).await.map_err(database)?,
-        };
+        let pinned = self.pinned(machine).await.map_err(database)?;
         let connection = connect(&endpoint, &machine.user, &self.key, pinned.as_deref(), None)
             .await
             .map_err(|e| self.refused(machine, &e))?;
+        let now = Timestamp::from_system(SystemTime::now());
         if pinned.is_none() {
-            let now = Timestamp::from_system(SystemTime::now());
+            let at = endpoint.to_string();
             let pinning = self.store.pin_host_key(&at, connection.host_key(), now);
             pinning.await.map_err(database)?;
         }
+        let reached = self.store.machine_reached(machine, connection.host_key(), now);
+        reached.await.map_err(database)?;
         Ok(connection)
+    }
+
+    /// The key that it must show: the one that was told, else that of the machine which a workspace
+    /// lives on, else what was seen first at its address.
+    async fn pinned(&self, machine: &OwnMachine) -> Result<Option<String>, dumont_store::Error> {
+        if let Some(told) = told_key(machine) {
+            return Ok(Some(told));
+        }
+        match self.store.lived_on_host_key(&machine.machine).await? {
+            Some(key) => Ok(Some(key)),
+            None => self.store.pinned_host_key(&endpoint(machine).to_string()).await,
+        }
     }
 
     fn refused(&self, machine: &OwnMachine, error: &SshError) -> ProviderError {
@@ -93,7 +105,8 @@ impl OwnMachines {
             SshError::HostKeyChanged { .. } => ProviderError {
                 class: ErrorClass::Auth,
                 message: format!(
-                    "{name}: {error}; if it was installed anew, tell its new key (--host-key, or host_key in the file)"
+                    "{name}: {error}; correct its address (--host, --port), or if it was installed anew, tell its new key \
+                     (--host-key, or host_key in the file)"
                 ),
             },
             other => failed(ErrorClass::Transient, format!("{name}: {other}")),
@@ -115,11 +128,20 @@ impl OwnMachines {
 
     /// How a lease's machine is reached now: its address and host key may have been corrected.
     async fn reached(&self, lease: &LeaseRow) -> OwnMachine {
+        let now = self.described(&lease.machine.machine).await;
+        now.unwrap_or_else(|| lease.machine.clone())
+    }
+
+    async fn described(&self, machine: &MachineRef) -> Option<OwnMachine> {
         let known = self.known().await.unwrap_or_default();
-        let now = known
-            .into_iter()
-            .find(|k| k.machine.machine == lease.machine.machine);
-        now.map_or_else(|| lease.machine.clone(), |k| k.machine)
+        let now = known.into_iter().find(|k| k.machine.machine == *machine);
+        now.map(|k| k.machine)
+    }
+
+    /// Where its owner says that a machine is, and the host key where that was told, too.
+    pub async fn address(&self, machine: &MachineRef) -> Option<(SshEndpoint, Option<String>)> {
+        let described = self.described(machine).await?;
+        Some((endpoint(&described), told_key(&described)))
     }
 
     /// The lease's directory on the machine, made if need be.
@@ -225,7 +247,7 @@ fn shown(
         access: Access {
             user: Some(machine.user.clone()),
             home,
-            host_key: machine.host_key.as_deref().and_then(bare_key),
+            host_key: told_key(machine),
         },
         price: machine.price,
         storage: None,
@@ -237,6 +259,10 @@ fn shown(
 pub fn bare_key(line: &str) -> Option<String> {
     let key = PublicKey::from_openssh(line.trim()).ok()?;
     public_line(&PublicKey::new(key.key_data().clone(), "")).ok()
+}
+
+fn told_key(machine: &OwnMachine) -> Option<String> {
+    machine.host_key.as_deref().and_then(bare_key)
 }
 
 fn endpoint(machine: &OwnMachine) -> SshEndpoint {
