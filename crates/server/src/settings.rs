@@ -83,6 +83,8 @@ pub struct Timing {
     /// How long our key may be refused after that: keys take a while to reach a machine
     /// (reported: up to 180 s), which is not the machine's fault.
     pub key_grace: Duration,
+    /// What a machine that was rented before a crash gets at least after it, however long we were away.
+    pub second_look: Duration,
     /// A workflow's lease; a crashed controller's work is taken over after it.
     pub lease: Duration,
     /// Between two rounds of the reaper.
@@ -104,6 +106,7 @@ impl Default for Timing {
             listing: Duration::from_secs(1),
             ssh_grace: Duration::from_secs(120),
             key_grace: Duration::from_secs(180),
+            second_look: Duration::from_secs(60),
             lease: Duration::from_secs(15),
             reap: Duration::from_secs(10),
             schedule: Duration::from_secs(10),

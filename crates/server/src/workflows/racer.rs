@@ -13,6 +13,7 @@ use dumont_core::history::Reason;
 use dumont_core::spec::WorkspaceSpec;
 use dumont_store::{InstanceRow, InstanceState};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::select;
 use tokio_util::sync::CancellationToken;
 
@@ -60,8 +61,8 @@ impl Racer {
             offer: self.row.offer.clone(),
             disk_bytes: self.disk_bytes,
             cuda: self.spec.gpu.cuda,
-            ssh_grace: self.app.config.timing.ssh_grace,
-            key_grace: self.app.config.timing.key_grace,
+            ssh_grace: self.left_of(self.app.config.timing.ssh_grace),
+            key_grace: self.left_of(self.app.config.timing.key_grace),
             public_key: self.app.public_key.clone(),
         };
         let target = self
@@ -78,6 +79,16 @@ impl Racer {
                 Err(message) => self.out(Reason::Cancelled, message),
             },
         }
+    }
+
+    /// What a crash left of a grace: when the machine came up is not known, when it was rented is.
+    fn left_of(&self, grace: Duration) -> Duration {
+        let Some(rented) = self.row.rented_at.filter(|_| self.resumed) else {
+            return grace;
+        };
+        let waited = self.app.now().millis_since(rented).max(0).unsigned_abs();
+        let least = self.app.config.timing.second_look.min(grace);
+        grace.saturating_sub(Duration::from_millis(waited)).max(least)
     }
 
     async fn rent(&self) -> Result<String, End> {

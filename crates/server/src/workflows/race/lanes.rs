@@ -17,9 +17,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// What a machine that was rented before a crash gets at least after it.
-const SECOND_LOOK: Duration = Duration::from_secs(60);
-
 /// One machine in the race, as its driver sees it.
 pub(super) struct Lane {
     pub(super) row: InstanceRow,
@@ -65,8 +62,8 @@ impl Race<'_> {
             .millis_since(row.created_at)
             .max(0)
             .unsigned_abs();
-        // It gets a moment to be looked at, however long we were away ourselves.
-        let waited = Duration::from_millis(waited).min(self.plan.patience().saturating_sub(SECOND_LOOK));
+        let second_look = self.run.app.config.timing.second_look;
+        let waited = Duration::from_millis(waited).min(self.plan.patience().saturating_sub(second_look));
         let lane = Lane {
             started: Instant::now().checked_sub(waited).unwrap_or_else(Instant::now),
             stage: StageCell::default(),
