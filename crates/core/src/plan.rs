@@ -47,7 +47,7 @@ pub enum Racer {
 }
 
 /// Whether the race may rent another one after these.
-fn may_rent(max_rents: usize, racers: impl Iterator<Item = Racer> + Clone) -> bool {
+pub fn may_rent(max_rents: usize, racers: impl Iterator<Item = Racer> + Clone) -> bool {
     let rented = racers.clone().filter(|r| *r != Racer::Refused).count();
     rented < max_rents && racers.count() < 2 * max_rents
 }

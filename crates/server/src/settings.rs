@@ -85,6 +85,8 @@ pub struct Timing {
     pub key_grace: Duration,
     /// What a machine that was rented before a crash gets at least after it, however long we were away.
     pub second_look: Duration,
+    /// Between two searches of a race that has tried all it found.
+    pub search_again: Duration,
     /// A workflow's lease; a crashed controller's work is taken over after it.
     pub lease: Duration,
     /// Between two rounds of the reaper.
@@ -107,6 +109,7 @@ impl Default for Timing {
             ssh_grace: Duration::from_secs(120),
             key_grace: Duration::from_secs(180),
             second_look: Duration::from_secs(60),
+            search_again: Duration::from_secs(60),
             lease: Duration::from_secs(15),
             reap: Duration::from_secs(10),
             schedule: Duration::from_secs(10),

@@ -327,3 +327,44 @@ async fn bad_requests_get_clear_errors() {
             .is_success()
     );
 }
+
+/// Machines that can be rented now, each with an offer.
+async fn on_offer(world: &World) -> Vec<(String, String)> {
+    let offers = world.get("/instances/offers").await;
+    let all = offers["items"].as_array().unwrap().iter();
+    all.map(|o| (o["machine_id"].as_str().unwrap().to_owned(), o["id"].to_string()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_race_that_has_tried_all_it_found_looks_again() {
+    let world = World::with(0.0, 2).await;
+    let often = |w: &mut World| w.timing.search_again = std::time::Duration::from_secs(2);
+    let world = world.reconfigured(often).await;
+    let http = reqwest::Client::new();
+    let first = on_offer(&world).await[0].0.clone();
+    // Somebody else has the rest for now.
+    let mut others = Vec::new();
+    while let Some((_, offer)) = on_offer(&world).await.into_iter().find(|(m, _)| *m != first) {
+        let url = format!("{}/api/v0/asks/{offer}/", world.market.url());
+        let order = json!({"image": "x", "disk": 10, "runtype": "ssh_proxy", "label": "another's"});
+        let request = http.put(url).bearer_auth("test-key").json(&order);
+        let answer: Value = request.send().await.unwrap().json().await.unwrap();
+        others.push(answer["new_contract"].as_u64().unwrap());
+    }
+    assert!(!others.is_empty());
+    world.arm(json!({ "fault": "ssh_dead" })).await;
+    let mut wanted = spec("patient");
+    wanted["failover"] = json!({ "racers": 2 });
+    let created = world.post("/workspaces", json!({ "spec": wanted })).await;
+    world.settles_at(1 + others.len() as u64).await;
+    for id in others {
+        let url = format!("{}/api/v0/instances/{id}/", world.market.url());
+        http.delete(url).bearer_auth("test-key").send().await.unwrap();
+    }
+    world.done(&created["workflow_id"]).await;
+    let workspace = world.get("/workspaces/patient").await;
+    let first = format!("vast:{first}");
+    assert_ne!(workspace["instance"]["machine"], first, "{workspace:#}");
+    world.settles_at(1).await;
+}

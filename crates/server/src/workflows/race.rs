@@ -8,7 +8,7 @@
 mod lanes;
 
 use super::racer::End;
-use super::search::provider_failure;
+use super::search::{self, provider_failure};
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult};
 use crate::history::{self, Expected};
@@ -34,6 +34,9 @@ use ulid::Ulid;
 
 /// A create takes so long to reach the provider's listing of offers, at most.
 const UNDER_WAY: Duration = Duration::from_secs(5);
+
+/// How long more offers are looked for: the race stands still meanwhile.
+const SEARCH: Duration = Duration::from_secs(10);
 
 /// A race that waits for the account is judged anew after this, whatever happens.
 const RETHINK: Duration = Duration::from_secs(1);
@@ -85,6 +88,7 @@ impl Plan {
 
 struct Race<'a> {
     run: &'a Run,
+    state: &'a Placement,
     plan: Plan,
     curves: Arc<BootCurves>,
     expected: BTreeMap<MachineRef, Expected>,
@@ -98,6 +102,8 @@ struct Race<'a> {
     /// What other races have asked for after this key, which is about when ours were found.
     found_at: Option<String>,
     claims: HashMap<MachineRef, Claim>,
+    /// When offers were looked for last; a race that is taken up again has just begun to wait.
+    searched: Instant,
     disk_bytes: u64,
     ended: mpsc::Sender<Ended>,
     ends: mpsc::Receiver<Ended>,
@@ -114,6 +120,7 @@ pub async fn run(run: &mut Run) -> StepResult {
     let (ended, ends) = mpsc::channel(64);
     let mut race = Race {
         run,
+        state: &state,
         plan: Plan::of(run, &state, &curves),
         curves,
         expected: state.expected.clone(),
@@ -124,6 +131,7 @@ pub async fn run(run: &mut Run) -> StepResult {
         tried: HashSet::new(),
         found_at: (state.searched_at > Timestamp(0)).then(|| key_of(state.searched_at)),
         claims: HashMap::new(),
+        searched: Instant::now(),
         disk_bytes,
         ended,
         ends,
@@ -177,8 +185,12 @@ impl Race<'_> {
                 Move::Rent => self.rent_when_due().await?,
                 Move::GiveUp(at) => self.give_up(at).await?,
                 Move::Drop(at) => self.drop_out(at).await?,
+                Move::Wait(most) => match self.search_in() {
+                    Some(Duration::ZERO) => self.search_again().await?,
+                    due => self.wait(due.map_or(most, |due| due.min(most))).await?,
+                },
+                Move::Exhausted if self.search_in() == Some(Duration::ZERO) => self.search_again().await?,
                 Move::Exhausted => return Err(self.exhausted()),
-                Move::Wait(most) => self.wait(most).await?,
             }
         }
     }
@@ -346,6 +358,50 @@ impl Race<'_> {
         self.launch(row, false);
         self.run.say(line).await;
         Ok(())
+    }
+
+    /// When it is time to look for more, where all that was found was tried and more may be rented.
+    fn search_in(&self) -> Option<Duration> {
+        let max_rents = match &self.plan {
+            Plan::Fixed(settings) => settings.max_rents,
+            Plan::Adaptive(settings) => settings.max_rents,
+        };
+        let more = self.state.machine.is_none()
+            && self.capped.is_none()
+            && self.account.is_empty()
+            && self.pick(|_| true).is_none()
+            && plan::may_rent(max_rents, self.view().iter().copied());
+        let every = self.run.app.config.timing.search_again;
+        more.then(|| every.saturating_sub(self.searched.elapsed()))
+    }
+
+    /// An end of a racer's goes first; the search is then begun anew.
+    async fn search_again(&mut self) -> Result<(), StepError> {
+        let (run, state) = (self.run, self.state);
+        let tried = self.tried.clone();
+        let known = move |m: &MachineRef| tried.contains(m) || state.lost_machine() == Some(m);
+        let found = select! {
+            biased;
+            Some((key, end)) = self.ends.recv() => return self.ended(&key, end).await,
+            found = timeout(SEARCH, search::again(run, known)) => found,
+        };
+        self.searched = Instant::now();
+        match found {
+            Ok(Ok(found)) => {
+                if !found.is_empty() {
+                    run.say(format!("{} more machines are on offer", found.len()))
+                        .await;
+                }
+                for one in found {
+                    self.expected.insert(one.offer.machine.clone(), one.expected);
+                    self.offers.push(one.offer);
+                }
+                Ok(())
+            }
+            Ok(Err(StepError::Store(error))) => Err(error.into()),
+            // It was said in the log, or comes again.
+            Ok(Err(StepError::Failed(_))) | Err(_) => Ok(()),
+        }
     }
 
     async fn wait(&mut self, most: Duration) -> Result<(), StepError> {

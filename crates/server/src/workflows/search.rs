@@ -47,9 +47,7 @@ pub async fn run(run: &mut Run) -> StepResult {
     state.searched_at = run.app.now();
     let mut offers = ask(run, None).await?;
     let found = offers.len();
-    if let Some(lost) = state.loss.as_ref().and_then(|l| l.machine.as_ref()) {
-        offers.retain(|o| o.machine != *lost);
-    }
+    offers.retain(|o| Some(&o.machine) != state.lost_machine());
     let candidates = candidates(run, offers).await?;
     let now = run.app.now();
     let bars: Vec<Bar> = candidates.iter().map(|c| c.bar).collect();
@@ -94,6 +92,20 @@ pub async fn run(run: &mut Run) -> StepResult {
     Ok(Flow::Next)
 }
 
+/// For a race that has tried all it had: what is offered now beside those, best first. Blocked ones
+/// had their chance in the first search.
+pub(super) async fn again(
+    run: &Run,
+    known: impl Fn(&MachineRef) -> bool,
+) -> Result<Vec<Candidate>, StepError> {
+    let mut offers = ask(run, None).await?;
+    offers.retain(|o| !known(&o.machine));
+    let mut candidates = candidates(run, offers).await?;
+    candidates.retain(|c| c.bar.entry.is_none() && !c.bar.soft);
+    candidates.truncate(KEPT);
+    Ok(candidates)
+}
+
 /// Keeps offers for the race, with what is expected of each.
 pub(super) fn choose<'a>(state: &mut Placement, chosen: impl Iterator<Item = &'a Candidate> + Clone) {
     let expected = |c: &Candidate| (c.offer.machine.clone(), c.expected);
@@ -104,7 +116,7 @@ pub(super) fn choose<'a>(state: &mut Placement, chosen: impl Iterator<Item = &'a
 /// One machine to choose, by its best offer.
 pub(super) struct Candidate {
     pub offer: Offer,
-    expected: Expected,
+    pub expected: Expected,
     bar: Bar,
     /// The entry's own words, and the record behind the level.
     reason: Option<String>,

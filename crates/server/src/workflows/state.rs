@@ -67,6 +67,11 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// The machine that a failover leaves.
+    pub fn lost_machine(&self) -> Option<&MachineRef> {
+        self.loss.as_ref()?.machine.as_ref()
+    }
+
     /// Does it restore only a part of the snapshot?
     pub fn is_part(&self) -> bool {
         !(self.include.is_empty() && self.exclude.is_empty())
