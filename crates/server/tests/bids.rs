@@ -310,7 +310,7 @@ async fn a_failover_that_a_person_starts_has_it_back_as_well() {
     fs::write(world.workspace_dir(&id).await.join("new.txt"), "kept").unwrap();
     stop(&world, &id).await;
     let why = gives_up(&world).await;
-    assert!(why.contains("is lost (user_stop)"), "{why}");
+    assert!(why.contains("is lost (stopped in the account)"), "{why}");
     let started = world.post("/workspaces/train/failover", json!({})).await;
     world.done(&started["workflow_id"]).await;
     let workspace = world.get("/workspaces/train").await;

@@ -329,9 +329,11 @@ async fn fail_over(
                 workspace.name
             )
         } else {
-            let (why, then) = match cause.filter(|c| *c != LossCause::Host) {
-                Some(cause) => (cause.as_str(), "has it back, or moves it"),
-                None => (trigger, "moves it"),
+            let (why, then) = match cause {
+                // Which of the two, a start would tell.
+                Some(LossCause::Outbid) => ("outbid or stopped in the account", "has it back, or moves it"),
+                Some(LossCause::UserStop) => ("stopped in the account", "has it back, or moves it"),
+                _ => (trigger, "moves it"),
             };
             format!(
                 "its machine {} is lost ({why}); `dumont failover run {}` {then}",

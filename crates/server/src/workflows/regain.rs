@@ -18,6 +18,7 @@ use crate::link::Link;
 use crate::providers::{Access, ErrorClass, InstanceStatus, ProviderInstance};
 use dumont_core::bid::{Allowed, raise};
 use dumont_core::blacklist::LossCause;
+use dumont_core::detect::Cause;
 use dumont_core::offer::Offer;
 use dumont_core::workflow::Step;
 use dumont_store::{InstanceRow, InstanceState};
@@ -67,6 +68,11 @@ pub async fn start(run: &mut Run, state: &mut Placement) -> Result<Started, Step
     };
     if matches!(state.remedy, Some(Remedy::Bid(_))) {
         return Ok(Started::Outbid { wins: None });
+    }
+    let gone = [Cause::ProviderSaysOffline, Cause::ProviderSaysGone];
+    if gone.iter().any(|said| said.as_str() == loss.trigger) {
+        // The provider was asked a moment ago, and a second question would have to wait.
+        return Ok(Started::Gone);
     }
     let seen = asked(run, &row).await?;
     let Some(cause) = cause(state, &loss, seen.as_ref()) else {

@@ -12,6 +12,7 @@ use dumont_core::level::rate_colour;
 use dumont_wire::history::{AttemptsQuery, DayRate, MachineAttempt, MachineHistory};
 use dumont_wire::rest::Page;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// What `--json` prints: the two answers it is made of.
 #[derive(Serialize)]
@@ -92,10 +93,23 @@ fn facts(machine: &MachineRef, history: &MachineHistory, attempts: &[MachineAtte
         pairs.push(("trend", trend(&history.days)));
     }
     pairs.push(("boot", boots(history, attempts)));
+    if !history.interrupts.is_empty() {
+        pairs.push(("lost", losses(history)));
+    }
     if let Some(last) = s.last_attempt_at {
         pairs.push(("last try", output::ago(last)));
     }
     output::facts(&pairs);
+}
+
+/// How often it went after it was ready, and by whom.
+fn losses(history: &MachineHistory) -> String {
+    let mut causes: BTreeMap<_, usize> = BTreeMap::new();
+    for loss in &history.interrupts {
+        *causes.entry(loss.cause).or_default() += 1;
+    }
+    let causes: Vec<_> = causes.iter().map(|(cause, n)| format!("{n} {cause}")).collect();
+    format!("{} in the last 30 days", causes.join(", "))
 }
 
 fn dim_counts(history: &MachineHistory) -> String {
