@@ -18,13 +18,18 @@ const INTERVALS: [(&str, i64); 7] = [
 const SEARCHES: usize = 10;
 const MINUTE: i64 = 60_000;
 
-/// The most by which `times` are ever more than one each `interval` from any of them on.
-fn excess(times: &[i64], interval: i64) -> usize {
+/// By how much a request may leave later than its turn, on a machine that is busy: those after it keep
+/// their turns, and come the nearer.
+const LATE: i64 = 250;
+
+/// The most by which `times` are ever more than one each `interval` from any of them on, and which those are.
+fn excess(times: &[i64], interval: i64, late: i64) -> (usize, &[i64]) {
     let after = |from: usize| {
-        let span = move |to: usize| usize::try_from((times[to] - times[from]) / interval).unwrap_or(0);
-        (from..times.len().min(from + 50)).map(move |to| (to - from).saturating_sub(span(to)))
+        let span = move |to: usize| usize::try_from((times[to] - times[from] + late) / interval).unwrap_or(0);
+        (from..times.len().min(from + 50)).map(move |to| ((to - from).saturating_sub(span(to)), from, to))
     };
-    (0..times.len()).flat_map(after).max().unwrap_or(0)
+    let worst = (0..times.len()).flat_map(after).max_by_key(|(over, ..)| *over);
+    worst.map_or((0, &[]), |(over, from, to)| (over, &times[from..=to]))
 }
 
 /// The most in any window of this length.
@@ -48,8 +53,9 @@ type Asked = BTreeMap<String, Vec<(i64, bool)>>;
 
 impl Chaos {
     /// Never more than one request over the budget, in the market's eyes and with what the weather
-    /// moved or doubled left out. With the documented limits, what was refused all the same was
-    /// refused because of those; shorter distances have less to spare than a busy machine needs.
+    /// moved or doubled left out; each may be a quarter of a second late. With the documented limits, what was
+    /// refused all the same was refused because of those; shorter distances have less to spare than a busy
+    /// machine needs.
     pub fn judge_pace(&self, limits: &str) {
         let factor: f64 = match limits {
             "documented" => 1.0,
@@ -61,11 +67,15 @@ impl Chaos {
             let times: Vec<i64> = all.iter().map(|(at, _)| *at).collect();
             let empty = Vec::new();
             let moved = moved.get(endpoint).unwrap_or(&empty);
-            let (over, memory) = match INTERVALS.iter().find(|(name, _)| name == endpoint) {
-                Some((_, interval)) => (excess(&times, scaled(*interval)), scaled(interval * 4)),
+            let (over, memory, crowded) = match INTERVALS.iter().find(|(name, _)| name == endpoint) {
+                Some((_, interval)) => {
+                    let (over, crowded) = excess(&times, scaled(*interval), LATE);
+                    (over, scaled(interval * 4), crowded)
+                }
                 None => (
                     crowd(&times, scaled(MINUTE)).saturating_sub(SEARCHES),
                     scaled(MINUTE),
+                    &[][..],
                 ),
             };
             let refused = all.iter().filter(|(_, refused)| *refused).map(|(at, _)| *at);
@@ -79,9 +89,10 @@ impl Chaos {
                 explained.len(),
                 own.len(),
             );
-            // Distances of a tenth of a second are as short as a busy machine's delays.
-            let most = if memory < 800 { 2 } else { 1 };
-            assert!(over <= most, "{endpoint} was asked {over} times too often");
+            assert!(
+                over <= 1,
+                "{endpoint} was asked {over} times too often: {crowded:?}"
+            );
             let few = own.len() <= 2 + times.len() / 100;
             assert!(few || factor < 1.0, "{endpoint} was refused at {own:?}");
         }
@@ -111,8 +122,11 @@ impl Chaos {
 
 #[test]
 fn one_over_is_seen() {
-    assert_eq!(excess(&[0, 100, 200, 300], 100), 0);
-    assert_eq!(excess(&[0, 95, 195, 295], 100), 1);
-    assert_eq!(excess(&[0, 10, 20, 300], 100), 2);
+    let over = |times: &[i64], late| excess(times, 100, late).0;
+    assert_eq!(over(&[0, 100, 200, 300], 0), 0);
+    assert_eq!(over(&[0, 95, 195, 295], 0), 1);
+    assert_eq!(excess(&[0, 10, 20, 300], 100, 0), (2, &[0, 10, 20][..]));
+    assert_eq!(over(&[0, 10, 20, 300], 100), 1);
+    assert_eq!(over(&[0, 10, 20, 30, 40], 250), 2);
     assert_eq!(crowd(&[0, 10, 20, 60, 61], 60), 4);
 }
