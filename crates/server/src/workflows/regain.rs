@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const LONG: Duration = Duration::from_secs(300);
 /// For how long the provider may go on to say that it stands still, though it took the start.
 const EFFECT: Duration = Duration::from_secs(20);
+/// How long the provider may take to say how it is.
+const ANSWER: Duration = Duration::from_secs(3);
 /// Between two looks at a machine that is still the other's.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -61,23 +63,39 @@ pub async fn note(run: &Run, loss: &mut Loss) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Starts the machine that was lost, if by the provider's word it only stands still.
-pub async fn start(run: &mut Run, state: &mut Placement) -> Result<Started, StepError> {
+/// The lost machine, where it only stands still.
+pub struct Halted {
+    row: InstanceRow,
+    cause: LossCause,
+    seen: Option<ProviderInstance>,
+}
+
+/// Whether the machine that was lost only stands still, by the provider's word. A provider that takes long
+/// does not hold up the search for another.
+pub async fn look(run: &Run, state: &Placement) -> Result<Option<Halted>, StepError> {
     let Some((loss, row)) = lost(run, state).await? else {
-        return Ok(Started::Gone);
+        return Ok(None);
     };
-    if matches!(state.remedy, Some(Remedy::Bid(_))) {
-        return Ok(Started::Outbid { wins: None });
-    }
     let gone = [Cause::ProviderSaysOffline, Cause::ProviderSaysGone];
     if gone.iter().any(|said| said.as_str() == loss.trigger) {
         // The provider was asked a moment ago, and a second question would have to wait.
-        return Ok(Started::Gone);
+        return Ok(None);
     }
-    let seen = asked(run, &row).await?;
-    let Some(cause) = cause(state, &loss, seen.as_ref()) else {
-        return Ok(Started::Gone);
-    };
+    if matches!(state.remedy, Some(Remedy::Bid(_))) {
+        let (cause, seen) = (LossCause::Outbid, None);
+        return Ok(Some(Halted { row, cause, seen }));
+    }
+    let seen = timeout(ANSWER, asked(run, &row)).await.unwrap_or(Ok(None))?;
+    let cause = cause(state, &loss, seen.as_ref());
+    Ok(cause.map(|cause| Halted { row, cause, seen }))
+}
+
+/// Starts it.
+pub async fn start(run: &mut Run, state: &mut Placement, standing: Halted) -> Result<Started, StepError> {
+    let Halted { row, cause, seen } = standing;
+    if matches!(state.remedy, Some(Remedy::Bid(_))) {
+        return Ok(Started::Outbid { wins: None });
+    }
     note_cause(state, cause);
     let wins = seen.as_ref().and_then(|i| i.min_bid);
     let is_outbid = |i: &ProviderInstance| i.status == InstanceStatus::Outbid;

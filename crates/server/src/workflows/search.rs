@@ -4,7 +4,7 @@
 //! curve of machines like it. Where blocks would leave less than a race needs, `core` lets some
 //! in, and the workflow's log says so.
 
-use super::regain::{self, Started};
+use super::regain::{self, Halted, Started};
 use super::state::Placement;
 use super::{Flow, Run, StepError, StepResult, named};
 use crate::history::{self, Expected};
@@ -19,7 +19,9 @@ use dumont_core::spec::Providers;
 use dumont_core::time::Timestamp;
 use dumont_core::workflow::Step;
 use dumont_store::Block;
+use futures::future::{Either, select as either};
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -40,12 +42,20 @@ pub async fn run(run: &mut Run) -> StepResult {
     if let Some(machine) = state.machine.clone() {
         return named::run(run, state, &machine).await;
     }
-    let started = regain::start(run, &mut state).await?;
-    if matches!(started, Started::Back) {
-        return Ok(Flow::Goto(Step::Start));
-    }
     state.searched_at = run.app.now();
-    let mut offers = ask(run, None).await?;
+    let mut started = Started::Gone;
+    let mut offers = match lost_or_offers(run, &state).await? {
+        Found::Offers(offers) => offers,
+        Found::Halted(halted) => {
+            started = regain::start(run, &mut state, *halted).await?;
+            if matches!(started, Started::Back) {
+                return Ok(Flow::Goto(Step::Start));
+            }
+            // It may have taken a minute.
+            state.searched_at = run.app.now();
+            ask(run, None).await?
+        }
+    };
     let found = offers.len();
     offers.retain(|o| Some(&o.machine) != state.lost_machine());
     let candidates = candidates(run, offers).await?;
@@ -219,6 +229,28 @@ async fn warn_of(run: &Run, best: &Candidate) -> Result<(), StepError> {
     ))
     .await;
     Ok(())
+}
+
+enum Found {
+    /// The machine that was lost stands still: it is to be had back first.
+    Halted(Box<Halted>),
+    Offers(Vec<Offer>),
+}
+
+/// Looks at what was lost and for something else at once, for most that are lost do not come back.
+async fn lost_or_offers(run: &Run, state: &Placement) -> Result<Found, StepError> {
+    let (look, search) = (pin!(regain::look(run, state)), pin!(ask(run, None)));
+    let (halted, offers) = match either(look, search).await {
+        Either::Left((halted, search)) => match halted? {
+            None => (None, search.await),
+            Some(halted) => return Ok(Found::Halted(Box::new(halted))),
+        },
+        Either::Right((offers, look)) => (look.await?, offers),
+    };
+    match halted {
+        Some(halted) => Ok(Found::Halted(Box::new(halted))),
+        None => offers.map(Found::Offers),
+    }
 }
 
 pub(super) async fn ask(run: &Run, machine: Option<&MachineRef>) -> Result<Vec<Offer>, StepError> {
