@@ -15,6 +15,7 @@ use dumont_core::spec::Interruptible;
 use dumont_store::InstanceRow;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// What to search for. Everything is checked again on the answer: providers do not always
 /// apply their own filters.
@@ -62,7 +63,7 @@ impl Verified {
 }
 
 /// One rent: what to put where. `label` is unique to this rent.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct RentRequest {
     pub offer: Offer,
     pub label: String,
@@ -76,6 +77,8 @@ pub struct RentRequest {
     pub bid: Option<f64>,
     /// It stops itself when no controller was there for so long, where the provider lets it.
     pub lease: Option<Duration>,
+    /// Cancelled when nobody wants it any more: what was refused for coming too early is not sent again.
+    pub withdrawn: CancellationToken,
 }
 
 /// What an instance is doing, folded from the provider's words.

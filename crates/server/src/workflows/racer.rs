@@ -35,7 +35,7 @@ pub struct Racer {
     /// Bytes the restore needs on its disk.
     pub disk_bytes: u64,
     pub stage: StageCell,
-    /// Stops the waiting, never the rent.
+    /// Stops the waiting, never a rent that is on its way.
     pub abandon: CancellationToken,
     /// After a crash the rent may have happened already: look before renting.
     pub resumed: bool,
@@ -152,6 +152,7 @@ impl Racer {
             onstart: String::new(),
             bid: self.row.offer.bid,
             lease: self.row.lease(),
+            withdrawn: self.abandon.clone(),
         };
         let error = match market.provider.rent(&request).await {
             Ok(instance_id) => return Ok(instance_id),

@@ -53,6 +53,7 @@ impl Own {
             onstart: String::new(),
             bid: None,
             lease: None,
+            withdrawn: Default::default(),
         };
         let instance_id = vast.rent(&request).await.unwrap();
         vast.attach_key(&instance_id, &line).await.unwrap();

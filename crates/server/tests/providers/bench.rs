@@ -113,6 +113,7 @@ impl Bench {
             onstart: String::new(),
             bid: None,
             lease: None,
+            withdrawn: Default::default(),
         }
     }
 

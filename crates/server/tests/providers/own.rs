@@ -51,6 +51,7 @@ impl Scene {
             onstart: String::new(),
             bid: None,
             lease: None,
+            withdrawn: Default::default(),
         };
         self.own.rent(&request).await.unwrap()
     }

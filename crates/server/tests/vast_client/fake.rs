@@ -193,6 +193,7 @@ pub fn request() -> RentRequest {
         onstart: "echo up".into(),
         bid: None,
         lease: None,
+        withdrawn: Default::default(),
     }
 }
 

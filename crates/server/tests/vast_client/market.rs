@@ -61,6 +61,7 @@ impl Scene {
             onstart: String::new(),
             bid: None,
             lease: None,
+            withdrawn: Default::default(),
         };
         self.client.rent(&request).await
     }

@@ -303,6 +303,23 @@ async fn rate_limits_are_waited_out_and_then_told() {
     assert_eq!((fake.count("PUT", ASK), fake.seen().len()), (4, 4));
 }
 
+/// What was refused is not sent again for a race that is over: its machine would be nobody's.
+#[tokio::test]
+async fn a_rent_that_nobody_wants_any_more_is_not_sent_again() {
+    let too_early = |_: &Seen| Reply::Header(429, "retry-after", "0.3".into(), json!({}));
+    let fake = server(too_early, |_| listing(vec![])).await;
+    let (client, request) = (fake.client(), request());
+    let withdrawn = request.withdrawn.clone();
+    let rent = client.rent(&request);
+    let over = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        withdrawn.cancel();
+    };
+    let (rented, ()) = tokio::join!(rent, over);
+    assert!(matches!(class(rented), ErrorClass::RateLimited { .. }));
+    assert_eq!(fake.seen().len(), 1);
+}
+
 #[tokio::test]
 async fn retry_after_is_honoured_up_to_a_minute() {
     let reply = |s: &Seen| match s.nth {

@@ -15,6 +15,7 @@ use serde_json::Value;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio_util::sync::CancellationToken;
 
 /// Listings and searches; a page of 25 instances or 64 offers is some 200 KB.
 const MAX_LISTING: usize = 8 * 1024 * 1024;
@@ -37,6 +38,8 @@ pub struct Call<'a> {
     /// What it is limited with; none is not limited.
     endpoint: Option<Endpoint>,
     due: bool,
+    /// Cancelled when nobody wants it any more.
+    withdrawn: Option<CancellationToken>,
 }
 
 impl<'a> Call<'a> {
@@ -51,6 +54,7 @@ impl<'a> Call<'a> {
             harmless,
             endpoint: None,
             due: false,
+            withdrawn: None,
         }
     }
 
@@ -64,6 +68,19 @@ impl<'a> Call<'a> {
     pub fn due(mut self) -> Self {
         self.due = true;
         self
+    }
+
+    /// It is not sent again once that is cancelled.
+    pub fn unless(mut self, withdrawn: &CancellationToken) -> Self {
+        self.withdrawn = Some(withdrawn.clone());
+        self
+    }
+
+    async fn withdrawn(&self) {
+        match &self.withdrawn {
+            Some(withdrawn) => withdrawn.cancelled().await,
+            None => std::future::pending().await,
+        }
     }
 
     pub fn query(mut self, name: &'a str, value: impl Into<String>) -> Self {
@@ -200,13 +217,11 @@ impl Http {
     /// The answer, after waiting for its turn and waiting out rate limits.
     pub async fn answer(&self, call: Call<'_>) -> Result<Answer, Lost> {
         let mut waits = self.backoff.iter();
-        let (mut may_repeat, mut due) = (call.harmless, call.due);
+        let mut may_repeat = call.harmless;
+        if !call.due {
+            self.turn(&call).await?;
+        }
         loop {
-            if let Some(endpoint) = call.endpoint
-                && !std::mem::take(&mut due)
-            {
-                self.budget.turn(endpoint).await.map_err(Lost::unsent)?;
-            }
             let outcome = self.once(&call).await;
             count(&call, &outcome);
             self.learn(&call, &outcome).await;
@@ -231,7 +246,22 @@ impl Http {
                 "repeating a request to Vast.ai"
             );
             may_repeat &= matches!(&outcome, Ok(answer) if answer.status < 500);
-            tokio::time::sleep(wait).await;
+            let again = async {
+                tokio::time::sleep(wait).await;
+                self.turn(&call).await
+            };
+            tokio::select! {
+                biased;
+                () = call.withdrawn() => return outcome,
+                turn = again => turn?,
+            }
+        }
+    }
+
+    async fn turn(&self, call: &Call<'_>) -> Result<(), Lost> {
+        match call.endpoint {
+            Some(endpoint) => self.budget.turn(endpoint).await.map_err(Lost::unsent),
+            None => Ok(()),
         }
     }
 

@@ -54,7 +54,8 @@ impl Vast {
         let call = Call::new(Method::PUT, &path)
             .json(body)
             .at(Endpoint::Create)
-            .due();
+            .due()
+            .unless(&request.withdrawn);
         let created = match self.http.answer(call).await {
             Ok(answer) => read_created(answer),
             Err(lost) if lost.sent => Created::Unclear(lost.error),

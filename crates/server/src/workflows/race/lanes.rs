@@ -15,7 +15,7 @@ use dumont_store::{Conditions, InstanceRow, InstanceState, NewAttempt};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// One machine in the race, as its driver sees it.
 pub(super) struct Lane {
@@ -23,6 +23,8 @@ pub(super) struct Lane {
     pub(super) started: Instant,
     stage: StageCell,
     abandon: CancellationToken,
+    /// A race that is dropped has given up all its racers.
+    _watched: DropGuard,
     /// Picked up after a crash.
     resumed: bool,
     pub(super) state: LaneState,
@@ -35,11 +37,13 @@ impl Lane {
             reason: Reason::NoSuchAsk,
             message: "the provider refused it".to_owned(),
         });
+        let abandon = CancellationToken::new();
         Self {
             row,
             started: Instant::now(),
             stage: StageCell::default(),
-            abandon: CancellationToken::new(),
+            _watched: abandon.clone().drop_guard(),
+            abandon,
             resumed: true,
             state: LaneState::Out(refused),
         }
@@ -64,10 +68,12 @@ impl Race<'_> {
             .unsigned_abs();
         let second_look = self.run.app.config.timing.second_look;
         let waited = Duration::from_millis(waited).min(self.plan.patience().saturating_sub(second_look));
+        let abandon = CancellationToken::new();
         let lane = Lane {
             started: Instant::now().checked_sub(waited).unwrap_or_else(Instant::now),
             stage: StageCell::default(),
-            abandon: CancellationToken::new(),
+            _watched: abandon.clone().drop_guard(),
+            abandon,
             resumed,
             state: LaneState::Racing,
             row: row.clone(),
