@@ -1,7 +1,6 @@
 //! What the market's books say when all is over, held against what dumont has written down.
 
 use crate::Chaos;
-use crate::proxy::{Fault, Sent};
 use dumont_store::{InstanceState, Store};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
@@ -41,37 +40,12 @@ impl Chaos {
         self.runtime.block_on(store.list_open_instances()).unwrap().len()
     }
 
-    /// Labels under which two contracts were made. Only a create that was doubled may do that, and only where the
-    /// first was found and destroyed before the second was heard.
-    fn twins(&self, ledger: &Value) -> HashSet<String> {
-        let mut by_label: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
-        for instance in ledger["instances"].as_array().expect("instances") {
-            let label = instance["label"].as_str().expect("a label");
-            by_label.entry(label).or_default().push(instance);
-        }
-        by_label.retain(|_, contracts| contracts.len() > 1);
-        let sent = self.proxy.sent();
-        for contracts in by_label.values_mut() {
-            contracts.sort_by_key(|i| i["created_ms"].as_i64());
-            let [first, second] = contracts[..] else {
-                panic!("rented more than twice: {contracts:#?}");
-            };
-            let ended = first["destroyed_ms"].as_i64().unwrap_or(i64::MAX);
-            assert!(
-                Some(ended) <= second["created_ms"].as_i64(),
-                "rented twice at once: {contracts:#?}"
-            );
-            let target = format!("/api/v0/asks/{}/", second["offer_id"]);
-            let doubled = |s: &Sent| s.fault == Some(Fault::Double) && s.target == target;
-            assert!(sent.iter().any(doubled), "rented twice: {contracts:#?}");
-        }
-        by_label.into_keys().map(str::to_owned).collect()
-    }
-
     /// Every contract that the market ever made stands under a label of its own and in a row of
     /// dumont's, which says of it what the market says.
     pub fn judge_books(&self, ledger: &Value) {
-        let twins = self.twins(ledger);
+        let labels = ledger["labels"].as_object().expect("labels");
+        let twice: Vec<_> = labels.iter().filter(|(_, l)| l["created"] != 1).collect();
+        assert!(twice.is_empty(), "rented twice: {twice:#?}");
         let mut rows: BTreeMap<&str, usize> = BTreeMap::new();
         let store = self.store();
         for instance in ledger["instances"].as_array().expect("instances") {
@@ -81,7 +55,6 @@ impl Chaos {
             let ours = row.instance_id.as_deref() == Some(instance["id"].to_string().as_str());
             let destroyed = instance["state"] == "destroyed";
             let kind = match (row.state, ours, destroyed) {
-                (_, false, true) if twins.contains(label) => "twin",
                 (InstanceState::Owned, true, false) => "owned",
                 (InstanceState::Destroyed, true, true) => "destroyed",
                 // Given up before its reply came, or known to the market only.
