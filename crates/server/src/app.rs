@@ -65,6 +65,8 @@ pub struct App {
     pub passes: Semaphore,
     /// New or freed work for the engine.
     pub work: Notify,
+    /// A workflow took over from others, which end at once where they are driven here.
+    pub preempted: Notify,
     /// Something to destroy.
     pub reap: Notify,
     /// Instances with our label that no row knew when the reaper last looked.

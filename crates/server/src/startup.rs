@@ -299,6 +299,7 @@ async fn assemble(
         curves: Curves::default(),
         passes: Semaphore::new(1),
         work: Notify::new(),
+        preempted: Notify::new(),
         reap: Notify::new(),
         watch: Notify::new(),
         orphans: std::sync::atomic::AtomicU64::new(0),

@@ -3,11 +3,14 @@
 // Helpers of tests are tests, which clippy cannot see.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../dumont/tests/proxy/mod.rs"]
+mod proxy;
 mod world;
 
 use dumont_core::budget::{Endpoint, Limits};
 use dumont_core::workflow::Step;
 use dumont_market::Limits as MarketLimits;
+use proxy::{Fault, Proxy, Request, Weather};
 use std::fs;
 use std::time::Duration;
 use world::World;
@@ -79,6 +82,42 @@ async fn three_failovers_in_a_row_keep_the_limits() {
     // None on a machine that has time. On one that has not, a request may leave later than its turn
     // by more than the distances have to spare, and the next one comes too near.
     assert!(answered(&metrics, "status=\"429\"") <= 2, "{metrics}");
+}
+
+/// A create that was refused as too frequent goes out again for a race that is under way, and for no other: its
+/// machine would be nobody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_workspace_rents_nothing_more() {
+    let world = World::instant().await;
+    let market: reqwest::Url = world.market.url().parse().unwrap();
+    let proxy = Proxy::numbering(market.socket_addrs(|| None).unwrap()[0]).await;
+    let through = |world: &mut World| world.vast_url = Some(format!("http://{}", proxy.addr));
+    let world = world.reconfigured(through).await;
+    let is_create = |target: &str| target.starts_with("/api/v0/asks/");
+    let refuse = move |_: &mut _, request: &Request| {
+        is_create(&request.target).then_some(Fault::Refuse(429, "TooFrequent"))
+    };
+    proxy.set(Some(Weather::new(1, 1000, refuse)));
+    let mut spec = world::spec("train");
+    spec["failover"] = serde_json::json!({ "racers": 1 });
+    let body = serde_json::json!({ "spec": spec });
+    let created = world.post("/workspaces", body).await;
+    world.reaches(&created["workflow_id"], "race").await;
+    let creates = || proxy.sent().iter().filter(|s| is_create(&s.target)).count();
+    let wait = |n: usize| async move {
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while creates() < n && std::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        creates()
+    };
+    assert_eq!(wait(2).await, 2, "a refused create goes out again");
+    let (_, deleted) = world.call("DELETE", "/workspaces/train", None).await;
+    world.ended(deleted["workflow_id"].as_str().unwrap()).await;
+    // The next would go out two seconds after the last.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(creates(), 2);
+    world.settles_at(0).await;
 }
 
 /// The losers of a race are being given back when the workspace is deleted, which gives all back.

@@ -389,6 +389,7 @@ pub async fn start(
         effects,
     };
     let started = app.store.start_workflow(&new, app.now()).await;
+    app.preempted.notify_waiters();
     started_or_busy(app, row, started.map(|s| s.workflow.id)).await
 }
 

@@ -404,6 +404,7 @@ pub async fn start_failover(
         ],
     };
     let started = app.store.start_workflow(&new, app.now()).await?;
+    app.preempted.notify_waiters();
     app.work.notify_one();
     Ok(started.workflow.id)
 }

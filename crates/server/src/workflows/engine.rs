@@ -13,6 +13,7 @@ use dumont_core::workflow::{Kind, Status, Step};
 use dumont_store::{Advance, Error as StoreError, Finish, WorkflowRow};
 use dumont_wire::rest::ErrorBody;
 use serde_json::Value;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::select;
@@ -66,11 +67,15 @@ async fn drive(app: Arc<App>, row: WorkflowRow) {
     app.watch.notify_one();
 }
 
-/// Returns when the lease is lost.
+/// Returns when the lease is lost. What is preempted here must not go on to rent until its next heartbeat.
 async fn keep_lease(app: &App, id: &str, fence: i64) {
     let lease = app.config.timing.lease;
+    let mut preempted = pin!(app.preempted.notified());
     loop {
-        tokio::time::sleep(lease / 3).await;
+        select! {
+            () = tokio::time::sleep(lease / 3) => {}
+            () = &mut preempted => preempted.set(app.preempted.notified()),
+        }
         match app.store.heartbeat_workflow(id, fence, lease).await {
             Ok(()) => {}
             Err(StoreError::Stale { .. }) => return,
