@@ -9,7 +9,6 @@
 mod world;
 
 use dumont_core::blacklist::LossCause;
-use dumont_core::time::Timestamp;
 use dumont_server::providers::SshEndpoint;
 use dumont_server::ssh;
 use dumont_store::AttemptRow;
@@ -78,16 +77,6 @@ async fn kept(world: &World, id: &str) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text == "not in any snapshot")
 }
 
-/// Why the machine of this instance was lost, each time.
-async fn losses(world: &World, id: &str) -> Vec<LossCause> {
-    let row = world.admin("GET", &format!("/admin/instances/{id}"), None).await;
-    let machine = format!("vast:{}", row["machine_id"]).parse().unwrap();
-    let store = world.store().await;
-    let losses = store.interrupts_of(&machine, Timestamp(0), 10).await.unwrap();
-    store.close().await;
-    losses.iter().map(|l| l.cause).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_started_again_and_nobody_is_blamed() {
     // One that is started again says `exited` for a while.
@@ -107,7 +96,7 @@ async fn it_is_started_again_and_nobody_is_blamed() {
     let said = "stopped itself: no controller was there for 3 s";
     assert!(workflow["log"].to_string().contains(said), "{workflow:#}");
     assert!(kept(&world, &id).await);
-    assert_eq!(losses(&world, &id).await, [LossCause::Abandoned]);
+    assert_eq!(world.losses(&id).await, [LossCause::Abandoned]);
     assert_eq!(world.get("/workspaces/train").await["state"], "running");
     world.settles_at(1).await;
 }
@@ -173,7 +162,7 @@ async fn a_bid_that_nobody_outbid_is_not_raised() {
         "{event:#}"
     );
     assert_eq!(world.get("/workspaces/train").await["instance"]["price"], price);
-    assert_eq!(losses(&world, &id).await, [LossCause::Abandoned]);
+    assert_eq!(world.losses(&id).await, [LossCause::Abandoned]);
     assert!(kept(&world, &id).await);
 }
 
@@ -203,7 +192,7 @@ async fn without_automatic_failover_a_person_is_told_and_starts_it() {
     let workspace = world.get("/workspaces/train").await;
     assert_eq!(workspace["instance"]["instance_id"], id.as_str(), "{workspace:#}");
     assert!(kept(&world, &id).await);
-    assert_eq!(losses(&world, &id).await, [LossCause::Abandoned]);
+    assert_eq!(world.losses(&id).await, [LossCause::Abandoned]);
 }
 
 /// Somebody else rents what it had.

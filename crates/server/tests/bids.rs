@@ -33,6 +33,16 @@ async fn deployed_as(world: &World, changes: Value) -> (String, Value) {
     (id, row)
 }
 
+/// Its event, when the workspace's one failover ended on the machine that was lost.
+async fn had_back(world: &World, id: &str) -> Value {
+    let event = world.failed_over("train").await;
+    let path = format!("/workflows/{}", event["id"].as_str().unwrap());
+    let log = &world.get(&path).await["log"];
+    assert_eq!(event["success"], true, "{log:#}");
+    assert_eq!(event["new_instance_id"], id, "{log:#}");
+    event
+}
+
 async fn outbid(world: &World, id: &str) {
     world
         .admin("POST", &format!("/admin/instances/{id}/outbid"), None)
@@ -45,16 +55,6 @@ async fn stop(world: &World, id: &str) {
     let request = reqwest::Client::new().put(url).bearer_auth("test-key");
     let answer = request.json(&json!({ "state": "stopped" })).send().await.unwrap();
     assert_eq!(answer.json::<Value>().await.unwrap()["success"], true);
-}
-
-/// Why the machine of this instance was lost, the last time first.
-async fn losses(world: &World, id: &str) -> Vec<LossCause> {
-    let row = world.admin("GET", &format!("/admin/instances/{id}"), None).await;
-    let machine = format!("vast:{}", row["machine_id"]).parse().unwrap();
-    let store = world.store().await;
-    let losses = store.interrupts_of(&machine, Timestamp(0), 10).await.unwrap();
-    store.close().await;
-    losses.iter().map(|l| l.cause).collect()
 }
 
 async fn price(world: &World) -> f64 {
@@ -229,12 +229,7 @@ async fn a_raise_that_dies_with_its_server_is_found_again() {
     world.stop_server().await;
     proxy.set(None);
     world.start_server().await;
-    let event = world.failed_over("train").await;
-    let workflow = world
-        .get(&format!("/workflows/{}", event["id"].as_str().unwrap()))
-        .await;
-    assert_eq!(event["success"], true, "{:#}", workflow["log"]);
-    assert_eq!(event["new_instance_id"], id.as_str(), "{:#}", workflow["log"]);
+    had_back(&world, &id).await;
     let row = world.admin("GET", &format!("/admin/instances/{id}"), None).await;
     assert!(
         near(row["dph_base"].as_f64().unwrap(), bid),
@@ -243,7 +238,7 @@ async fn a_raise_that_dies_with_its_server_is_found_again() {
     let known = price(&world).await;
     assert!(known > before, "{known} {before}");
     costs(&world, known).await;
-    assert_eq!(losses(&world, &id).await, [LossCause::Outbid]);
+    assert_eq!(world.losses(&id).await, [LossCause::Outbid]);
     world.settles_at(1).await;
 }
 
@@ -256,16 +251,11 @@ async fn what_a_person_stopped_is_started_again_at_its_price() {
         let before = price(&world).await;
         fs::write(world.workspace_dir(&id).await.join("new.txt"), "kept").unwrap();
         stop(&world, &id).await;
-        let event = world.failed_over("train").await;
-        let workflow = world
-            .get(&format!("/workflows/{}", event["id"].as_str().unwrap()))
-            .await;
-        assert_eq!(event["success"], true, "{:#}", workflow["log"]);
-        assert_eq!(event["new_instance_id"], id.as_str(), "{:#}", workflow["log"]);
+        let event = had_back(&world, &id).await;
         assert_eq!(event["cause"], "user_stop", "{event:#}");
         assert_eq!(event["data_loss_ms"], 0, "{event:#}");
         assert!(near(price(&world).await, before));
-        assert_eq!(losses(&world, &id).await, [LossCause::UserStop]);
+        assert_eq!(world.losses(&id).await, [LossCause::UserStop]);
         let kept = fs::read_to_string(world.workspace_dir(&id).await.join("new.txt")).unwrap();
         assert_eq!(kept, "kept");
         world.settles_at(1).await;
@@ -284,10 +274,7 @@ async fn every_loss_of_a_machine_that_was_had_back_is_recorded() {
         .failed_over_again("train", first["id"].as_str().unwrap())
         .await;
     assert_eq!(second["success"], true, "{second:#}");
-    assert_eq!(
-        losses(&world, &id).await,
-        [LossCause::UserStop, LossCause::Outbid]
-    );
+    assert_eq!(world.losses(&id).await, [LossCause::UserStop, LossCause::Outbid]);
 }
 
 /// Waits until the workspace is given up, and says why.
@@ -317,7 +304,7 @@ async fn a_failover_that_a_person_starts_has_it_back_as_well() {
     assert_eq!(workspace["instance"]["instance_id"], id.as_str(), "{workspace:#}");
     let kept = fs::read_to_string(world.workspace_dir(&id).await.join("new.txt")).unwrap();
     assert_eq!(kept, "kept");
-    assert_eq!(losses(&world, &id).await, [LossCause::UserStop], "one loss");
+    assert_eq!(world.losses(&id).await, [LossCause::UserStop], "one loss");
     world.settles_at(1).await;
 }
 

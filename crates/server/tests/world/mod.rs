@@ -352,6 +352,21 @@ impl World {
         attempts.expect("attempts")
     }
 
+    /// Why the machine of this instance was lost, the last time first.
+    pub async fn losses(&self, instance_id: &str) -> Vec<dumont_core::blacklist::LossCause> {
+        let path = format!("/admin/instances/{instance_id}");
+        let row = self.admin("GET", &path, None).await;
+        let machine = format!("vast:{}", row["machine_id"]).parse().expect("a machine");
+        let store = self.store().await;
+        let since = dumont_core::time::Timestamp(0);
+        let losses = store
+            .interrupts_of(&machine, since, 10)
+            .await
+            .expect("its losses");
+        store.close().await;
+        losses.iter().map(|l| l.cause).collect()
+    }
+
     /// Instances that still cost money.
     pub async fn alive(&self) -> u64 {
         self.admin("GET", "/admin/ledger", None).await["alive"]
